@@ -1,0 +1,720 @@
+/* signmuon.h - Muon steps that travel as one bit per weight. C11 or C++17, libc only, MIT.
+
+     M  <- mu M + (1-mu) G          every worker, its own gradient
+     S  <- sign(polar(M))           polar factor by Newton-Schulz; S is what travels
+     V  <- majority(S_1 .. S_N)     a tie is decided by the rule under NUMERICS
+     W  <- (1 - lr wd) W - lr s V   the gain s depends on the matrix shape only
+
+   SignMuon (arXiv 2605.16311) and its relatives: Muon, Signum, signSGD with majority vote (arXiv
+   1810.05291), Lion, MuonUSign = polar(sign(M)), MuonSign = sign(polar(sign(M))), and the sign of any
+   other norm's linear minimisation oracle (LMO).
+
+   This file is the mathematics of one worker. It includes nothing of this project, allocates
+   nothing, prints nothing, owns no threads and keeps no state: copy it and include it, in as many
+   files as you like. The distributed optimizer declared at the end lives in signmuon.c.
+
+   Three workers that vote through shared memory, with this header alone:
+
+#include <pthread.h>
+#include <stdio.h>
+#include "signmuon.h"
+
+enum { N = 3, ROWS = 6, COLS = 4, SIZE = ROWS * COLS };
+static uint64_t ballot[N][1], vote[1];              // one bit per weight; 24 bits fit one word
+static pthread_barrier_t barrier;
+
+static void *worker(void *arg) {
+    size_t rank = (size_t)arg;
+    float w[SIZE] = {0}, m[SIZE] = {0}, u[SIZE], g[SIZE], scratch[4096];
+    for (uint64_t step = 0; step < 200; step++) {
+        for (size_t i = 0; i < SIZE; i++)           // gradient of 1/2 |w - target|^2, seen through noise
+            g[i] = w[i] - 0.1f * (float)(i % 5) + 0.01f * (float)((i * 7 + rank * 3 + step) % 3) - 0.01f;
+        sm_momentum(u, m, g, SIZE, 0.9f, 0);        // M <- mu M + (1-mu) G
+        sm_polar(u, u, ROWS, COLS, sm_newton_schulz("jordan5"), scratch);
+        sm_pack(ballot[rank], u, SIZE, SM_COIN, sm_key(1, rank + 1, step));
+        pthread_barrier_wait(&barrier);
+        const uint64_t *ballots[N] = {ballot[0], ballot[1], ballot[2]};
+        if (rank == 0) sm_vote(vote, NULL, ballots, NULL, N, 1, SM_COIN, sm_key(1, 0, step), 0);
+        pthread_barrier_wait(&barrier);
+        sm_apply(w, vote, NULL, SIZE, 0.01f * (1.0f - (float)step / 200), 1.0f);
+    }
+    if (rank == 0) printf("w[4] = %.2f (target 0.40)\n", (double)w[4]);
+    return NULL;
+}
+
+int main(void) {
+    pthread_t t[N];
+    pthread_barrier_init(&barrier, NULL, N);
+    for (size_t i = 0; i < N; i++) pthread_create(&t[i], NULL, worker, (void *)i);
+    for (size_t i = 0; i < N; i++) pthread_join(t[i], NULL);
+    return 0;
+}
+
+   MEMORY    The caller brings every buffer, scratch included (sizes: sm_..._scratch, in floats;
+             align scratch to 8 bytes for --ns exact, better to 64). Matrices are row-major and tight:
+             rows = fan_out, cols = fan_in.
+   THREADS   Every function may be called from any thread on distinct outputs.
+
+   API
+     sm_hash sm_key                     counter-based randomness
+     sm_momentum                        EMA momentum, optional Nesterov look-ahead
+     sm_newton_schulz sm_polar          orthogonalisation: polynomial table, polar factor
+     sm_norm, SmNorm.lmo                norms and their unit-ball LMOs
+     sm_pack sm_unpack sm_vote sm_apply sign bits: make, expand, count, use
+     sm_gain sm_method sm_norm_name     step gains and methods, as tables
+     sm_adamw sm_step_dense             dense updates
+
+   COMPILE-TIME KNOBS (define before including, the same in every file)
+     SIGNMUON_GEMM(op, c, a, b, m, n, k, scratch)   c(m,n) = a b; op 'n': b is k x n, 't': b is n x k
+     SIGNMUON_GEMM_SCRATCH                          floats that it wants after the caller's scratch
+
+   NUMERICS
+     sums      in index order, or in eight interleaved double lanes added in order: no result depends
+               on threads or alignment
+     sign      the alphabet is {-1,+1}; sign(0) is a coin hashed from the caller's key (put the rank in)
+     tie       a coin hashed from the caller's key (leave the rank out, so that all replicas agree)
+     polar     fp32; the input is never modified; zero in, zero out; exactly invariant to scaling by
+               powers of two (the norm is clamped, not padded by an epsilon)
+     NaN, Inf  not looked for here: refuse them before they become bits (sm_finite)
+*/
+#ifndef SIGNMUON_H
+#define SIGNMUON_H
+
+#include <assert.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ------------------------------------------------------------------------------------------------
+ * declarations */
+
+/* What a zero entry says, and what a tied vote means. Abstaining costs a second bit per weight. */
+typedef enum SmZero { SM_COIN, SM_PLUS, SM_ABSTAIN } SmZero;
+
+/* One way to orthogonalise: X <- (a I + b A + c A^2) X with A = X X^T, once per triple (a,b,c). */
+typedef struct SmNewtonSchulz {
+    const char *name;
+    int steps;               /* 0: exact, by a one-sided Jacobi SVD in double */
+    double safety;           /* the input is divided by safety * Frobenius norm */
+    double coefficient[8][3];
+    const char *doc;
+} SmNewtonSchulz;
+
+/* A norm is known by the LMO of its unit ball, here argmax <G, O> over |O| <= 1 (note the sign). */
+typedef struct SmNorm {
+    const char *name;
+    void (*lmo)(float *out, const float *g, size_t rows, size_t cols, const SmNewtonSchulz *ns,
+                float *scratch);
+    const char *doc;
+} SmNorm;
+
+/* Factor on the step of an m x n matrix; `sign` tells a direction of +-1 from one of unit norm. */
+typedef struct SmGain {
+    const char *name;
+    double (*gain)(size_t rows, size_t cols, int sign);
+    const char *doc;
+} SmGain;
+
+typedef enum SmEstimate { SM_GRADIENT, SM_MOMENTUM, SM_LION } SmEstimate;
+typedef enum SmMessage { SM_DENSE, SM_SIGN } SmMessage; /* fp32, or one bit per weight */
+typedef enum SmUpdate { SM_STEP, SM_ADAMW } SmUpdate;
+
+/* A method is a row of stages: how a direction is made, and how it travels, chosen apart. */
+typedef struct SmMethod {
+    const char *name;
+    SmEstimate estimate;     /* what a worker holds */
+    const char *worker_map;  /* norm whose LMO a worker applies before sending, or "none" */
+    SmMessage message;       /* what it sends; signs are merged by majority vote, fp32 by the mean */
+    const char *server_map;  /* norm whose LMO is applied to the merged message, or "none" */
+    SmMessage reply;         /* how the result travels back */
+    SmUpdate update;         /* how it moves the weights */
+    const char *gain;        /* default step gain */
+    double lr;               /* default peak rate, for nanoGPT's CPU recipe */
+    const char *aux;         /* default rule of the tensors that are not hidden matrices */
+    double momentum;         /* default mu; Lion: beta2 */
+    int nesterov;
+    double decay;            /* default decoupled weight decay */
+    const char *doc;
+} SmMethod;
+
+/* ------------------------------------------------------------------------------------------------
+ * randomness: a value is a hash of (seed, stream, step, index) */
+
+/* A 64-bit value from a key and a counter (splitmix64's finaliser, Steele et al. 2014). */
+static inline uint64_t sm_hash(uint64_t key, uint64_t index) {
+    uint64_t x = key + 0x9e3779b97f4a7c15u * (index + 1);
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+/* The key of a stream of values. Coins of a worker take stream = tensor and rank, shared coins no rank. */
+static inline uint64_t sm_key(uint64_t seed, uint64_t stream, uint64_t step) {
+    return sm_hash(sm_hash(sm_hash(0x5349474e4d554f4eu, seed), stream), step);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * vectors */
+
+/* Sum of squares, in eight double lanes added in order; n elements, reads once. */
+static inline double sm_sum_squares(const float *x, size_t n) {
+    double lane[8] = {0};
+    size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (size_t j = 0; j < 8; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
+    for (size_t j = 0; i < n; i++, j++) lane[j] += (double)x[i] * (double)x[i];
+    return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+}
+
+/* 1 when all n entries are finite. (A finite fp32 vector has a finite sum of squares in double.) */
+static inline int sm_finite(const float *x, size_t n) { return isfinite(sm_sum_squares(x, n)) != 0; }
+
+/* m <- mu m + (1-mu) g; out <- m, or with Nesterov's look-ahead mu m + (1-mu) g.
+ * out may be g; m overlaps neither. EMA form; the heavy ball differs by a factor that polar and sign
+ * do not see. (Muon reference code; signmuon's eq. signa_general) */
+static inline void sm_momentum(float *out, float *m, const float *g, size_t n, float mu, int nesterov) {
+    float nu = 1.0f - mu;
+    for (size_t i = 0; i < n; i++) {
+        float gi = g[i];
+        m[i] = mu * m[i] + nu * gi;
+        out[i] = nesterov ? mu * m[i] + nu * gi : m[i];
+    }
+}
+
+/* Lion (Chen et al. 2023): out <- beta1 m + (1-beta1) g; m <- beta2 m + (1-beta2) g. out may be g. */
+static inline void sm_lion(float *out, float *m, const float *g, size_t n, float beta1, float beta2) {
+    for (size_t i = 0; i < n; i++) {
+        float gi = g[i];
+        out[i] = beta1 * m[i] + (1.0f - beta1) * gi;
+        m[i] = beta2 * m[i] + (1.0f - beta2) * gi;
+    }
+}
+
+/* w <- keep w - step d. keep = 1 - lr * decay. */
+static inline void sm_step_dense(float *w, const float *d, size_t n, float step, float keep) {
+    for (size_t i = 0; i < n; i++) w[i] = keep * w[i] - step * d[i];
+}
+
+/* AdamW (Loshchilov and Hutter 2019) with bias correction; t counts from 1; keep = 1 - lr * decay. */
+static inline void sm_adamw(float *w, float *m, float *v, const float *g, size_t n, uint64_t t, double lr,
+                            double beta1, double beta2, double epsilon, float keep) {
+    double correct1 = 1 - pow(beta1, (double)t), correct2 = 1 - pow(beta2, (double)t);
+    float b1 = (float)beta1, b2 = (float)beta2, n1 = (float)(1 - beta1), n2 = (float)(1 - beta2);
+    float step = (float)(lr / correct1), root = (float)(1 / sqrt(correct2)), e = (float)epsilon;
+    for (size_t i = 0; i < n; i++) {
+        m[i] = b1 * m[i] + n1 * g[i];
+        v[i] = b2 * v[i] + n2 * g[i] * g[i];
+        w[i] = keep * w[i] - step * m[i] / (sqrtf(v[i]) * root + e);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * products: a reference, used unless the includer brings a better one */
+
+/* c(m,n) = a(m,k) b; op 'n': b is (k,n), 't': b is (n,k). Row-major and tight; each entry is one chain
+ * in k order. The oracle of gemm.h. */
+static inline void sm_reference_gemm(char op, float *c, const float *a, const float *b, size_t m,
+                                     size_t n, size_t k) {
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) {
+            float sum = 0;
+            for (size_t p = 0; p < k; p++) sum += a[i * k + p] * (op == 't' ? b[j * k + p] : b[p * n + j]);
+            c[i * n + j] = sum;
+        }
+}
+#ifndef SIGNMUON_GEMM
+#define SIGNMUON_GEMM(op, c, a, b, m, n, k, scratch) ((void)(scratch), sm_reference_gemm(op, c, a, b, m, n, k))
+#define SIGNMUON_GEMM_SCRATCH 0
+#endif
+
+/* ------------------------------------------------------------------------------------------------
+ * the polar factor */
+
+#define SM__EXPRESS(a, b, c) {a / 1.01, b / (1.01 * 1.01 * 1.01), c / (1.01 * 1.01 * 1.01 * 1.01 * 1.01)}
+
+/* Rows of --ns. jordan: K. Jordan's quintic, five times; its singular values end in 0.68 .. 1.13 and
+ * never get tighter. polar-express: Amsel et al. (arXiv 2505.16932), algorithm 1. */
+static inline const SmNewtonSchulz *sm_newton_schulz_row(size_t i) {
+    static const SmNewtonSchulz table[] = {
+        {"jordan5", 5, 1.0,
+         {{3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315},
+          {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}},
+         "Jordan's quintic, 5 steps"},
+        {"polar-express5", 5, 1.01,
+         {SM__EXPRESS(8.28721201814563, -23.595886519098837, 17.300387312530933),
+          SM__EXPRESS(4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+          SM__EXPRESS(3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+          SM__EXPRESS(3.3184196573706015, -2.488488024314874, 0.51004894012372),
+          SM__EXPRESS(2.300652019954817, -1.6689039845747493, 0.4188073119525673)},
+         "Polar Express, 5 steps"},
+        {"polar-express8", 8, 1.01,
+         {SM__EXPRESS(8.28721201814563, -23.595886519098837, 17.300387312530933),
+          SM__EXPRESS(4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+          SM__EXPRESS(3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+          SM__EXPRESS(3.3184196573706015, -2.488488024314874, 0.51004894012372),
+          SM__EXPRESS(2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+          SM__EXPRESS(1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+          SM__EXPRESS(1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
+          {1.875, -1.25, 0.375}},
+         "Polar Express, 8 steps: exact to rounding when sigma_min >= 1e-3 of the norm"},
+        {"exact", 0, 1.0, {{0, 0, 0}}, "rank-truncated SVD (one-sided Jacobi, double); slow, for tests"},
+    };
+    return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
+}
+
+/* The row of that name, or NULL. */
+static inline const SmNewtonSchulz *sm_newton_schulz(const char *name) {
+    const SmNewtonSchulz *row;
+    for (size_t i = 0; (row = sm_newton_schulz_row(i)) != NULL; i++)
+        if (strcmp(row->name, name) == 0) return row;
+    return NULL;
+}
+
+/* Floats of scratch that sm_polar and every LMO need for a rows x cols matrix. */
+static inline size_t sm_lmo_scratch(size_t rows, size_t cols) {
+    size_t small = rows < cols ? rows : cols;
+    return 2 * rows * cols + 2 * small * small + 64 + SIGNMUON_GEMM_SCRATCH;
+}
+
+/* out (cols x rows) = x (rows x cols) transposed, in 8 x 8 tiles. */
+static inline void sm_transpose(float *out, const float *x, size_t rows, size_t cols) {
+    for (size_t i0 = 0; i0 < rows; i0 += 8)
+        for (size_t j0 = 0; j0 < cols; j0 += 8)
+            for (size_t i = i0; i < i0 + 8 && i < rows; i++)
+                for (size_t j = j0; j < j0 + 8 && j < cols; j++) out[j * rows + i] = x[i * cols + j];
+}
+
+/* X (m x n, m <= n, double) <- its polar factor, by rotating pairs of rows until all are orthogonal.
+ * u is m x m scratch. Singular values below 1e-12 of the largest count as zero. */
+static inline void sm__jacobi(double *x, double *u, size_t m, size_t n) {
+    double largest = 0;
+    for (size_t i = 0; i < m * m; i++) u[i] = i % (m + 1) == 0;
+    for (int sweep = 0, moved = 1; moved && sweep < 60; sweep++) {
+        moved = 0;
+        for (size_t p = 0; p + 1 < m; p++)
+            for (size_t q = p + 1; q < m; q++) {
+                double a = 0, b = 0, c = 0;
+                for (size_t k = 0; k < n; k++) {
+                    a += x[p * n + k] * x[p * n + k];
+                    b += x[q * n + k] * x[q * n + k];
+                    c += x[p * n + k] * x[q * n + k];
+                }
+                if (fabs(c) <= 1e-15 * sqrt(a * b)) continue;
+                double zeta = (b - a) / (2 * c), sign = zeta < 0 ? -1 : 1;
+                double t = sign / (fabs(zeta) + sqrt(1 + zeta * zeta));
+                double cs = 1 / sqrt(1 + t * t), sn = cs * t;
+                for (size_t k = 0; k < n + m; k++) {
+                    double *row_p = k < n ? &x[p * n + k] : &u[p * m + k - n];
+                    double *row_q = k < n ? &x[q * n + k] : &u[q * m + k - n];
+                    double xp = *row_p, xq = *row_q;
+                    *row_p = cs * xp - sn * xq;
+                    *row_q = sn * xp + cs * xq;
+                }
+                moved = 1;
+            }
+    }
+    for (int pass = 0; pass < 2; pass++) /* rows of x are now sigma_i v_i^T, rows of u are u_i^T */
+        for (size_t i = 0; i < m; i++) {
+            double norm = 0;
+            for (size_t k = 0; k < n; k++) norm += x[i * n + k] * x[i * n + k];
+            norm = sqrt(norm);
+            if (pass == 0) largest = norm > largest ? norm : largest;
+            else
+                for (size_t k = 0; k < n; k++) x[i * n + k] *= norm > 1e-12 * largest ? 1 / norm : 0;
+        }
+}
+
+/* out <- U V^T by SVD; the oracle of sm_polar and the row "exact". */
+static inline void sm__polar_exact(float *out, const float *g, size_t rows, size_t cols, float *scratch) {
+    int tall = rows > cols;
+    size_t m = tall ? cols : rows, n = tall ? rows : cols;
+    double *x = (double *)(void *)scratch, *u = x + m * n;
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) x[i * n + j] = (double)(tall ? g[j * cols + i] : g[i * cols + j]);
+    sm__jacobi(x, u, m, n);
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) {
+            double sum = 0;
+            for (size_t k = 0; k < m; k++) sum += u[k * m + i] * x[k * n + j];
+            out[tall ? j * cols + i : i * cols + j] = (float)sum;
+        }
+}
+
+/* out <- polar(g) = U V^T (rows x cols), approximately, by the polynomials of ns.
+ * alias    out may be g; scratch is sm_lmo_scratch(rows, cols) floats and overlaps neither
+ * cost     steps * (4 m^2 n + 2 m^3) flop, m = min(rows, cols), n = max
+ * error    none: zero gives zero
+ * source   Jordan et al. 2024; with a I + b A + c A^2 formed once, so that one product updates X */
+static inline void sm_polar(float *out, const float *g, size_t rows, size_t cols, const SmNewtonSchulz *ns,
+                            float *scratch) {
+    int tall = rows > cols;
+    size_t m = tall ? cols : rows, n = tall ? rows : cols;
+    double norm = ns->safety * sqrt(sm_sum_squares(g, rows * cols));
+    if (!(norm > 0)) {
+        memset(out, 0, rows * cols * sizeof *out);
+        return;
+    }
+    if (ns->steps == 0) {
+        sm__polar_exact(out, g, rows, cols, scratch);
+        return;
+    }
+    float *x = scratch, *y = x + m * n, *a = y + m * n, *p = a + m * m, *rest = p + m * m;
+    if (tall) sm_transpose(x, g, rows, cols);
+    else memcpy(x, g, m * n * sizeof *x);
+    float scale = (float)(1 / norm);
+    for (size_t i = 0; i < m * n; i++) x[i] *= scale;
+    for (int k = 0; k < ns->steps; k++) {
+        const double *c = ns->coefficient[k];
+        float c0 = (float)c[0], c1 = (float)c[1], c2 = (float)c[2];
+        SIGNMUON_GEMM('t', a, x, x, m, m, n, rest);                       /* A = X X^T        */
+        SIGNMUON_GEMM('n', p, a, a, m, m, m, rest);                       /* P = A A          */
+        for (size_t i = 0; i < m * m; i++) p[i] = c1 * a[i] + c2 * p[i];  /* P = b A + c A A  */
+        for (size_t i = 0; i < m; i++) p[i * m + i] += c0;                /*     + a I        */
+        SIGNMUON_GEMM('n', y, p, x, m, n, m, rest);                       /* X = P X          */
+        float *swap = x;
+        x = y;
+        y = swap;
+    }
+    if (tall) sm_transpose(out, x, m, n);
+    else memcpy(out, x, m * n * sizeof *x);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * norms and their linear minimisation oracles (lmo of the unit ball, ascending: <G, O> = dual norm) */
+
+/* max-entry norm: O = sign(G), zero where G is zero (packing turns such a zero into a coin) */
+static inline void sm__lmo_sign(float *out, const float *g, size_t rows, size_t cols,
+                                const SmNewtonSchulz *ns, float *scratch) {
+    (void)ns, (void)scratch;
+    for (size_t i = 0; i < rows * cols; i++) out[i] = (float)((g[i] > 0) - (g[i] < 0));
+}
+
+/* Frobenius norm: O = G / |G|_F */
+static inline void sm__lmo_frobenius(float *out, const float *g, size_t rows, size_t cols,
+                                     const SmNewtonSchulz *ns, float *scratch) {
+    (void)ns, (void)scratch;
+    double norm = sqrt(sm_sum_squares(g, rows * cols));
+    float scale = norm > 0 ? (float)(1 / norm) : 0;
+    for (size_t i = 0; i < rows * cols; i++) out[i] = scale * g[i];
+}
+
+/* l2 -> linf operator norm (largest row): every row divided by its 2-norm */
+static inline void sm__lmo_row(float *out, const float *g, size_t rows, size_t cols,
+                               const SmNewtonSchulz *ns, float *scratch) {
+    for (size_t i = 0; i < rows; i++) sm__lmo_frobenius(out + i * cols, g + i * cols, 1, cols, ns, scratch);
+}
+
+/* l1 -> l2 operator norm (largest column): every column divided by its 2-norm */
+static inline void sm__lmo_column(float *out, const float *g, size_t rows, size_t cols,
+                                  const SmNewtonSchulz *ns, float *scratch) {
+    (void)ns;
+    float *sum = scratch;
+    for (size_t j = 0; j < cols; j++) sum[j] = 0;
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < cols; j++) sum[j] += g[i * cols + j] * g[i * cols + j];
+    for (size_t j = 0; j < cols; j++) sum[j] = sum[j] > 0 ? 1.0f / sqrtf(sum[j]) : 0;
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < cols; j++) out[i * cols + j] = g[i * cols + j] * sum[j];
+}
+
+/* nuclear norm: O = u v^T of the largest singular value, by 30 power iterations from the largest row */
+static inline void sm__lmo_nuclear(float *out, const float *g, size_t rows, size_t cols,
+                                   const SmNewtonSchulz *ns, float *scratch) {
+    float *u = scratch, *v = u + rows;
+    size_t start = 0;
+    double largest = -1;
+    for (size_t i = 0; i < rows; i++) {
+        double s = sm_sum_squares(g + i * cols, cols);
+        if (s > largest) largest = s, start = i;
+    }
+    sm__lmo_frobenius(v, g + start * cols, 1, cols, ns, scratch);
+    for (int k = 0; k < 30; k++) {
+        for (size_t i = 0; i < rows; i++) {
+            float sum = 0;
+            for (size_t j = 0; j < cols; j++) sum += g[i * cols + j] * v[j];
+            u[i] = sum;
+        }
+        sm__lmo_frobenius(u, u, 1, rows, ns, scratch);
+        for (size_t j = 0; j < cols; j++) v[j] = 0;
+        for (size_t i = 0; i < rows; i++)
+            for (size_t j = 0; j < cols; j++) v[j] += u[i] * g[i * cols + j];
+        sm__lmo_frobenius(v, v, 1, cols, ns, scratch);
+    }
+    for (size_t i = 0; i < rows; i++)
+        for (size_t j = 0; j < cols; j++) out[i * cols + j] = u[i] * v[j];
+}
+
+/* Rows of --norm. NULL past the end. */
+static inline const SmNorm *sm_norm_row(size_t i) {
+    static const SmNorm table[] = {
+        {"spectral", sm_polar, "largest singular value; LMO: the polar factor U V^T"},
+        {"sign", sm__lmo_sign, "largest entry; LMO: sign(G)"},
+        {"frobenius", sm__lmo_frobenius, "root of the sum of squares; LMO: G / |G|_F"},
+        {"column", sm__lmo_column, "largest column 2-norm; LMO: normalised columns"},
+        {"row", sm__lmo_row, "largest row 2-norm; LMO: normalised rows"},
+        {"nuclear", sm__lmo_nuclear, "sum of singular values; LMO: u v^T of the largest"},
+    };
+    return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
+}
+
+/* The row of that name; NULL for "none" and for unknown names. */
+static inline const SmNorm *sm_norm(const char *name) {
+    const SmNorm *row;
+    for (size_t i = 0; (row = sm_norm_row(i)) != NULL; i++)
+        if (strcmp(row->name, name) == 0) return row;
+    return NULL;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * sign bits */
+
+/* 64-bit words that n sign bits take. */
+static inline size_t sm_words(size_t n) { return (n + 63) / 64; }
+
+/* What stands in for a zero in word i: coins, or ones. */
+static inline uint64_t sm__fill(SmZero rule, uint64_t key, size_t word) {
+    return rule == SM_COIN ? sm_hash(key, word) : ~(uint64_t)0;
+}
+
+/* bits <- sign(x), bit 1 for +, n entries into sm_words(n) words; bits past n are 0.
+ * A zero follows the rule; with SM_ABSTAIN its bit is 0, and sm_present says who abstained. */
+static inline void sm_pack(uint64_t *bits, const float *x, size_t n, SmZero zeros, uint64_t key) {
+    for (size_t w = 0; w < sm_words(n); w++) {
+        size_t left = n - w * 64 < 64 ? n - w * 64 : 64;
+        uint64_t plus = 0, zero = 0;
+        for (size_t i = 0; i < left; i++) {
+            plus |= (uint64_t)(x[w * 64 + i] > 0) << i;
+            zero |= (uint64_t)(x[w * 64 + i] == 0) << i;
+        }
+        if (zero && zeros != SM_ABSTAIN) plus |= zero & sm__fill(zeros, key, w);
+        bits[w] = plus;
+    }
+}
+
+/* present <- 1 where x is not zero: the second plane of a message that may abstain. */
+static inline void sm_present(uint64_t *present, const float *x, size_t n) {
+    for (size_t w = 0; w < sm_words(n); w++) {
+        present[w] = 0;
+        for (size_t i = 0; i < 64 && w * 64 + i < n; i++)
+            present[w] |= (uint64_t)(x[w * 64 + i] != 0) << i;
+    }
+}
+
+/* x <- the +-1 that bits say, 0 where present (may be NULL) says 0. */
+static inline void sm_unpack(float *x, const uint64_t *bits, const uint64_t *present, size_t n) {
+    for (size_t w = 0; w < sm_words(n); w++) {
+        uint64_t b = bits[w], here = present ? present[w] : ~(uint64_t)0;
+        size_t left = n - w * 64 < 64 ? n - w * 64 : 64;
+        for (size_t i = 0; i < left; i++)
+            x[w * 64 + i] = (here >> i & 1) ? ((b >> i & 1) ? 1.0f : -1.0f) : 0.0f;
+    }
+}
+
+enum { SM__PLANES = 17, SM__LANES = 8 }; /* counts up to 65,535 voters; 512 bits at a time */
+
+/* count += bit, in bit-sliced counters: plane p holds bit p of 64 counters (a carry-save chain). */
+static inline void sm__count(uint64_t count[][SM__LANES], size_t planes, const uint64_t *bit, size_t lanes) {
+    uint64_t carry[SM__LANES] = {0};
+    for (size_t l = 0; l < lanes; l++) carry[l] = bit[l];
+    for (size_t p = 0; p < planes; p++)
+        for (size_t l = 0; l < SM__LANES; l++) {
+            uint64_t both = count[p][l] & carry[l];
+            count[p][l] ^= carry[l];
+            carry[l] = both;
+        }
+}
+
+/* vote <- the majority of the voters' bits, word by word.
+ * ballots, presents: one pointer per voter, each to `words` words; presents NULL: nobody abstains
+ * decided  NULL, or receives 0 where the vote is tied and ties abstain
+ * ties     SM_COIN: bit of sm_hash(key, first_word + word), the same whoever counts this shard
+ * voters   1 .. 65,535 */
+static inline void sm_vote(uint64_t *vote, uint64_t *decided, const uint64_t *const *ballots,
+                           const uint64_t *const *presents, size_t voters, size_t words, SmZero ties,
+                           uint64_t key, size_t first_word) {
+    assert(voters >= 1 && voters < 65536);
+    size_t planes = 1;
+    while (voters >> planes) planes++;
+    for (size_t w = 0; w < words; w += SM__LANES) {
+        uint64_t plus[SM__PLANES + 1][SM__LANES] = {{0}}, all[SM__PLANES + 1][SM__LANES] = {{0}};
+        size_t lanes = words - w < SM__LANES ? words - w : (size_t)SM__LANES;
+        for (size_t v = 0; v < voters; v++) {
+            size_t used = 1;
+            while ((v + 1) >> used) used++;
+            sm__count(plus + 1, used, ballots[v] + w, lanes); /* shifted by a plane: 2 * (votes for +) */
+            if (presents) sm__count(all, used, presents[v] + w, lanes);
+        }
+        for (size_t p = 0; p < planes && !presents; p++)
+            for (size_t l = 0; l < SM__LANES; l++) all[p][l] = 0 - (uint64_t)(voters >> p & 1);
+        for (size_t l = 0; l < lanes; l++) {
+            uint64_t more = 0, same = ~(uint64_t)0; /* compare from the top plane down */
+            for (size_t p = planes + 1; p-- > 0;) {
+                more |= same & plus[p][l] & ~all[p][l];
+                same &= ~(plus[p][l] ^ all[p][l]);
+            }
+            vote[w + l] = ties == SM_ABSTAIN ? more : more | (same & sm__fill(ties, key, first_word + w + l));
+            if (decided) decided[w + l] = ties == SM_ABSTAIN ? ~same : ~(uint64_t)0;
+        }
+    }
+}
+
+/* w <- keep w - step * (+-1 of bits), and only keep w where decided (may be NULL) is 0. */
+static inline void sm_apply(float *w, const uint64_t *bits, const uint64_t *decided, size_t n, float step,
+                            float keep) {
+    for (size_t k = 0; k < sm_words(n); k++) {
+        uint64_t b = bits[k], d = decided ? decided[k] : ~(uint64_t)0;
+        size_t left = n - k * 64 < 64 ? n - k * 64 : 64;
+        for (size_t i = 0; i < left; i++) {
+            float s = (b >> i & 1) ? step : -step;
+            w[k * 64 + i] = keep * w[k * 64 + i] - ((d >> i & 1) ? s : 0.0f);
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * step gains */
+
+static inline double sm__gain_none(size_t m, size_t n, int sign) { return (void)m, (void)n, (void)sign, 1; }
+static inline double sm__gain_fro(size_t m, size_t n, int sign) {
+    return (void)sign, 1 / sqrt((double)m * (double)n);
+}
+static inline double sm__gain_aspect(size_t m, size_t n, int sign) {
+    return (void)sign, m > n ? sqrt((double)m / (double)n) : 1;
+}
+static inline double sm__gain_unit(size_t m, size_t n, int sign) {
+    return sign ? 1 / sqrt((double)n) : sm__gain_aspect(m, n, sign);
+}
+static inline double sm__gain_rms(size_t m, size_t n, int sign) {
+    return sign ? 0.2 : 0.2 * sqrt((double)(m > n ? m : n));
+}
+
+/* Rows of --gain. NULL past the end. */
+static inline const SmGain *sm_gain_row(size_t i) {
+    static const SmGain table[] = {
+        {"none", sm__gain_none, "1 (SignMuon's algorithm box)"},
+        {"fro", sm__gain_fro, "1/sqrt(mn) (SignMuon's analysis)"},
+        {"unit-gain", sm__gain_unit, "|step|_F/sqrt(m) = 1: 1/sqrt(fan_in) for signs, else sqrt(max(1,m/n))"},
+        {"aspect", sm__gain_aspect, "sqrt(max(1,m/n)) (Muon)"},
+        {"rms", sm__gain_rms, "entries of RMS 0.2: 0.2 for signs, else 0.2 sqrt(max(m,n)) (Moonlight)"},
+    };
+    return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
+}
+
+/* The row of that name, or NULL. */
+static inline const SmGain *sm_gain(const char *name) {
+    const SmGain *row;
+    for (size_t i = 0; (row = sm_gain_row(i)) != NULL; i++)
+        if (strcmp(row->name, name) == 0) return row;
+    return NULL;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * methods */
+
+/* Rows of --method. NULL past the end. */
+static inline const SmMethod *sm_method_row(size_t i) {
+    static const SmMethod table[] = {
+        /* name, estimate, worker map, message, server map, reply, update,
+               gain, lr, aux, mu, nesterov, decay, doc */
+        {"sgd", SM_MOMENTUM, "none", SM_DENSE, "none", SM_DENSE, SM_STEP,
+         "none", 1.0, "same", 0.9, 0, 0, "mean of the gradients, with momentum"},
+        {"adamw", SM_GRADIENT, "none", SM_DENSE, "none", SM_DENSE, SM_ADAMW,
+         "none", 4e-3, "same", 0, 0, 0.1, "mean of the gradients, AdamW"},
+        {"signsgd", SM_GRADIENT, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,
+         "none", 5e-4, "same", 0, 0, 0, "vote of sign(G)"},
+        {"signum", SM_MOMENTUM, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,
+         "none", 5e-4, "same", 0.95, 1, 0, "vote of sign(M)"},
+        {"lion", SM_LION, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,
+         "none", 5e-4, "same", 0.99, 0, 0.1, "vote of Lion's sign(beta1 M + (1-beta1) G)"},
+        {"muon", SM_MOMENTUM, "none", SM_DENSE, "spectral", SM_DENSE, SM_STEP,
+         "rms", 5e-3, "adamw", 0.95, 1, 0, "polar(mean M)"},
+        {"muon-avgpolar", SM_MOMENTUM, "spectral", SM_DENSE, "none", SM_DENSE, SM_STEP,
+         "rms", 5e-3, "adamw", 0.95, 1, 0, "mean of polar(M)"},
+        {"signmuon", SM_MOMENTUM, "spectral", SM_SIGN, "none", SM_SIGN, SM_STEP,
+         "none", 1e-3, "adamw", 0.95, 1, 0, "vote of sign(polar(M))"},
+        {"muonusign", SM_MOMENTUM, "none", SM_SIGN, "spectral", SM_DENSE, SM_STEP,
+         "rms", 5e-3, "adamw", 0.95, 1, 0, "polar(vote of sign(M))"},
+        {"muonsign", SM_MOMENTUM, "none", SM_SIGN, "spectral", SM_SIGN, SM_STEP,
+         "none", 1e-3, "adamw", 0.95, 1, 0, "sign(polar(vote of sign(M)))"},
+    };
+    return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
+}
+
+/* The row of that name, or NULL. */
+static inline const SmMethod *sm_method(const char *name) {
+    const SmMethod *row;
+    for (size_t i = 0; (row = sm_method_row(i)) != NULL; i++)
+        if (strcmp(row->name, name) == 0) return row;
+    return NULL;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * the distributed optimizer (signmuon.c, libsignmuon): the same mathematics over the workers of comm.h */
+
+struct Comm;
+
+/* One parameter tensor: `blocks` matrices of rows x cols stacked by rows (a fused qkv has three); a vector
+ * is one row. Its entries are params[offset ..]. The columns after cols choose its treatment. */
+typedef struct SmTensor {
+    const char *name;
+    size_t offset, rows, cols, blocks;
+    int hidden;              /* a hidden matrix: takes the method; others take the auxiliary rule */
+    int decay;               /* weight decay applies */
+    int sparse;              /* an embedding: rows that no worker has touched stay put */
+} SmTensor;
+
+typedef struct SmConfig {
+    const SmMethod *method, *aux;
+    const char *worker_map, *server_map; /* norms of the hidden matrices' LMOs, or "none" */
+    const char *local_map;   /* applied by every worker to the vote it received, or "none" */
+    SmMessage reply;
+    const SmGain *gain;
+    const SmNewtonSchulz *ns;
+    double momentum, beta1, beta2, epsilon, decay;
+    int nesterov, coupled_decay, int8_wire;
+    SmZero zeros, ties;
+    uint64_t seed;
+} SmConfig;
+
+typedef struct SmOptimizer SmOptimizer;
+
+/* One vector of optimizer state over a tensor, for checkpoints. */
+typedef struct SmState {
+    const char *kind;        /* "momentum", "adamw.m", "adamw.v" */
+    size_t tensor;           /* its index in the tensor table */
+    float *data;             /* as many floats as the tensor has */
+    int replicated;          /* the same on every worker */
+} SmState;
+
+/* Bytes of arena, aligned to 64, that sm_optimizer_init wants; state included. */
+size_t sm_optimizer_bytes(const SmConfig *config, const SmTensor *tensors, size_t count, int workers,
+                          int threads);
+
+/* An optimizer inside arena (zeroed by the caller), which must outlive it, as must tensors and comm. */
+SmOptimizer *sm_optimizer_init(void *arena, const SmConfig *config, const SmTensor *tensors, size_t count,
+                               struct Comm *comm);
+
+/* One step on every worker together: grads are this worker's own; params move equally on all.
+ * step     counts from 0 and keys the coins;  lr, aux_lr  this step's rates */
+void sm_optimizer_step(SmOptimizer *o, float *params, const float *grads, uint64_t step, double lr,
+                       double aux_lr);
+
+/* The i-th state vector; 0 past the end. */
+int sm_optimizer_state(const SmOptimizer *o, size_t i, SmState *state);
+
+/* Fraction of this worker's hidden-matrix signs that the last vote confirmed; NaN without a vote. */
+double sm_optimizer_agreement(const SmOptimizer *o);
+
+/* Factor on the rate that block b of a tensor really gets, and the sent bits per weight by formula. */
+double sm_tensor_gain(const SmConfig *config, const SmTensor *tensor);
+double sm_bits_per_weight(const SmConfig *config, const SmTensor *tensor, int workers);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
