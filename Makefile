@@ -45,10 +45,65 @@ test_signmuon: test_signmuon.c train_gpt.c signmuon.c data/play.c $(HEADERS)
 test: test_signmuon train_gpt ## every test (under a minute; needs nothing but the compiler)
 	./test_signmuon
 
+# The same tests under other compilers and watchers. Each build lies in a folder of its own.
+define variant
+	@mkdir -p build && rm -rf build/$@ && mkdir build/$@
+	@git ls-files -z | xargs -0 cp --parents -t build/$@
+endef
+
+check: check-gcc check-clang check-asan check-tsan check-valgrind check-tidy ## all tests again: two compilers, ASan, UBSan, TSan, valgrind, clang-tidy
+
+check-gcc check-clang: ## -Werror
+	$(variant)
+	$(MAKE) -s -C build/$@ CC=$(subst check-,,$@) EXTRA=-Werror all bench/gemm test
+
+check-asan: ## AddressSanitizer and UndefinedBehaviorSanitizer
+	$(variant)
+	$(MAKE) -s -C build/$@ CC=clang OPT=-O1 EXTRA='-Werror -g -fsanitize=address,undefined -fno-sanitize-recover=all' test
+
+check-tsan: ## ThreadSanitizer, on trainings by threads and by processes
+	$(variant)
+	$(MAKE) -s -C build/$@ CC=clang OPT=-O1 EXTRA='-Werror -g -fsanitize=thread' train_gpt data/play
+	cd build/$@ && data/play text 100000 && for b in threads processes; do TSAN_OPTIONS=halt_on_error=1 ./train_gpt --data text --quiet \
+	    --layers 1 --width 32 --context 16 --workers 3 --threads 2 --aux sign --backend $$b --steps 20 --eval-every 10 --out $$b || exit 1; done
+
+check-valgrind: ## valgrind on a small training and a sample
+	$(variant)
+	$(MAKE) -s -C build/$@ NATIVE=0 OPT=-O1 EXTRA=-g train_gpt data/play
+	cd build/$@ && data/play text 30000 && for c in "--workers 2 --aux sign --steps 3" "--sample 20"; do GEMM_ISA=avx2 \
+	    valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite ./train_gpt --data text --quiet \
+	    $$(case "$$c" in --w*) echo --layers 1 --width 32 --context 16;; esac) $$c --out o || exit 1; done
+
+check-tidy: ## clang-tidy with .clang-tidy
+	clang-tidy --quiet train_gpt.c signmuon.c data/play.c bench/gemm.c -- $(filter-out -W%,$(CFLAGS)) -I.
+
+bench/gemm: bench/gemm.c gemm.h
+	$(CC) $(CFLAGS) -I. -o $@ bench/gemm.c $(LDLIBS) -ldl
+
+bench: bench/gemm ## products: percent of the FMA peak, beside OpenBLAS where it is installed
+	./bench/gemm
+
+LOGS = $(wildcard out/log.csv)
+plots: ## LOGS='a/log.csv b/log.csv' as SVG in plots/: loss against step, bytes sent, wire time (gnuplot)
+	@mkdir -p plots
+	gnuplot -e "logs='$(LOGS)'; to='plots'" bench/plot.gp
+	@ls plots/*.svg
+
+table: train_gpt ## every method on the recipe of make train, as docs/METHODS.md (half an hour on two cores)
+	@mkdir -p docs
+	text=$(TEXT) && sh bench/methods.sh "$$text" | tee docs/METHODS.md
+
+install: all ## into PREFIX (/usr/local)
+	install -d $(PREFIX)/bin $(PREFIX)/lib $(PREFIX)/include
+	install train_gpt $(PREFIX)/bin
+	install -m 644 libsignmuon.a $(PREFIX)/lib
+	install libsignmuon.so $(PREFIX)/lib
+	install -m 644 signmuon.h comm.h gemm.h $(PREFIX)/include
+
 clean: ## remove what was built
-	rm -rf train_gpt test_signmuon data/play build *.o *.a *.so
+	rm -rf train_gpt test_signmuon data/play bench/gemm build *.o *.a *.so
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-.PHONY: all train sample test clean help
+.PHONY: all train sample test check check-gcc check-clang check-asan check-tsan check-valgrind check-tidy bench plots table install clean help

@@ -53,10 +53,19 @@
 #include <xmmintrin.h>
 #endif
 
-enum { COMM_MAX_WORKERS = 1024, COMM_OUTBOX = 1 << 20 /* bytes per worker; longer messages go in turns */ };
+enum {
+    COMM_MAX_WORKERS = 1024,
+    COMM_OUTBOX = 1 << 20 /* bytes per worker; longer messages go in turns */
+};
 
 /* What a payload byte was for. COMM_OTHER is start-up, evaluation and saving. */
-typedef enum CommKind { COMM_MATRICES, COMM_AUXILIARY, COMM_CONTROL, COMM_OTHER, COMM_KINDS } CommKind;
+typedef enum CommKind {
+    COMM_MATRICES,
+    COMM_AUXILIARY,
+    COMM_CONTROL,
+    COMM_OTHER,
+    COMM_KINDS
+} CommKind;
 
 enum { COMM_DIED = -1, COMM_FAILED = -2 }; /* a worker was killed; workers could not be started */
 
@@ -72,7 +81,10 @@ typedef struct Team {
     void *context;
     CommBarrier start, finish, inside;
     pthread_t helper[256];
-    struct TeamHelper { struct Team *team; int ith; } helpers[256];
+    struct TeamHelper {
+        struct Team *team;
+        int ith;
+    } helpers[256];
 } Team;
 
 typedef struct CommBackend CommBackend;
@@ -85,9 +97,9 @@ typedef struct CommOptions {
 /* Lives in memory shared by all workers. */
 typedef struct CommShared {
     CommBarrier barrier;
-    _Atomic int stop;     /* the signal that asked for an orderly end, or 0 */
+    _Atomic int stop; /* the signal that asked for an orderly end, or 0 */
     int workers, threads, spin;
-    char *outboxes;       /* workers * COMM_OUTBOX bytes */
+    char *outboxes;                          /* workers * COMM_OUTBOX bytes */
     _Atomic char returned[COMM_MAX_WORKERS]; /* 1: that worker came to its end in order */
 } CommShared;
 
@@ -178,7 +190,8 @@ static inline void *team__help(void *arg) {
 }
 
 /* Run function(context, ith, nth) on every thread of the team; returns when all are done. */
-static inline void team_run(Team *t, void (*function)(void *context, int ith, int nth), void *context) {
+static inline void team_run(Team *t, void (*function)(void *context, int ith, int nth),
+                            void *context) {
     t->function = function;
     t->context = context;
     comm__wait(&t->start, t->threads, t->spin);
@@ -209,30 +222,36 @@ static inline void team_stop(Team *t) {
 /* ------------------------------------------------------------------------------------------------
  * collectives */
 
-static inline void comm_barrier(Comm *c) { comm__wait(&c->shared->barrier, c->size, c->shared->spin); }
+static inline void comm_barrier(Comm *c) {
+    comm__wait(&c->shared->barrier, c->size, c->shared->spin);
+}
 
 static inline char *comm__outbox(const Comm *c, int rank) {
     return c->shared->outboxes + (size_t)rank * COMM_OUTBOX;
 }
 
 /* Copy the part of [from, to) that lies in [first, last) out of a box that holds [first, last). */
-static inline void comm__take(char *out, const char *box, size_t from, size_t to, size_t first, size_t last) {
+static inline void comm__take(char *out, const char *box, size_t from, size_t to, size_t first,
+                              size_t last) {
     size_t a = from > first ? from : first, b = to < last ? to : last;
     if (a < b) memcpy(out + (a - from), box + (a - first), b - a);
 }
 
 /* Send bytes cuts[j] .. cuts[j+1] of message to worker j.
  * cuts     size + 1 ascending offsets, equal on all workers; cuts[0] = 0
- * inbox    receives shard `rank` of everybody, in rank order: size * (cuts[rank+1] - cuts[rank]) bytes
+ * inbox    receives shard `rank` of everybody, in rank order: size * (cuts[rank+1] - cuts[rank])
+ *          bytes
  * sent     total - own shard bytes */
-static inline void comm_alltoall(Comm *c, const void *message, const size_t *cuts, void *inbox, CommKind kind) {
+static inline void comm_alltoall(Comm *c, const void *message, const size_t *cuts, void *inbox,
+                                 CommKind kind) {
     size_t total = cuts[c->size], from = cuts[c->rank], mine = cuts[c->rank + 1] - from;
     for (size_t first = 0; first < total; first += COMM_OUTBOX) {
         size_t last = first + COMM_OUTBOX < total ? first + COMM_OUTBOX : total;
         memcpy(comm__outbox(c, c->rank), (const char *)message + first, last - first);
         comm_barrier(c);
         for (int j = 0; j < c->size; j++)
-            comm__take((char *)inbox + (size_t)j * mine, comm__outbox(c, j), from, from + mine, first, last);
+            comm__take((char *)inbox + (size_t)j * mine, comm__outbox(c, j), from, from + mine,
+                       first, last);
         comm_barrier(c);
     }
     c->sent[kind] += total - mine;
@@ -240,7 +259,8 @@ static inline void comm_alltoall(Comm *c, const void *message, const size_t *cut
     c->messages[kind] += (size_t)(c->size - 1);
 }
 
-/* Fill message everywhere: worker j brings bytes cuts[j] .. cuts[j+1] and sends them to all others. */
+/* Fill message everywhere: worker j brings bytes cuts[j] .. cuts[j+1] and sends them to all
+ * others. */
 static inline void comm_allgather(Comm *c, void *message, const size_t *cuts, CommKind kind) {
     size_t total = cuts[c->size], mine = cuts[c->rank + 1] - cuts[c->rank], longest = 0;
     for (int j = 0; j < c->size; j++)
@@ -250,8 +270,10 @@ static inline void comm_allgather(Comm *c, void *message, const size_t *cuts, Co
             for (int j = 0; j < c->size; j++) {
                 size_t from = cuts[j] + done, left = cuts[j + 1] > from ? cuts[j + 1] - from : 0;
                 size_t n = left < COMM_OUTBOX ? left : COMM_OUTBOX;
-                if (pass == 0 && j == c->rank) memcpy(comm__outbox(c, j), (char *)message + from, n);
-                if (pass == 1 && j != c->rank) memcpy((char *)message + from, comm__outbox(c, j), n);
+                if (pass == 0 && j == c->rank)
+                    memcpy(comm__outbox(c, j), (char *)message + from, n);
+                if (pass == 1 && j != c->rank)
+                    memcpy((char *)message + from, comm__outbox(c, j), n);
             }
             comm_barrier(c);
         }
@@ -276,7 +298,8 @@ static inline void comm_broadcast(Comm *c, void *message, size_t bytes, int root
     comm_allgather(c, message, cuts, kind);
 }
 
-/* The signal that asked for an orderly end, or 0. May differ between workers for a moment: decide together. */
+/* The signal that asked for an orderly end, or 0. May differ between workers for a moment:
+ * decide together. */
 static inline int comm_stop_requested(const Comm *c) {
     return atomic_load_explicit(&c->shared->stop, memory_order_relaxed);
 }
@@ -284,7 +307,8 @@ static inline int comm_stop_requested(const Comm *c) {
 /* ------------------------------------------------------------------------------------------------
  * signals: the first asks for an orderly end, the second ends at once */
 
-static CommShared *comm__signalled; /* the one writable global: where a signal handler leaves its note */
+static CommShared
+    *comm__signalled; /* the one writable global: where a signal handler leaves its note */
 
 static inline void comm__note_signal(int signal_number) {
     int none = 0;
@@ -293,7 +317,8 @@ static inline void comm__note_signal(int signal_number) {
         _exit(128 + signal_number);
 }
 
-/* In a worker process: never end at once, since a terminal sends Ctrl-C to parent and workers alike. */
+/* In a worker process: never end at once, since a terminal sends Ctrl-C to parent and workers
+ * alike. */
 static inline void comm__note_signal_worker(int signal_number) {
     int none = 0;
     atomic_compare_exchange_strong(&comm__signalled->stop, &none, signal_number);
@@ -316,7 +341,8 @@ static inline int comm__work(CommShared *shared, int rank, CommWorker worker, vo
     c.team = calloc(1, sizeof *c.team);
     comm_float_environment();
     if (!c.team || team_start(c.team, shared->threads, shared->spin)) {
-        fprintf(stderr, "worker %d cannot start %d compute threads: lower --threads\n", rank, shared->threads);
+        fprintf(stderr, "worker %d cannot start %d compute threads: lower --threads\n", rank,
+                shared->threads);
         exit(1); /* the others wait for this one: there is no going on */
     }
     int status = worker(&c, arg);
@@ -326,7 +352,13 @@ static inline int comm__work(CommShared *shared, int rank, CommWorker worker, vo
     return status;
 }
 
-struct comm__thread { CommShared *shared; int rank, status; CommWorker worker; void *arg; pthread_t id; };
+struct comm__thread {
+    CommShared *shared;
+    int rank, status;
+    CommWorker worker;
+    void *arg;
+    pthread_t id;
+};
 
 static inline void *comm__thread_main(void *arg) {
     struct comm__thread *t = arg;
@@ -335,7 +367,8 @@ static inline void *comm__thread_main(void *arg) {
 }
 
 /* Workers are threads; the caller's thread is worker 0. */
-static inline int comm__run_threads(CommShared *shared, CommWorker worker, void *arg, char *error, size_t size) {
+static inline int comm__run_threads(CommShared *shared, CommWorker worker, void *arg, char *error,
+                                    size_t size) {
     struct comm__thread *t = calloc((size_t)shared->workers, sizeof *t);
     if (!t) return snprintf(error, size, "no memory for %d workers", shared->workers), COMM_FAILED;
     for (int r = 0; r < shared->workers; r++)
@@ -343,7 +376,8 @@ static inline int comm__run_threads(CommShared *shared, CommWorker worker, void 
     for (int r = 1; r < shared->workers; r++) {
         int failed = pthread_create(&t[r].id, NULL, comm__thread_main, &t[r]);
         if (failed) { /* those that run wait for this one for ever: the caller must end the process */
-            snprintf(error, size, "cannot start worker %d as a thread: %s; lower --workers", r, strerror(failed));
+            snprintf(error, size, "cannot start worker %d as a thread: %s; lower --workers", r,
+                     strerror(failed));
             return COMM_FAILED;
         }
     }
@@ -354,10 +388,12 @@ static inline int comm__run_threads(CommShared *shared, CommWorker worker, void 
     return status;
 }
 
-/* Worker r ended before its time with wait status s: describe a death by signal, else pass its exit status on. */
+/* Worker r ended before its time with wait status s: describe a death by signal, else pass its
+ * exit status on. */
 static inline int comm__judge(int r, pid_t pid, int s, char *error, size_t size) {
     if (!WIFSIGNALED(s)) return WEXITSTATUS(s) ? WEXITSTATUS(s) : 1;
-    snprintf(error, size, "worker %d (process %ld) was killed by signal %d (%s); the other workers were stopped",
+    snprintf(error, size,
+             "worker %d (process %ld) was killed by signal %d (%s); the other workers were stopped",
              r, (long)pid, WTERMSIG(s), strsignal(WTERMSIG(s)));
     return COMM_DIED;
 }
@@ -371,7 +407,8 @@ static inline int comm__run_processes(CommShared *shared, CommWorker worker, voi
     for (; started < shared->workers; started++) {
         pid[started] = fork();
         if (pid[started] < 0) {
-            snprintf(error, size, "cannot fork worker %d: %s; lower --workers", started, strerror(errno));
+            snprintf(error, size, "cannot fork worker %d: %s; lower --workers", started,
+                     strerror(errno));
             status = COMM_FAILED;
             break;
         }
@@ -394,8 +431,10 @@ static inline int comm__run_processes(CommShared *shared, CommWorker worker, voi
             if (pid[r] != ended) continue;
             pid[r] = 0;
             alive--;
-            if (atomic_load(&shared->returned[r])) status = failed ? failed : WEXITSTATUS(s);
-            else if (!failed) status = failed = comm__judge(r, ended, s, error, size);
+            if (atomic_load(&shared->returned[r]))
+                status = failed ? failed : WEXITSTATUS(s);
+            else if (!failed)
+                status = failed = comm__judge(r, ended, s, error, size);
         }
     }
     return status;
@@ -436,17 +475,21 @@ static inline int comm_cores(void) {
 
 /* Run worker(comm, arg) once per worker and return its exit status (worker 0's, when all end well).
  * error    COMM_DIED or COMM_FAILED, and a sentence in error. SIGINT and SIGTERM are caught meanwhile. */
-static inline int comm_run(const CommOptions *o, CommWorker worker, void *arg, char *error, size_t size) {
+static inline int comm_run(const CommOptions *o, CommWorker worker, void *arg, char *error,
+                           size_t size) {
     assert(o->workers >= 1 && o->workers <= COMM_MAX_WORKERS && o->threads >= 1);
     size_t head = 4096, bytes = head + (size_t)o->workers * COMM_OUTBOX;
-    CommShared *shared = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CommShared *shared =
+        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (shared == MAP_FAILED) {
-        snprintf(error, size, "cannot map %zu bytes of shared memory: %s; lower --workers", bytes, strerror(errno));
+        snprintf(error, size, "cannot map %zu bytes of shared memory: %s; lower --workers", bytes,
+                 strerror(errno));
         return COMM_FAILED;
     }
     shared->workers = o->workers;
     shared->threads = o->threads;
-    shared->spin = o->workers * o->threads <= comm_cores() ? 2000 : 0; /* never burn a core others need */
+    shared->spin =
+        o->workers * o->threads <= comm_cores() ? 2000 : 0; /* never burn a core others need */
     shared->outboxes = (char *)shared + head;
     comm__signalled = shared;
     comm__catch(comm__note_signal);

@@ -3,10 +3,10 @@
      nn   C(m,n) = A(m,k) B(k,n)        nt   C = A B^T, B is (n,k)        tn   C = A^T B, A is (k,m)
      or C += the same. Row-major with leading dimensions. No dependency beyond libc.
 
-   METHOD    Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication": five loops
-     around one micro-kernel that keeps an mr x nr tile of C in registers. One micro-kernel per
-     instruction set, chosen at run time. Ragged edges are panels padded with zeros. An operand that
-     already lies as the kernel reads it is not packed, which is what makes small products fast.
+   METHOD    Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication": five
+     loops around one micro-kernel that keeps an mr x nr tile of C in registers. One micro-kernel
+     per instruction set, chosen at run time. Ragged edges are panels padded with zeros. An operand
+     that already lies as the kernel reads it is not packed, which makes small products fast.
 
    USE    #include "gemm.h" wherever it is needed; everything is static. Compile with -O3; no -march
      is needed. A whole program:
@@ -31,19 +31,19 @@
      Nothing is shared between the calls but read-only operands; there are no globals.
 
    API
-     gemm_select(name)   the table row of "avx512", "avx2", "portable"; NULL or "": the best one here
+     gemm_select(name)   the row "avx512", "avx2" or "portable"; NULL or "": the best one here
      gemm_default()      the row named by the environment's GEMM_ISA, the best one when it is unset
      gemm_scratch()      floats of scratch that one thread needs, for every shape and row
      gemm_nn, gemm_nt, gemm_tn(g, c, ldc, a, lda, b, ldb, m, n, k, accumulate, scratch, ith, nth)
      gemm_naive(...)     the three-loop oracle, any strides, sums in double
 
-   KNOBS, defined before the include: GEMM_KC, GEMM_MC, GEMM_NC, the block sizes. Bits depend on GEMM_KC.
+   KNOBS    GEMM_KC, GEMM_MC, GEMM_NC, the block sizes, defined before the include.
 
-   NUMERICS    an element of C is a sum over blocks of GEMM_KC consecutive k, added in order; within a
-     block it is one chain of fused multiply-adds in order of k (in the portable row: of multiply and
-     add, fused or not as the compiler pleases). So its bits depend on the table row and on its own row
-     of A and column of B, and not on nth, m, n, leading dimensions, or which of nn, nt, tn made it.
-     NaN and Inf propagate, from within the operands only. */
+   NUMERICS    an element of C is a sum over blocks of GEMM_KC consecutive k, added in order; within
+     a block it is one chain of fused multiply-adds in order of k (in the portable row: of multiply
+     and add, fused or not as the compiler pleases). So its bits depend on the table row, GEMM_KC,
+     its own row of A and its own column of B, and not on nth, m, n, leading dimensions, or which
+     of nn, nt, tn made it. NaN and Inf propagate, from within the operands only. */
 #ifndef GEMM_H
 #define GEMM_H
 
@@ -57,9 +57,9 @@
 #include <immintrin.h>
 #endif
 
-/* C is made in blocks of GEMM_MC x GEMM_NC from blocks of A, GEMM_MC x GEMM_KC, and of B, GEMM_KC x
- * GEMM_NC. A panel of B (48 KB at nr = 32) is read from L1 or L2, the blocks from L2; GEMM_MC is small
- * because each row of C costs an entry of the first-level TLB. */
+/* C is made in blocks of GEMM_MC x GEMM_NC from blocks of A, GEMM_MC x GEMM_KC, and of B, GEMM_KC
+ * x GEMM_NC. A panel of B (48 KB at nr = 32) is read from L1 or L2, the blocks from L2; GEMM_MC is
+ * small because each row of C costs an entry of the first-level TLB. */
 #ifndef GEMM_KC
 #define GEMM_KC 384
 #endif

@@ -290,7 +290,7 @@ static inline int st__escape(StParser *p, char **to) {
     return 0;
 }
 
-static inline int st__is_utf8(const char *text) {
+static inline int st_is_utf8(const char *text) {
     const unsigned char *s = (const unsigned char *)text;
     while (*s) {
         int more = *s < 0x80 ? 0 : *s < 0xc2 ? -1 : *s < 0xe0 ? 1 : *s < 0xf0 ? 2 : 3;
@@ -318,7 +318,7 @@ static inline int st__string(StParser *p, const char **out) {
     p->at++;
     *to = 0;
     *out = from;
-    return st__is_utf8(from) ? 0 : st__bad(p, "a string is not UTF-8");
+    return st_is_utf8(from) ? 0 : st__bad(p, "a string is not UTF-8");
 }
 
 static inline int st__key(StParser *p, const char **out) {

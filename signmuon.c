@@ -9,16 +9,18 @@
 #include "gemm.h"
 
 /* signmuon.h's products run on gemm.h; its scratch follows the caller's. */
-static inline void sm_gemm(char op, float *c, const float *a, const float *b, size_t m, size_t n, size_t k,
-                           float *scratch);
+static inline void sm_gemm(char op, float *c, const float *a, const float *b, size_t m, size_t n,
+                           size_t k, float *scratch);
 #define SIGNMUON_GEMM sm_gemm
 #define SIGNMUON_GEMM_SCRATCH gemm_scratch()
 #include "signmuon.h"
 
-static inline void sm_gemm(char op, float *c, const float *a, const float *b, size_t m, size_t n, size_t k,
-                           float *scratch) {
-    if (op == 't') gemm_nt(gemm_default(), c, n, a, k, b, k, m, n, k, 0, scratch, 0, 1);
-    else gemm_nn(gemm_default(), c, n, a, k, b, n, m, n, k, 0, scratch, 0, 1);
+static inline void sm_gemm(char op, float *c, const float *a, const float *b, size_t m, size_t n,
+                           size_t k, float *scratch) {
+    if (op == 't')
+        gemm_nt(gemm_default(), c, n, a, k, b, k, m, n, k, 0, scratch, 0, 1);
+    else
+        gemm_nn(gemm_default(), c, n, a, k, b, n, m, n, k, 0, scratch, 0, 1);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -27,12 +29,12 @@ static inline void sm_gemm(char op, float *c, const float *a, const float *b, si
 /* One matrix, or one vector: what an LMO and a gain see as a whole. */
 typedef struct SmBlock {
     const SmTensor *tensor;
-    size_t index;            /* among all blocks of the model: keys its coins */
+    size_t index; /* among all blocks of the model: keys its coins */
     size_t offset, rows, cols;
-    size_t element, word;    /* where it begins in its group's dense and sign messages */
-    size_t touched;          /* first word of its rows' touched bits, when sparse */
-    float *first, *second;   /* momentum or AdamW's m; AdamW's v */
-    int thread;              /* the compute thread that works on it */
+    size_t element, word;  /* where it begins in its group's dense and sign messages */
+    size_t touched;        /* first word of its rows' touched bits, when sparse */
+    float *first, *second; /* momentum or AdamW's m; AdamW's v */
+    int thread;            /* the compute thread that works on it */
 } SmBlock;
 
 /* The tensors under one rule; they share one message. */
@@ -52,17 +54,17 @@ struct SmOptimizer {
     Comm *comm;
     const SmTensor *tensors;
     size_t tensor_count;
-    SmGroup group[2];        /* hidden matrices; all others */
-    float *direction;        /* dense message, or what a block's direction is made in */
+    SmGroup group[2]; /* hidden matrices; all others */
+    float *direction; /* dense message, or what a block's direction is made in */
     uint64_t *ballot, *present, *vote, *decided;
     char *inbox;
-    int8_t *tally;           /* wire int8: a ballot or a sum per weight */
+    int8_t *tally; /* wire int8: a ballot or a sum per weight */
     size_t *cut_byte;
-    float *scratch;          /* `scratch_floats` for each thread */
+    float *scratch; /* `scratch_floats` for each thread */
     size_t scratch_floats;
-    double *confirmed;       /* per thread: signs that the vote confirmed */
+    double *confirmed; /* per thread: signs that the vote confirmed */
     double agreement;
-    float *params;           /* of the step under way */
+    float *params; /* of the step under way */
     const float *grads;
     uint64_t step;
 };
@@ -74,7 +76,9 @@ typedef struct SmWork {
 } SmWork;
 
 static size_t block_size(const SmBlock *b) { return b->rows * b->cols; }
-static float *thread_scratch(SmOptimizer *o, int ith) { return o->scratch + (size_t)ith * o->scratch_floats; }
+static float *thread_scratch(SmOptimizer *o, int ith) {
+    return o->scratch + (size_t)ith * o->scratch_floats;
+}
 
 static void run(SmOptimizer *o, SmGroup *g, void (*function)(void *, int, int)) {
     SmWork work = {o, g};
@@ -94,9 +98,12 @@ static void estimate(SmOptimizer *o, const SmGroup *g, const SmBlock *b, float *
         grad = u;
     }
     float mu = (float)c->momentum;
-    if (g->method->estimate == SM_MOMENTUM) sm_momentum(u, b->first, grad, n, mu, c->nesterov);
-    else if (g->method->estimate == SM_LION) sm_lion(u, b->first, grad, n, (float)c->beta1, mu);
-    else if (grad != u) memcpy(u, grad, n * sizeof *u);
+    if (g->method->estimate == SM_MOMENTUM)
+        sm_momentum(u, b->first, grad, n, mu, c->nesterov);
+    else if (g->method->estimate == SM_LION)
+        sm_lion(u, b->first, grad, n, (float)c->beta1, mu);
+    else if (grad != u)
+        memcpy(u, grad, n * sizeof *u);
 }
 
 /* u <- LMO(u) over the whole block; nothing when there is no map. */
@@ -110,7 +117,8 @@ static float keep_of(const SmOptimizer *o, const SmGroup *g, const SmBlock *b) {
     return b->tensor->decay && !c->coupled_decay ? (float)(1 - g->rate * c->decay) : 1.0f;
 }
 
-/* Directions of +-1 and directions of unit norm have gains of their own; other tensors have none. */
+/* Directions of +-1 and directions of unit norm have gains of their own; other tensors have
+ * none. */
 static double gain_of(const SmConfig *c, const SmTensor *t, int sign) {
     return t->hidden ? c->gain->gain(t->rows, t->cols, sign) : 1;
 }
@@ -124,7 +132,8 @@ static void move(SmOptimizer *o, SmGroup *g, SmBlock *b, const float *u) {
     float *w = o->params + b->offset, keep = keep_of(o, g, b);
     size_t n = block_size(b);
     if (g->method->update == SM_ADAMW) {
-        sm_adamw(w, b->first, b->second, u, n, o->step + 1, g->rate, c->beta1, c->beta2, c->epsilon, keep);
+        sm_adamw(w, b->first, b->second, u, n, o->step + 1, g->rate, c->beta1, c->beta2, c->epsilon,
+                 keep);
     } else {
         sm_step_dense(w, u, n, (float)(g->rate * gain_of(c, b->tensor, 0)), keep);
     }
@@ -170,7 +179,8 @@ static void map_shard(void *context, int ith, int nth) {
     for (size_t i = 0; i < g->count; i++) {
         SmBlock *b = &g->blocks[i];
         if (b->element < g->cut_element[rank] || b->element >= g->cut_element[rank + 1]) continue;
-        if (b->thread == ith) apply_map(work->o, g->server_map, b, work->o->direction + b->element, ith);
+        if (b->thread == ith)
+            apply_map(work->o, g->server_map, b, work->o->direction + b->element, ith);
     }
 }
 
@@ -191,12 +201,12 @@ static const size_t *in_bytes(SmOptimizer *o, const size_t *cuts, size_t width) 
 }
 
 static void step_by_mean(SmOptimizer *o, SmGroup *g) {
-    run(o, g, make_direction);                                                       /* D_j           */
+    run(o, g, make_direction); /* D_j           */
     comm_alltoall(o->comm, o->direction, in_bytes(o, g->cut_element, 4), o->inbox, g->kind);
-    run(o, g, average_shard);                                                        /* D = mean D_j  */
-    if (g->server_map) run(o, g, map_shard);                                         /* D = LMO(D)    */
+    run(o, g, average_shard);                /* D = mean D_j  */
+    if (g->server_map) run(o, g, map_shard); /* D = LMO(D)    */
     comm_allgather(o->comm, o->direction, in_bytes(o, g->cut_element, 4), g->kind);
-    run(o, g, move_dense);                                                           /* W -= lr s D   */
+    run(o, g, move_dense); /* W -= lr s D   */
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -215,7 +225,8 @@ static void make_ballot(void *context, int ith, int nth) {
         uint64_t stream = (uint64_t)b->index << 16 | ((uint64_t)o->comm->rank + 1);
         estimate(o, work->g, b, u);
         apply_map(o, work->g->worker_map, b, u, ith);
-        sm_pack(o->ballot + b->word, u, n, o->config.zeros, sm_key(o->config.seed, stream, o->step));
+        sm_pack(o->ballot + b->word, u, n, o->config.zeros,
+                sm_key(o->config.seed, stream, o->step));
         if (o->config.zeros == SM_ABSTAIN) sm_present(o->present + b->word, u, n);
         if (!b->tensor->sparse) continue;
         memset(o->ballot + b->touched, 0, sm_words(b->rows) * sizeof(uint64_t));
@@ -240,17 +251,20 @@ static void count_votes(void *context, int ith, int nth) {
     SmWork *work = context;
     SmOptimizer *o = work->o;
     SmGroup *g = work->g;
-    size_t size = (size_t)o->comm->size, from = g->cut_word[o->comm->rank], to = g->cut_word[o->comm->rank + 1];
-    size_t mine = to - from, last = to < g->votes ? to : g->votes, votes = last > from ? last - from : 0;
+    size_t size = (size_t)o->comm->size, from = g->cut_word[o->comm->rank],
+           to = g->cut_word[o->comm->rank + 1];
+    size_t mine = to - from, last = to < g->votes ? to : g->votes,
+           votes = last > from ? last - from : 0;
     size_t lo = votes * (size_t)ith / (size_t)nth, hi = votes * ((size_t)ith + 1) / (size_t)nth;
-    const uint64_t *in = (const uint64_t *)(void *)o->inbox, *ballots[COMM_MAX_WORKERS], *presents[COMM_MAX_WORKERS];
+    const uint64_t *in = (const uint64_t *)(void *)o->inbox, *ballots[COMM_MAX_WORKERS],
+                   *presents[COMM_MAX_WORKERS];
     int abstain = o->config.zeros == SM_ABSTAIN;
     for (size_t j = 0; j < size; j++) {
         ballots[j] = in + j * mine + lo;
         presents[j] = in + (size + j) * mine + lo;
     }
-    sm_vote(o->vote + from + lo, o->decided + from + lo, ballots, abstain ? presents : NULL, size, hi - lo,
-            o->config.ties, tie_key(o, g), from + lo);
+    sm_vote(o->vote + from + lo, o->decided + from + lo, ballots, abstain ? presents : NULL, size,
+            hi - lo, o->config.ties, tie_key(o, g), from + lo);
     if (ith != 0) return;
     for (size_t w = votes; w < mine; w++) {
         o->vote[from + w] = 0;
@@ -258,7 +272,8 @@ static void count_votes(void *context, int ith, int nth) {
     }
 }
 
-/* The server's part, by the owner of each block: D <- LMO(V), and its signs when the reply is one bit. */
+/* The server's part, by the owner of each block: D <- LMO(V), and its signs when the reply is
+ * one bit. */
 static void map_votes(void *context, int ith, int nth) {
     SmWork *work = context;
     SmOptimizer *o = work->o;
@@ -267,7 +282,8 @@ static void map_votes(void *context, int ith, int nth) {
     (void)nth;
     for (size_t i = 0; i < g->count; i++) {
         SmBlock *b = &g->blocks[i];
-        if (b->word < g->cut_word[rank] || b->word >= g->cut_word[rank + 1] || b->thread != ith) continue;
+        if (b->word < g->cut_word[rank] || b->word >= g->cut_word[rank + 1] || b->thread != ith)
+            continue;
         float *u = o->direction + b->element;
         sm_unpack(u, o->vote + b->word, o->decided + b->word, block_size(b));
         apply_map(o, g->server_map, b, u, ith);
@@ -312,7 +328,8 @@ static void move_by_vote(void *context, int ith, int nth) {
     o->confirmed[ith] = confirmed;
 }
 
-/* --wire int8, the paper's integer sum: ballots travel as int8, sums come back, everybody decides. */
+/* --wire int8, the paper's integer sum: ballots travel as int8, sums come back, everybody
+ * decides. */
 static void vote_by_sum(SmOptimizer *o, SmGroup *g) {
     Comm *c = o->comm;
     size_t from = g->cut_word[c->rank] * 64, mine = g->cut_word[c->rank + 1] * 64 - from;
@@ -336,7 +353,8 @@ static void vote_by_sum(SmOptimizer *o, SmGroup *g) {
             same |= (uint64_t)(sum == 0) << i;
             any |= (uint64_t)(sum > -c->size) << i;
         }
-        uint64_t fill = o->config.ties == SM_ABSTAIN ? 0 : sm__fill(o->config.ties, tie_key(o, g), w);
+        uint64_t fill =
+            o->config.ties == SM_ABSTAIN ? 0 : sm__fill(o->config.ties, tie_key(o, g), w);
         o->vote[w] = w < g->votes ? more | (same & fill) : any;
         o->decided[w] = o->config.ties == SM_ABSTAIN ? ~same : ~(uint64_t)0;
     }
@@ -344,7 +362,8 @@ static void vote_by_sum(SmOptimizer *o, SmGroup *g) {
 
 /* The sharded vote: 2 (N-1)/N bits per weight sent, whatever N is (papers/signmuon.md 1.5). */
 static void vote_by_shards(SmOptimizer *o, SmGroup *g) {
-    size_t plane = (g->cut_word[o->comm->rank + 1] - g->cut_word[o->comm->rank]) * 8 * (size_t)o->comm->size;
+    size_t plane =
+        (g->cut_word[o->comm->rank + 1] - g->cut_word[o->comm->rank]) * 8 * (size_t)o->comm->size;
     exchange_ballots(o, g, o->ballot, o->inbox);
     if (o->config.zeros == SM_ABSTAIN) exchange_ballots(o, g, o->present, o->inbox + plane);
     run(o, g, count_votes);
@@ -354,20 +373,22 @@ static void vote_by_shards(SmOptimizer *o, SmGroup *g) {
 }
 
 static void step_by_vote(SmOptimizer *o, SmGroup *g) {
-    run(o, g, make_ballot);                                  /* S_j = sign(LMO(M_j))                  */
-    if (o->config.int8_wire) vote_by_sum(o, g);              /* V = majority(S_1 .. S_N)              */
-    else vote_by_shards(o, g);
+    run(o, g, make_ballot); /* S_j = sign(LMO(M_j))                  */
+    if (o->config.int8_wire)
+        vote_by_sum(o, g); /* V = majority(S_1 .. S_N)              */
+    else
+        vote_by_shards(o, g);
     if (g->server_map) {
-        run(o, g, map_votes);                                /* D = LMO(V), or V = sign(LMO(V))       */
+        run(o, g, map_votes); /* D = LMO(V), or V = sign(LMO(V))       */
         if (g->reply == SM_DENSE) {
             comm_allgather(o->comm, o->direction, in_bytes(o, g->cut_element, 4), g->kind);
-            run(o, g, move_dense);                           /* W = (1 - lr wd) W - lr s D            */
+            run(o, g, move_dense); /* W = (1 - lr wd) W - lr s D            */
             return;
         }
         comm_allgather(o->comm, o->vote, in_bytes(o, g->cut_word, 8), g->kind);
         if (o->config.ties == SM_ABSTAIN) comm_allgather(o->comm, o->decided, o->cut_byte, g->kind);
     }
-    run(o, g, move_by_vote);                                 /* W = (1 - lr wd) W - lr s V            */
+    run(o, g, move_by_vote); /* W = (1 - lr wd) W - lr s V            */
     double differ = 0;
     for (int t = 0; t < o->comm->team->threads; t++) differ += o->confirmed[t];
     if (g == &o->group[0]) o->agreement = 1 - differ / (double)g->elements;
@@ -382,8 +403,10 @@ void sm_optimizer_step(SmOptimizer *o, float *params, const float *grads, uint64
     o->group[1].rate = aux_lr;
     for (SmGroup *g = o->group; g < o->group + 2; g++) {
         if (g->count == 0) continue;
-        if (g->method->message == SM_SIGN) step_by_vote(o, g);
-        else step_by_mean(o, g);
+        if (g->method->message == SM_SIGN)
+            step_by_vote(o, g);
+        else
+            step_by_mean(o, g);
     }
 }
 
@@ -401,7 +424,9 @@ static void *carve(Carver *c, size_t bytes) {
     return here;
 }
 
-static const SmMethod *method_of(const SmConfig *c, const SmTensor *t) { return t->hidden ? c->method : c->aux; }
+static const SmMethod *method_of(const SmConfig *c, const SmTensor *t) {
+    return t->hidden ? c->method : c->aux;
+}
 
 /* Cost of a block in arbitrary units: an LMO is worth many passes. */
 static double block_cost(const SmGroup *g, const SmBlock *b) {
@@ -409,9 +434,11 @@ static double block_cost(const SmGroup *g, const SmBlock *b) {
     return (double)block_size(b) * (g->worker_map || g->server_map || g->local_map ? 1 + small : 1);
 }
 
-/* Shards of equal size; of whole blocks, balanced by cost, where the owner applies a map to each. */
+/* Shards of equal size; of whole blocks, balanced by cost, where the owner applies a map to
+ * each. */
 static void cut_shards(SmGroup *g, int workers) {
     size_t n = (size_t)workers;
+    assert(workers >= 1);
     if (!g->server_map) {
         for (size_t j = 0; j <= n; j++) {
             g->cut_element[j] = g->elements * j / n;
@@ -452,8 +479,8 @@ static void share_out(SmGroup *g, int threads) {
 }
 
 /* Lay out the blocks of one group and their state. */
-static void build_group(Carver *c, SmGroup *g, const SmTensor *tensors, size_t count, int hidden, int workers,
-                        int threads) {
+static void build_group(Carver *c, SmGroup *g, const SmTensor *tensors, size_t count, int hidden,
+                        int workers, int threads) {
     size_t blocks = 0, index = 0, state[2] = {0, 0};
     for (size_t t = 0; t < count; t++) {
         if (tensors[t].hidden != hidden) continue;
@@ -472,9 +499,14 @@ static void build_group(Carver *c, SmGroup *g, const SmTensor *tensors, size_t c
         for (size_t k = 0; k < tensors[t].blocks; k++, index++) {
             size_t n = tensors[t].rows * tensors[t].cols;
             if (tensors[t].hidden != hidden) continue;
-            SmBlock b = {.tensor = &tensors[t], .index = index, .offset = tensors[t].offset + k * n,
-                         .rows = tensors[t].rows, .cols = tensors[t].cols, .element = g->elements,
-                         .word = g->votes, .touched = touched};
+            SmBlock b = {.tensor = &tensors[t],
+                         .index = index,
+                         .offset = tensors[t].offset + k * n,
+                         .rows = tensors[t].rows,
+                         .cols = tensors[t].cols,
+                         .element = g->elements,
+                         .word = g->votes,
+                         .touched = touched};
             if (state[0] && first) b.first = first + g->elements;
             if (state[1] && second) b.second = second + g->elements;
             if (g->blocks) g->blocks[g->count] = b;
@@ -490,7 +522,8 @@ static void build_group(Carver *c, SmGroup *g, const SmTensor *tensors, size_t c
     share_out(g, threads);
 }
 
-static void build(Carver *c, SmOptimizer *o, const SmTensor *tensors, size_t count, int workers, int threads) {
+static void build(Carver *c, SmOptimizer *o, const SmTensor *tensors, size_t count, int workers,
+                  int threads) {
     const SmConfig *config = &o->config;
     size_t elements = 0, words = 0, scratch = 0, n = (size_t)workers;
     for (int k = 0; k < 2; k++) {
@@ -529,8 +562,8 @@ static void build(Carver *c, SmOptimizer *o, const SmTensor *tensors, size_t cou
     o->scratch = carve(c, (size_t)threads * o->scratch_floats * sizeof(float));
 }
 
-size_t sm_optimizer_bytes(const SmConfig *config, const SmTensor *tensors, size_t count, int workers,
-                          int threads) {
+size_t sm_optimizer_bytes(const SmConfig *config, const SmTensor *tensors, size_t count,
+                          int workers, int threads) {
     Carver c = {NULL, 0};
     SmOptimizer o = {.config = *config};
     carve(&c, sizeof o);
@@ -538,11 +571,15 @@ size_t sm_optimizer_bytes(const SmConfig *config, const SmTensor *tensors, size_
     return c.used;
 }
 
-SmOptimizer *sm_optimizer_init(void *arena, const SmConfig *config, const SmTensor *tensors, size_t count,
-                               struct Comm *comm) {
+SmOptimizer *sm_optimizer_init(void *arena, const SmConfig *config, const SmTensor *tensors,
+                               size_t count, struct Comm *comm) {
     Carver c = {arena, 0};
     SmOptimizer *o = carve(&c, sizeof *o);
-    *o = (SmOptimizer){.config = *config, .comm = comm, .tensors = tensors, .tensor_count = count, .agreement = NAN};
+    *o = (SmOptimizer){.config = *config,
+                       .comm = comm,
+                       .tensors = tensors,
+                       .tensor_count = count,
+                       .agreement = NAN};
     build(&c, o, tensors, count, comm->size, comm->team->threads);
     return o;
 }
@@ -556,7 +593,8 @@ int sm_optimizer_state(const SmOptimizer *o, size_t i, SmState *state) {
         float *data[2] = {b->first, b->second};
         for (int k = 0; k < 2; k++)
             if (data[k] && i-- == 0) {
-                *state = (SmState){adam ? (k ? "adamw.v" : "adamw.m") : "momentum", t, data[k], adam};
+                *state =
+                    (SmState){adam ? (k ? "adamw.v" : "adamw.m") : "momentum", t, data[k], adam};
                 return 1;
             }
     }
@@ -575,7 +613,10 @@ double sm_bits_per_weight(const SmConfig *config, const SmTensor *tensor, int wo
     const SmMethod *m = method_of(config, tensor);
     SmMessage reply = tensor->hidden ? config->reply : m->reply;
     double share = (double)(workers - 1) / workers, sign = config->int8_wire ? 8 : 1;
-    double up = m->message == SM_SIGN ? sign * (config->zeros == SM_ABSTAIN && !config->int8_wire ? 2 : 1) : 32;
-    double down = reply == SM_SIGN ? sign * (config->ties == SM_ABSTAIN && !config->int8_wire ? 2 : 1) : 32;
+    double up = m->message == SM_SIGN
+                    ? sign * (config->zeros == SM_ABSTAIN && !config->int8_wire ? 2 : 1)
+                    : 32;
+    double down =
+        reply == SM_SIGN ? sign * (config->ties == SM_ABSTAIN && !config->int8_wire ? 2 : 1) : 32;
     return share * (up + down);
 }

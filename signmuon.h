@@ -99,8 +99,8 @@ typedef enum SmZero { SM_COIN, SM_PLUS, SM_ABSTAIN } SmZero;
 /* One way to orthogonalise: X <- (a I + b A + c A^2) X with A = X X^T, once per triple (a,b,c). */
 typedef struct SmNewtonSchulz {
     const char *name;
-    int steps;               /* 0: exact, by a one-sided Jacobi SVD in double */
-    double safety;           /* the input is divided by safety * Frobenius norm */
+    int steps;     /* 0: exact, by a one-sided Jacobi SVD in double */
+    double safety; /* the input is divided by safety * Frobenius norm */
     double coefficient[8][3];
     const char *doc;
 } SmNewtonSchulz;
@@ -127,18 +127,19 @@ typedef enum SmUpdate { SM_STEP, SM_ADAMW } SmUpdate;
 /* A method is a row of stages: how a direction is made, and how it travels, chosen apart. */
 typedef struct SmMethod {
     const char *name;
-    SmEstimate estimate;     /* what a worker holds */
-    const char *worker_map;  /* norm whose LMO a worker applies before sending, or "none" */
-    SmMessage message;       /* what it sends; signs are merged by majority vote, fp32 by the mean */
-    const char *server_map;  /* norm whose LMO is applied to the merged message, or "none" */
-    SmMessage reply;         /* how the result travels back */
-    SmUpdate update;         /* how it moves the weights */
-    const char *gain;        /* default step gain */
-    double lr;               /* default peak rate, for nanoGPT's CPU recipe */
-    const char *aux;         /* default rule of the tensors that are not hidden matrices */
-    double momentum;         /* default mu; Lion: beta2 */
+    SmEstimate estimate;    /* what a worker holds */
+    const char *worker_map; /* norm whose LMO a worker applies before sending, or "none" */
+    SmMessage message;      /* what it sends; signs are merged by majority vote, fp32 by the mean */
+    const char *server_map; /* norm whose LMO is applied to the merged message, or "none" */
+    SmMessage reply;        /* how the result travels back */
+    SmUpdate update;        /* how it moves the weights */
+    const char *gain;       /* default step gain */
+    double lr;              /* default peak rate, for nanoGPT's CPU recipe */
+    const char *aux;        /* default rule of the tensors that are not hidden matrices */
+    double momentum;        /* default mu; Lion: beta2 */
     int nesterov;
-    double decay;            /* default decoupled weight decay */
+    double decay;  /* default decoupled weight decay */
+    double warmup; /* default fraction of the steps over which the rate rises */
     const char *doc;
 } SmMethod;
 
@@ -153,7 +154,8 @@ static inline uint64_t sm_hash(uint64_t key, uint64_t index) {
     return x ^ (x >> 31);
 }
 
-/* The key of a stream of values. Coins of a worker take stream = tensor and rank, shared coins no rank. */
+/* The key of a stream of values. Coins of a worker take stream = tensor and rank, shared coins
+ * no rank. */
 static inline uint64_t sm_key(uint64_t seed, uint64_t stream, uint64_t step) {
     return sm_hash(sm_hash(sm_hash(0x5349474e4d554f4eu, seed), stream), step);
 }
@@ -168,16 +170,21 @@ static inline double sm_sum_squares(const float *x, size_t n) {
     for (; i + 8 <= n; i += 8)
         for (size_t j = 0; j < 8; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
     for (size_t j = 0; i < n; i++, j++) lane[j] += (double)x[i] * (double)x[i];
-    return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
+    return ((lane[0] + lane[1]) + (lane[2] + lane[3])) +
+           ((lane[4] + lane[5]) + (lane[6] + lane[7]));
 }
 
 /* 1 when all n entries are finite. (A finite fp32 vector has a finite sum of squares in double.) */
-static inline int sm_finite(const float *x, size_t n) { return isfinite(sm_sum_squares(x, n)) != 0; }
+static inline int sm_finite(const float *x, size_t n) {
+    return isfinite(sm_sum_squares(x, n)) != 0;
+}
 
 /* m <- mu m + (1-mu) g; out <- m, or with Nesterov's look-ahead mu m + (1-mu) g.
- * out may be g; m overlaps neither. EMA form; the heavy ball differs by a factor that polar and sign
+ * out may be g; m overlaps neither. EMA form; the heavy ball differs by a factor that polar and
+ * sign
  * do not see. (Muon reference code; signmuon's eq. signa_general) */
-static inline void sm_momentum(float *out, float *m, const float *g, size_t n, float mu, int nesterov) {
+static inline void sm_momentum(float *out, float *m, const float *g, size_t n, float mu,
+                               int nesterov) {
     float nu = 1.0f - mu;
     for (size_t i = 0; i < n; i++) {
         float gi = g[i];
@@ -186,8 +193,10 @@ static inline void sm_momentum(float *out, float *m, const float *g, size_t n, f
     }
 }
 
-/* Lion (Chen et al. 2023): out <- beta1 m + (1-beta1) g; m <- beta2 m + (1-beta2) g. out may be g. */
-static inline void sm_lion(float *out, float *m, const float *g, size_t n, float beta1, float beta2) {
+/* Lion (Chen et al. 2023): out <- beta1 m + (1-beta1) g; m <- beta2 m + (1-beta2) g. out may be
+ * g. */
+static inline void sm_lion(float *out, float *m, const float *g, size_t n, float beta1,
+                           float beta2) {
     for (size_t i = 0; i < n; i++) {
         float gi = g[i];
         out[i] = beta1 * m[i] + (1.0f - beta1) * gi;
@@ -200,9 +209,10 @@ static inline void sm_step_dense(float *w, const float *d, size_t n, float step,
     for (size_t i = 0; i < n; i++) w[i] = keep * w[i] - step * d[i];
 }
 
-/* AdamW (Loshchilov and Hutter 2019) with bias correction; t counts from 1; keep = 1 - lr * decay. */
-static inline void sm_adamw(float *w, float *m, float *v, const float *g, size_t n, uint64_t t, double lr,
-                            double beta1, double beta2, double epsilon, float keep) {
+/* AdamW (Loshchilov and Hutter 2019) with bias correction; t counts from 1; keep = 1 - lr *
+ * decay. */
+static inline void sm_adamw(float *w, float *m, float *v, const float *g, size_t n, uint64_t t,
+                            double lr, double beta1, double beta2, double epsilon, float keep) {
     double correct1 = 1 - pow(beta1, (double)t), correct2 = 1 - pow(beta2, (double)t);
     float b1 = (float)beta1, b2 = (float)beta2, n1 = (float)(1 - beta1), n2 = (float)(1 - beta2);
     float step = (float)(lr / correct1), root = (float)(1 / sqrt(correct2)), e = (float)epsilon;
@@ -223,36 +233,48 @@ static inline void sm_reference_gemm(char op, float *c, const float *a, const fl
     for (size_t i = 0; i < m; i++)
         for (size_t j = 0; j < n; j++) {
             float sum = 0;
-            for (size_t p = 0; p < k; p++) sum += a[i * k + p] * (op == 't' ? b[j * k + p] : b[p * n + j]);
+            for (size_t p = 0; p < k; p++)
+                sum += a[i * k + p] * (op == 't' ? b[j * k + p] : b[p * n + j]);
             c[i * n + j] = sum;
         }
 }
 #ifndef SIGNMUON_GEMM
-#define SIGNMUON_GEMM(op, c, a, b, m, n, k, scratch) ((void)(scratch), sm_reference_gemm(op, c, a, b, m, n, k))
+#define SIGNMUON_GEMM(op, c, a, b, m, n, k, scratch)                                               \
+    ((void)(scratch), sm_reference_gemm(op, c, a, b, m, n, k))
 #define SIGNMUON_GEMM_SCRATCH 0
 #endif
 
 /* ------------------------------------------------------------------------------------------------
  * the polar factor */
 
-#define SM__EXPRESS(a, b, c) {a / 1.01, b / (1.01 * 1.01 * 1.01), c / (1.01 * 1.01 * 1.01 * 1.01 * 1.01)}
+#define SM__EXPRESS(a, b, c)                                                                       \
+    { a / 1.01, b / (1.01 * 1.01 * 1.01), c / (1.01 * 1.01 * 1.01 * 1.01 * 1.01) }
 
 /* Rows of --ns. jordan: K. Jordan's quintic, five times; its singular values end in 0.68 .. 1.13 and
  * never get tighter. polar-express: Amsel et al. (arXiv 2505.16932), algorithm 1. */
 static inline const SmNewtonSchulz *sm_newton_schulz_row(size_t i) {
     static const SmNewtonSchulz table[] = {
-        {"jordan5", 5, 1.0,
-         {{3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315},
-          {3.4445, -4.7750, 2.0315}, {3.4445, -4.7750, 2.0315}},
+        {"jordan5",
+         5,
+         1.0,
+         {{3.4445, -4.7750, 2.0315},
+          {3.4445, -4.7750, 2.0315},
+          {3.4445, -4.7750, 2.0315},
+          {3.4445, -4.7750, 2.0315},
+          {3.4445, -4.7750, 2.0315}},
          "Jordan's quintic, 5 steps"},
-        {"polar-express5", 5, 1.01,
+        {"polar-express5",
+         5,
+         1.01,
          {SM__EXPRESS(8.28721201814563, -23.595886519098837, 17.300387312530933),
           SM__EXPRESS(4.107059111542203, -2.9478499167379106, 0.5448431082926601),
           SM__EXPRESS(3.9486908534822946, -2.908902115962949, 0.5518191394370137),
           SM__EXPRESS(3.3184196573706015, -2.488488024314874, 0.51004894012372),
           SM__EXPRESS(2.300652019954817, -1.6689039845747493, 0.4188073119525673)},
          "Polar Express, 5 steps"},
-        {"polar-express8", 8, 1.01,
+        {"polar-express8",
+         8,
+         1.01,
          {SM__EXPRESS(8.28721201814563, -23.595886519098837, 17.300387312530933),
           SM__EXPRESS(4.107059111542203, -2.9478499167379106, 0.5448431082926601),
           SM__EXPRESS(3.9486908534822946, -2.908902115962949, 0.5518191394370137),
@@ -262,7 +284,11 @@ static inline const SmNewtonSchulz *sm_newton_schulz_row(size_t i) {
           SM__EXPRESS(1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
           {1.875, -1.25, 0.375}},
          "Polar Express, 8 steps: exact to rounding when sigma_min >= 1e-3 of the norm"},
-        {"exact", 0, 1.0, {{0, 0, 0}}, "rank-truncated SVD (one-sided Jacobi, double); slow, for tests"},
+        {"exact",
+         0,
+         1.0,
+         {{0, 0, 0}},
+         "rank-truncated SVD (one-sided Jacobi, double); slow, for tests"},
     };
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
 }
@@ -286,7 +312,8 @@ static inline void sm_transpose(float *out, const float *x, size_t rows, size_t 
     for (size_t i0 = 0; i0 < rows; i0 += 8)
         for (size_t j0 = 0; j0 < cols; j0 += 8)
             for (size_t i = i0; i < i0 + 8 && i < rows; i++)
-                for (size_t j = j0; j < j0 + 8 && j < cols; j++) out[j * rows + i] = x[i * cols + j];
+                for (size_t j = j0; j < j0 + 8 && j < cols; j++)
+                    out[j * rows + i] = x[i * cols + j];
 }
 
 /* X (m x n, m <= n, double) <- its polar factor, by rotating pairs of rows until all are orthogonal.
@@ -323,19 +350,23 @@ static inline void sm__jacobi(double *x, double *u, size_t m, size_t n) {
             double norm = 0;
             for (size_t k = 0; k < n; k++) norm += x[i * n + k] * x[i * n + k];
             norm = sqrt(norm);
-            if (pass == 0) largest = norm > largest ? norm : largest;
+            if (pass == 0)
+                largest = norm > largest ? norm : largest;
             else
-                for (size_t k = 0; k < n; k++) x[i * n + k] *= norm > 1e-12 * largest ? 1 / norm : 0;
+                for (size_t k = 0; k < n; k++)
+                    x[i * n + k] *= norm > 1e-12 * largest ? 1 / norm : 0;
         }
 }
 
 /* out <- U V^T by SVD; the oracle of sm_polar and the row "exact". */
-static inline void sm__polar_exact(float *out, const float *g, size_t rows, size_t cols, float *scratch) {
+static inline void sm__polar_exact(float *out, const float *g, size_t rows, size_t cols,
+                                   float *scratch) {
     int tall = rows > cols;
     size_t m = tall ? cols : rows, n = tall ? rows : cols;
     double *x = (double *)(void *)scratch, *u = x + m * n;
     for (size_t i = 0; i < m; i++)
-        for (size_t j = 0; j < n; j++) x[i * n + j] = (double)(tall ? g[j * cols + i] : g[i * cols + j]);
+        for (size_t j = 0; j < n; j++)
+            x[i * n + j] = (double)(tall ? g[j * cols + i] : g[i * cols + j]);
     sm__jacobi(x, u, m, n);
     for (size_t i = 0; i < m; i++)
         for (size_t j = 0; j < n; j++) {
@@ -350,8 +381,8 @@ static inline void sm__polar_exact(float *out, const float *g, size_t rows, size
  * cost     steps * (4 m^2 n + 2 m^3) flop, m = min(rows, cols), n = max
  * error    none: zero gives zero
  * source   Jordan et al. 2024; with a I + b A + c A^2 formed once, so that one product updates X */
-static inline void sm_polar(float *out, const float *g, size_t rows, size_t cols, const SmNewtonSchulz *ns,
-                            float *scratch) {
+static inline void sm_polar(float *out, const float *g, size_t rows, size_t cols,
+                            const SmNewtonSchulz *ns, float *scratch) {
     int tall = rows > cols;
     size_t m = tall ? cols : rows, n = tall ? rows : cols;
     double norm = ns->safety * sqrt(sm_sum_squares(g, rows * cols));
@@ -364,24 +395,28 @@ static inline void sm_polar(float *out, const float *g, size_t rows, size_t cols
         return;
     }
     float *x = scratch, *y = x + m * n, *a = y + m * n, *p = a + m * m, *rest = p + m * m;
-    if (tall) sm_transpose(x, g, rows, cols);
-    else memcpy(x, g, m * n * sizeof *x);
+    if (tall)
+        sm_transpose(x, g, rows, cols);
+    else
+        memcpy(x, g, m * n * sizeof *x);
     float scale = (float)(1 / norm);
     for (size_t i = 0; i < m * n; i++) x[i] *= scale;
     for (int k = 0; k < ns->steps; k++) {
         const double *c = ns->coefficient[k];
         float c0 = (float)c[0], c1 = (float)c[1], c2 = (float)c[2];
-        SIGNMUON_GEMM('t', a, x, x, m, m, n, rest);                       /* A = X X^T        */
-        SIGNMUON_GEMM('n', p, a, a, m, m, m, rest);                       /* P = A A          */
-        for (size_t i = 0; i < m * m; i++) p[i] = c1 * a[i] + c2 * p[i];  /* P = b A + c A A  */
-        for (size_t i = 0; i < m; i++) p[i * m + i] += c0;                /*     + a I        */
-        SIGNMUON_GEMM('n', y, p, x, m, n, m, rest);                       /* X = P X          */
+        SIGNMUON_GEMM('t', a, x, x, m, m, n, rest);                      /* A = X X^T        */
+        SIGNMUON_GEMM('n', p, a, a, m, m, m, rest);                      /* P = A A          */
+        for (size_t i = 0; i < m * m; i++) p[i] = c1 * a[i] + c2 * p[i]; /* P = b A + c A A  */
+        for (size_t i = 0; i < m; i++) p[i * m + i] += c0;               /*     + a I        */
+        SIGNMUON_GEMM('n', y, p, x, m, n, m, rest);                      /* X = P X          */
         float *swap = x;
         x = y;
         y = swap;
     }
-    if (tall) sm_transpose(out, x, m, n);
-    else memcpy(out, x, m * n * sizeof *x);
+    if (tall)
+        sm_transpose(out, x, m, n);
+    else
+        memcpy(out, x, m * n * sizeof *x);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -406,7 +441,8 @@ static inline void sm__lmo_frobenius(float *out, const float *g, size_t rows, si
 /* l2 -> linf operator norm (largest row): every row divided by its 2-norm */
 static inline void sm__lmo_row(float *out, const float *g, size_t rows, size_t cols,
                                const SmNewtonSchulz *ns, float *scratch) {
-    for (size_t i = 0; i < rows; i++) sm__lmo_frobenius(out + i * cols, g + i * cols, 1, cols, ns, scratch);
+    for (size_t i = 0; i < rows; i++)
+        sm__lmo_frobenius(out + i * cols, g + i * cols, 1, cols, ns, scratch);
 }
 
 /* l1 -> l2 operator norm (largest column): every column divided by its 2-norm */
@@ -422,7 +458,8 @@ static inline void sm__lmo_column(float *out, const float *g, size_t rows, size_
         for (size_t j = 0; j < cols; j++) out[i * cols + j] = g[i * cols + j] * sum[j];
 }
 
-/* nuclear norm: O = u v^T of the largest singular value, by 30 power iterations from the largest row */
+/* nuclear norm: O = u v^T of the largest singular value, by 30 power iterations from the largest
+ * row */
 static inline void sm__lmo_nuclear(float *out, const float *g, size_t rows, size_t cols,
                                    const SmNewtonSchulz *ns, float *scratch) {
     float *u = scratch, *v = u + rows;
@@ -518,7 +555,8 @@ static inline void sm_unpack(float *x, const uint64_t *bits, const uint64_t *pre
 enum { SM__PLANES = 17, SM__LANES = 8 }; /* counts up to 65,535 voters; 512 bits at a time */
 
 /* count += bit, in bit-sliced counters: plane p holds bit p of 64 counters (a carry-save chain). */
-static inline void sm__count(uint64_t count[][SM__LANES], size_t planes, const uint64_t *bit, size_t lanes) {
+static inline void sm__count(uint64_t count[][SM__LANES], size_t planes, const uint64_t *bit,
+                             size_t lanes) {
     uint64_t carry[SM__LANES] = {0};
     for (size_t l = 0; l < lanes; l++) carry[l] = bit[l];
     for (size_t p = 0; p < planes; p++)
@@ -535,8 +573,8 @@ static inline void sm__count(uint64_t count[][SM__LANES], size_t planes, const u
  * ties     SM_COIN: bit of sm_hash(key, first_word + word), the same whoever counts this shard
  * voters   1 .. 65,535 */
 static inline void sm_vote(uint64_t *vote, uint64_t *decided, const uint64_t *const *ballots,
-                           const uint64_t *const *presents, size_t voters, size_t words, SmZero ties,
-                           uint64_t key, size_t first_word) {
+                           const uint64_t *const *presents, size_t voters, size_t words,
+                           SmZero ties, uint64_t key, size_t first_word) {
     assert(voters >= 1 && voters < 65536);
     size_t planes = 1;
     while (voters >> planes) planes++;
@@ -546,7 +584,8 @@ static inline void sm_vote(uint64_t *vote, uint64_t *decided, const uint64_t *co
         for (size_t v = 0; v < voters; v++) {
             size_t used = 1;
             while ((v + 1) >> used) used++;
-            sm__count(plus + 1, used, ballots[v] + w, lanes); /* shifted by a plane: 2 * (votes for +) */
+            sm__count(plus + 1, used, ballots[v] + w,
+                      lanes); /* shifted by a plane: 2 * (votes for +) */
             if (presents) sm__count(all, used, presents[v] + w, lanes);
         }
         for (size_t p = 0; p < planes && !presents; p++)
@@ -557,15 +596,16 @@ static inline void sm_vote(uint64_t *vote, uint64_t *decided, const uint64_t *co
                 more |= same & plus[p][l] & ~all[p][l];
                 same &= ~(plus[p][l] ^ all[p][l]);
             }
-            vote[w + l] = ties == SM_ABSTAIN ? more : more | (same & sm__fill(ties, key, first_word + w + l));
+            vote[w + l] =
+                ties == SM_ABSTAIN ? more : more | (same & sm__fill(ties, key, first_word + w + l));
             if (decided) decided[w + l] = ties == SM_ABSTAIN ? ~same : ~(uint64_t)0;
         }
     }
 }
 
 /* w <- keep w - step * (+-1 of bits), and only keep w where decided (may be NULL) is 0. */
-static inline void sm_apply(float *w, const uint64_t *bits, const uint64_t *decided, size_t n, float step,
-                            float keep) {
+static inline void sm_apply(float *w, const uint64_t *bits, const uint64_t *decided, size_t n,
+                            float step, float keep) {
     for (size_t k = 0; k < sm_words(n); k++) {
         uint64_t b = bits[k], d = decided ? decided[k] : ~(uint64_t)0;
         size_t left = n - k * 64 < 64 ? n - k * 64 : 64;
@@ -579,7 +619,9 @@ static inline void sm_apply(float *w, const uint64_t *bits, const uint64_t *deci
 /* ------------------------------------------------------------------------------------------------
  * step gains */
 
-static inline double sm__gain_none(size_t m, size_t n, int sign) { return (void)m, (void)n, (void)sign, 1; }
+static inline double sm__gain_none(size_t m, size_t n, int sign) {
+    return (void)m, (void)n, (void)sign, 1;
+}
 static inline double sm__gain_fro(size_t m, size_t n, int sign) {
     return (void)sign, 1 / sqrt((double)m * (double)n);
 }
@@ -598,9 +640,11 @@ static inline const SmGain *sm_gain_row(size_t i) {
     static const SmGain table[] = {
         {"none", sm__gain_none, "1 (SignMuon's algorithm box)"},
         {"fro", sm__gain_fro, "1/sqrt(mn) (SignMuon's analysis)"},
-        {"unit-gain", sm__gain_unit, "|step|_F/sqrt(m) = 1: 1/sqrt(fan_in) for signs, else sqrt(max(1,m/n))"},
+        {"unit-gain", sm__gain_unit,
+         "|step|_F/sqrt(m) = 1: 1/sqrt(fan_in) for signs, else sqrt(max(1,m/n))"},
         {"aspect", sm__gain_aspect, "sqrt(max(1,m/n)) (Muon)"},
-        {"rms", sm__gain_rms, "entries of RMS 0.2: 0.2 for signs, else 0.2 sqrt(max(m,n)) (Moonlight)"},
+        {"rms", sm__gain_rms,
+         "entries of RMS 0.2: 0.2 for signs, else 0.2 sqrt(max(m,n)) (Moonlight)"},
     };
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
 }
@@ -618,30 +662,32 @@ static inline const SmGain *sm_gain(const char *name) {
 
 /* Rows of --method. NULL past the end. */
 static inline const SmMethod *sm_method_row(size_t i) {
+    // clang-format off
     static const SmMethod table[] = {
         /* name, estimate, worker map, message, server map, reply, update,
-               gain, lr, aux, mu, nesterov, decay, doc */
+               gain, lr, aux, mu, nesterov, decay, warmup, doc */
         {"sgd", SM_MOMENTUM, "none", SM_DENSE, "none", SM_DENSE, SM_STEP,
-         "none", 1.0, "same", 0.9, 0, 0, "mean of the gradients, with momentum"},
+         "none", 1.0, "same", 0.9, 0, 0, 0.05, "mean of the gradients, with momentum"},
         {"adamw", SM_GRADIENT, "none", SM_DENSE, "none", SM_DENSE, SM_ADAMW,
-         "none", 4e-3, "same", 0, 0, 0.1, "mean of the gradients, AdamW"},
+         "none", 4e-3, "same", 0, 0, 0.1, 0.05, "mean of the gradients, AdamW"},
         {"signsgd", SM_GRADIENT, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,
-         "none", 5e-4, "same", 0, 0, 0, "vote of sign(G)"},
+         "none", 5e-4, "same", 0, 0, 0, 0.05, "vote of sign(G)"},
         {"signum", SM_MOMENTUM, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,
-         "none", 5e-4, "same", 0.95, 1, 0, "vote of sign(M)"},
+         "none", 5e-4, "same", 0.95, 1, 0, 0, "vote of sign(M)"},
         {"lion", SM_LION, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,
-         "none", 5e-4, "same", 0.99, 0, 0.1, "vote of Lion's sign(beta1 M + (1-beta1) G)"},
+         "none", 5e-4, "same", 0.99, 0, 0.1, 0.05, "vote of Lion's sign(beta1 M + (1-beta1) G)"},
         {"muon", SM_MOMENTUM, "none", SM_DENSE, "spectral", SM_DENSE, SM_STEP,
-         "rms", 5e-3, "adamw", 0.95, 1, 0, "polar(mean M)"},
+         "rms", 5e-3, "adamw", 0.95, 1, 0, 0, "polar(mean M)"},
         {"muon-avgpolar", SM_MOMENTUM, "spectral", SM_DENSE, "none", SM_DENSE, SM_STEP,
-         "rms", 5e-3, "adamw", 0.95, 1, 0, "mean of polar(M)"},
+         "rms", 5e-3, "adamw", 0.95, 1, 0, 0, "mean of polar(M)"},
         {"signmuon", SM_MOMENTUM, "spectral", SM_SIGN, "none", SM_SIGN, SM_STEP,
-         "none", 1e-3, "adamw", 0.95, 1, 0, "vote of sign(polar(M))"},
+         "none", 1e-3, "adamw", 0.95, 1, 0, 0, "vote of sign(polar(M))"},
         {"muonusign", SM_MOMENTUM, "none", SM_SIGN, "spectral", SM_DENSE, SM_STEP,
-         "rms", 5e-3, "adamw", 0.95, 1, 0, "polar(vote of sign(M))"},
+         "rms", 5e-3, "adamw", 0.95, 1, 0, 0, "polar(vote of sign(M))"},
         {"muonsign", SM_MOMENTUM, "none", SM_SIGN, "spectral", SM_SIGN, SM_STEP,
-         "none", 1e-3, "adamw", 0.95, 1, 0, "sign(polar(vote of sign(M)))"},
+         "none", 1e-3, "adamw", 0.95, 1, 0, 0, "sign(polar(vote of sign(M)))"},
     };
+    // clang-format on
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
 }
 
@@ -663,15 +709,15 @@ struct Comm;
 typedef struct SmTensor {
     const char *name;
     size_t offset, rows, cols, blocks;
-    int hidden;              /* a hidden matrix: takes the method; others take the auxiliary rule */
-    int decay;               /* weight decay applies */
-    int sparse;              /* an embedding: rows that no worker has touched stay put */
+    int hidden; /* a hidden matrix: takes the method; others take the auxiliary rule */
+    int decay;  /* weight decay applies */
+    int sparse; /* an embedding: rows that no worker has touched stay put */
 } SmTensor;
 
 typedef struct SmConfig {
     const SmMethod *method, *aux;
     const char *worker_map, *server_map; /* norms of the hidden matrices' LMOs, or "none" */
-    const char *local_map;   /* applied by every worker to the vote it received, or "none" */
+    const char *local_map; /* applied by every worker to the vote it received, or "none" */
     SmMessage reply;
     const SmGain *gain;
     const SmNewtonSchulz *ns;
@@ -685,19 +731,20 @@ typedef struct SmOptimizer SmOptimizer;
 
 /* One vector of optimizer state over a tensor, for checkpoints. */
 typedef struct SmState {
-    const char *kind;        /* "momentum", "adamw.m", "adamw.v" */
-    size_t tensor;           /* its index in the tensor table */
-    float *data;             /* as many floats as the tensor has */
-    int replicated;          /* the same on every worker */
+    const char *kind; /* "momentum", "adamw.m", "adamw.v" */
+    size_t tensor;    /* its index in the tensor table */
+    float *data;      /* as many floats as the tensor has */
+    int replicated;   /* the same on every worker */
 } SmState;
 
 /* Bytes of arena, aligned to 64, that sm_optimizer_init wants; state included. */
-size_t sm_optimizer_bytes(const SmConfig *config, const SmTensor *tensors, size_t count, int workers,
-                          int threads);
+size_t sm_optimizer_bytes(const SmConfig *config, const SmTensor *tensors, size_t count,
+                          int workers, int threads);
 
-/* An optimizer inside arena (zeroed by the caller), which must outlive it, as must tensors and comm. */
-SmOptimizer *sm_optimizer_init(void *arena, const SmConfig *config, const SmTensor *tensors, size_t count,
-                               struct Comm *comm);
+/* An optimizer inside arena (zeroed by the caller), which must outlive it, as must tensors and
+ * comm. */
+SmOptimizer *sm_optimizer_init(void *arena, const SmConfig *config, const SmTensor *tensors,
+                               size_t count, struct Comm *comm);
 
 /* One step on every worker together: grads are this worker's own; params move equally on all.
  * step     counts from 0 and keys the coins;  lr, aux_lr  this step's rates */
@@ -707,10 +754,12 @@ void sm_optimizer_step(SmOptimizer *o, float *params, const float *grads, uint64
 /* The i-th state vector; 0 past the end. */
 int sm_optimizer_state(const SmOptimizer *o, size_t i, SmState *state);
 
-/* Fraction of this worker's hidden-matrix signs that the last vote confirmed; NaN without a vote. */
+/* Fraction of this worker's hidden-matrix signs that the last vote confirmed; NaN without a
+ * vote. */
 double sm_optimizer_agreement(const SmOptimizer *o);
 
-/* Factor on the rate that block b of a tensor really gets, and the sent bits per weight by formula. */
+/* Factor on the rate that block b of a tensor really gets, and the sent bits per weight by
+ * formula. */
 double sm_tensor_gain(const SmConfig *config, const SmTensor *tensor);
 double sm_bits_per_weight(const SmConfig *config, const SmTensor *tensor, int workers);
 

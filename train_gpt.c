@@ -24,7 +24,8 @@ enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_DIVERGED = 3 };
 enum { PATH_SIZE = 4096 };
 
 /* A user's mistake, or the outside world's: one sentence on stderr, then the end. */
-__attribute__((format(printf, 2, 3))) __attribute__((noreturn)) static void die(int status, const char *format, ...) {
+__attribute__((format(printf, 2, 3))) __attribute__((noreturn)) static void
+die(int status, const char *format, ...) {
     char text[1024];
     va_list arguments;
     va_start(arguments, format);
@@ -86,9 +87,15 @@ typedef struct Flag {
     const char *value, *help;
 } Flag;
 
-static const char *choice_method(size_t i) { return sm_method_row(i) ? sm_method_row(i)->name : NULL; }
-static const char *choice_ns(size_t i) { return sm_newton_schulz_row(i) ? sm_newton_schulz_row(i)->name : NULL; }
-static const char *choice_backend(size_t i) { return comm_backend_row(i) ? comm_backend_row(i)->name : NULL; }
+static const char *choice_method(size_t i) {
+    return sm_method_row(i) ? sm_method_row(i)->name : NULL;
+}
+static const char *choice_ns(size_t i) {
+    return sm_newton_schulz_row(i) ? sm_newton_schulz_row(i)->name : NULL;
+}
+static const char *choice_backend(size_t i) {
+    return comm_backend_row(i) ? comm_backend_row(i)->name : NULL;
+}
 static const char *choice_norm(size_t i) {
     if (i < 2) return i ? "none" : "auto";
     return sm_norm_row(i - 2) ? sm_norm_row(i - 2)->name : NULL;
@@ -97,10 +104,10 @@ static const char *choice_gain(size_t i) {
     if (i == 0) return "auto";
     return sm_gain_row(i - 1) ? sm_gain_row(i - 1)->name : NULL;
 }
-#define CHOICES(name, ...)                                                                           \
-    static const char *name(size_t i) {                                                              \
-        static const char *const words[] = {__VA_ARGS__};                                            \
-        return i < sizeof words / sizeof words[0] ? words[i] : NULL;                                 \
+#define CHOICES(name, ...)                                                                         \
+    static const char *name(size_t i) {                                                            \
+        static const char *const words[] = {__VA_ARGS__};                                          \
+        return i < sizeof words / sizeof words[0] ? words[i] : NULL;                               \
     }
 CHOICES(choice_aux, "auto", "adamw", "sign", "same")
 CHOICES(choice_zero, "coin", "plus", "abstain")
@@ -119,6 +126,7 @@ CHOICES(choice_list, "methods", "norms", "gains", "newton-schulz", "backends", "
 #define AT(field) offsetof(Options, field)
 #define HUGE_COUNT 1e15
 
+// clang-format off
 static const Flag flags[] = {
     {"Data", "data", FLAG_TEXT, AT(data), KEEP, "data/tinyshakespeare.txt", 0, 0, NULL, "PATH",
      "text file, or llm.c token shards (a quoted pattern takes many)"},
@@ -126,69 +134,122 @@ static const Flag flags[] = {
      "validation text or shards; without it the last 10 % of --data"},
     {"Data", "vocab", FLAG_CHOICE, AT(vocab), KEEP_FIXED, "auto", 0, 0, choice_vocab, "KIND",
      "unit of a text: characters if it is UTF-8, else bytes"},
-    {MODEL, "layers", FLAG_WHOLE, AT(layers), KEEP_FIXED, "4", 1, 1000, NULL, "N", "transformer blocks"},
-    {MODEL, "heads", FLAG_WHOLE, AT(heads), KEEP_FIXED, "4", 1, 1000, NULL, "N", "attention heads; divide the width"},
-    {MODEL, "width", FLAG_WHOLE, AT(width), KEEP_FIXED, "128", 1, 65536, NULL, "N", "channels"},
-    {MODEL, "context", FLAG_WHOLE, AT(context), KEEP_FIXED, "64", 1, 1048576, NULL, "N", "tokens the model sees at once"},
-    {MODEL, "dropout", FLAG_REAL, AT(dropout), KEEP, "0", 0, 0.99, NULL, "P", "probability of dropping an activation"},
-    {MODEL, "bias", FLAG_SWITCH, AT(bias), KEEP_FIXED, "off", 0, 0, NULL, NULL, "biases in linear layers and LayerNorms"},
-    {MODEL, "untied", FLAG_SWITCH, AT(untied), KEEP_FIXED, "off", 0, 0, NULL, NULL, "a head of its own, not the embedding"},
+    {MODEL, "layers", FLAG_WHOLE, AT(layers), KEEP_FIXED, "4", 1, 1000, NULL, "N",
+     "transformer blocks"},
+    {MODEL, "heads", FLAG_WHOLE, AT(heads), KEEP_FIXED, "4", 1, 1000, NULL, "N",
+     "attention heads; divide the width"},
+    {MODEL, "width", FLAG_WHOLE, AT(width), KEEP_FIXED, "128", 1, 65536, NULL, "N",
+     "channels"},
+    {MODEL, "context", FLAG_WHOLE, AT(context), KEEP_FIXED, "64", 1, 1048576, NULL, "N",
+     "tokens the model sees at once"},
+    {MODEL, "dropout", FLAG_REAL, AT(dropout), KEEP, "0", 0, 0.99, NULL, "P",
+     "probability of dropping an activation"},
+    {MODEL, "bias", FLAG_SWITCH, AT(bias), KEEP_FIXED, "off", 0, 0, NULL, NULL,
+     "biases in linear layers and LayerNorms"},
+    {MODEL, "untied", FLAG_SWITCH, AT(untied), KEEP_FIXED, "off", 0, 0, NULL, NULL,
+     "a head of its own, not the embedding"},
     {RULE, "method", FLAG_CHOICE, AT(method), KEEP_FIXED, "signmuon", 0, 0, choice_method, "NAME",
      "rule of the hidden matrices; --list methods explains"},
     {RULE, "aux", FLAG_CHOICE, AT(aux), KEEP_FIXED, "auto", 0, 0, choice_aux, "RULE",
      "rule of all other tensors: adamw (fp32), sign (one bit), same (as --method, without its maps)"},
-    {RULE, "lr", FLAG_REAL, AT(lr), KEEP, "auto", 0, 1e6, NULL, "RATE", "peak rate of the hidden matrices"},
+    {RULE, "lr", FLAG_REAL, AT(lr), KEEP, "auto", 0, 1e6, NULL, "RATE",
+     "peak rate of the hidden matrices"},
     {RULE, "aux-lr", FLAG_REAL, AT(aux_lr), KEEP, "auto", 0, 1e6, NULL, "RATE",
      "peak rate of the others: adamw 3e-3, sign 1e-3, same as --lr"},
-    {RULE, "schedule", FLAG_CHOICE, AT(schedule), KEEP, "linear", 0, 0, choice_schedule, "NAME", "shape of the rate over the steps"},
-    {RULE, "warmup", FLAG_WHOLE, AT(warmup), KEEP, "0", 0, HUGE_COUNT, NULL, "STEPS", "linear rise before it"},
-    {RULE, "cooldown", FLAG_REAL, AT(cooldown), KEEP, "0.2", 0, 1, NULL, "FRACTION", "part of a wsd schedule spent falling"},
-    {RULE, "final-lr", FLAG_REAL, AT(final_lr), KEEP, "0", 0, 1, NULL, "FRACTION", "of the peak, at the last step"},
-    {RULE, "momentum", FLAG_REAL, AT(momentum), KEEP, "auto", 0, 0.99999, NULL, "MU", "weight of the old momentum (Lion: beta2)"},
-    {RULE, "nesterov", FLAG_CHOICE, AT(nesterov), KEEP, "auto", 0, 0, choice_nesterov, "on|off", "look ahead along the gradient"},
-    {RULE, "beta1", FLAG_REAL, AT(beta1), KEEP, "0.9", 0, 0.99999, NULL, "B", "AdamW and Lion"},
-    {RULE, "beta2", FLAG_REAL, AT(beta2), KEEP, "0.95", 0, 0.999999, NULL, "B", "AdamW"},
-    {RULE, "epsilon", FLAG_REAL, AT(epsilon), KEEP, "1e-8", 0, 1, NULL, "E", "AdamW"},
-    {RULE, "weight-decay", FLAG_REAL, AT(weight_decay), KEEP, "auto", 0, 1e3, NULL, "WD", "of matrices and embeddings, decoupled"},
-    {RULE, "coupled-decay", FLAG_SWITCH, AT(coupled_decay), KEEP, "off", 0, 0, NULL, NULL, "add WD * W to the gradient instead (arXiv 2605.16311)"},
-    {RULE, "clip", FLAG_REAL, AT(clip), KEEP, "0", 0, 1e9, NULL, "NORM", "longest gradient of a worker; 0 does not clip"},
-    {RULE, "ns", FLAG_CHOICE, AT(ns), KEEP, "jordan5", 0, 0, choice_ns, "NAME", "Newton-Schulz polynomials of the polar factor"},
-    {RULE, "gain", FLAG_CHOICE, AT(gain), KEEP, "auto", 0, 0, choice_gain, "NAME", "factor on the rate by matrix shape; --list gains"},
-    {RULE, "norm", FLAG_CHOICE, AT(norm), KEEP, "auto", 0, 0, choice_norm, "NAME", "whose LMO stands wherever the method has the spectral one"},
-    {RULE, "worker-map", FLAG_CHOICE, AT(worker_map), KEEP, "auto", 0, 0, choice_norm, "NORM", "LMO applied before sending"},
-    {RULE, "server-map", FLAG_CHOICE, AT(server_map), KEEP, "auto", 0, 0, choice_norm, "NORM", "LMO applied to the vote or mean, by its owner"},
+    {RULE, "schedule", FLAG_CHOICE, AT(schedule), KEEP, "linear", 0, 0, choice_schedule, "NAME",
+     "shape of the rate over the steps"},
+    {RULE, "warmup", FLAG_WHOLE, AT(warmup), KEEP, "auto", 0, HUGE_COUNT, NULL, "STEPS",
+     "linear rise before it; 5 % of the steps or none"},
+    {RULE, "cooldown", FLAG_REAL, AT(cooldown), KEEP, "0.2", 0, 1, NULL, "FRACTION",
+     "part of a wsd schedule spent falling"},
+    {RULE, "final-lr", FLAG_REAL, AT(final_lr), KEEP, "0", 0, 1, NULL, "FRACTION",
+     "of the peak, at the last step"},
+    {RULE, "momentum", FLAG_REAL, AT(momentum), KEEP, "auto", 0, 0.99999, NULL, "MU",
+     "weight of the old momentum (Lion: beta2)"},
+    {RULE, "nesterov", FLAG_CHOICE, AT(nesterov), KEEP, "auto", 0, 0, choice_nesterov, "on|off",
+     "look ahead along the gradient"},
+    {RULE, "beta1", FLAG_REAL, AT(beta1), KEEP, "0.9", 0, 0.99999, NULL, "B",
+     "AdamW and Lion"},
+    {RULE, "beta2", FLAG_REAL, AT(beta2), KEEP, "0.95", 0, 0.999999, NULL, "B",
+     "AdamW"},
+    {RULE, "epsilon", FLAG_REAL, AT(epsilon), KEEP, "1e-8", 0, 1, NULL, "E",
+     "AdamW"},
+    {RULE, "weight-decay", FLAG_REAL, AT(weight_decay), KEEP, "auto", 0, 1e3, NULL, "WD",
+     "of matrices and embeddings, decoupled"},
+    {RULE, "coupled-decay", FLAG_SWITCH, AT(coupled_decay), KEEP, "off", 0, 0, NULL, NULL,
+     "add WD * W to the gradient instead (arXiv 2605.16311)"},
+    {RULE, "clip", FLAG_REAL, AT(clip), KEEP, "0", 0, 1e9, NULL, "NORM",
+     "longest gradient of a worker; 0 does not clip"},
+    {RULE, "ns", FLAG_CHOICE, AT(ns), KEEP, "jordan5", 0, 0, choice_ns, "NAME",
+     "Newton-Schulz polynomials of the polar factor"},
+    {RULE, "gain", FLAG_CHOICE, AT(gain), KEEP, "auto", 0, 0, choice_gain, "NAME",
+     "factor on the rate by matrix shape; --list gains"},
+    {RULE, "norm", FLAG_CHOICE, AT(norm), KEEP, "auto", 0, 0, choice_norm, "NAME",
+     "whose LMO stands wherever the method has the spectral one"},
+    {RULE, "worker-map", FLAG_CHOICE, AT(worker_map), KEEP, "auto", 0, 0, choice_norm, "NORM",
+     "LMO applied before sending"},
+    {RULE, "server-map", FLAG_CHOICE, AT(server_map), KEEP, "auto", 0, 0, choice_norm, "NORM",
+     "LMO applied to the vote or mean, by its owner"},
     {RULE, "polar-after-vote", FLAG_SWITCH, AT(polar_after_vote), KEEP, "off", 0, 0, NULL, NULL,
      "every worker steps along the polar factor of the vote"},
-    {RULE, "zeros", FLAG_CHOICE, AT(zeros), KEEP, "coin", 0, 0, choice_zero, "RULE", "sign of an exact zero; abstain costs a second bit"},
-    {RULE, "ties", FLAG_CHOICE, AT(ties), KEEP, "coin", 0, 0, choice_zero, "RULE", "a tied vote; none with an odd number of workers"},
-    {WORK, "workers", FLAG_WHOLE, AT(workers), KEEP_FIXED, "1", 1, COMM_MAX_WORKERS, NULL, "N", "of the vote; odd numbers cannot tie"},
-    {WORK, "backend", FLAG_CHOICE, AT(backend), KEEP, "threads", 0, 0, choice_backend, "NAME", "what a worker is; results do not depend on it"},
+    {RULE, "zeros", FLAG_CHOICE, AT(zeros), KEEP, "coin", 0, 0, choice_zero, "RULE",
+     "sign of an exact zero; abstain costs a second bit"},
+    {RULE, "ties", FLAG_CHOICE, AT(ties), KEEP, "coin", 0, 0, choice_zero, "RULE",
+     "a tied vote; none with an odd number of workers"},
+    {WORK, "workers", FLAG_WHOLE, AT(workers), KEEP_FIXED, "1", 1, COMM_MAX_WORKERS, NULL, "N",
+     "of the vote; odd numbers cannot tie"},
+    {WORK, "backend", FLAG_CHOICE, AT(backend), KEEP, "threads", 0, 0, choice_backend, "NAME",
+     "what a worker is; results do not depend on it"},
     {WORK, "threads", FLAG_WHOLE, AT(threads), KEEP_NOT, "0", 0, 256, NULL, "N",
      "compute threads per worker; 0: usable cores / workers. Results do not depend on it"},
-    {WORK, "wire", FLAG_CHOICE, AT(wire), KEEP, "sharded", 0, 0, choice_wire, "KIND", "votes as bits in shards, or as a sum of int8; same result"},
-    {WORK, "link", FLAG_TEXT, AT(link), KEEP, "", 0, 0, NULL, "RATE,DELAY", "estimate wire time, e.g. 100mbit,5ms (computed, not slept)"},
-    {WORK, "check-every", FLAG_WHOLE, AT(check_every), KEEP, "100", 0, HUGE_COUNT, NULL, "STEPS", "compare the workers' parameters by hash; 0 never"},
-    {RUN, "batch", FLAG_WHOLE, AT(batch), KEEP_FIXED, "12", 1, 1e6, NULL, "N", "sequences per step over all workers"},
-    {RUN, "steps", FLAG_WHOLE, AT(steps), KEEP, "2000", 0, HUGE_COUNT, NULL, "N", "optimizer steps"},
-    {RUN, "seed", FLAG_WHOLE, AT(seed), KEEP_FIXED, "1337", 0, 9e15, NULL, "N", "everything random follows from it"},
-    {RUN, "eval-every", FLAG_WHOLE, AT(eval_every), KEEP, "250", 0, HUGE_COUNT, NULL, "STEPS", "validate on the whole split; 0 only at the end"},
-    {RUN, "log-every", FLAG_WHOLE, AT(log_every), KEEP, "10", 0, HUGE_COUNT, NULL, "STEPS", "a row of log.csv; 0 only at evaluations"},
-    {RUN, "save-every", FLAG_WHOLE, AT(save_every), KEEP, "500", 0, HUGE_COUNT, NULL, "STEPS", "write OUT/last; 0 only at the end"},
-    {RUN, "out", FLAG_TEXT, AT(out), KEEP_NOT, "out", 0, 0, NULL, "DIR", "checkpoints and log"},
-    {RUN, "resume", FLAG_SWITCH, AT(resume), KEEP_NOT, "off", 0, 0, NULL, NULL, "continue from OUT/last, with its flags"},
-    {RUN, "overwrite", FLAG_SWITCH, AT(overwrite), KEEP_NOT, "off", 0, 0, NULL, NULL, "start anew in an OUT that holds a checkpoint"},
-    {RUN, "dry-run", FLAG_SWITCH, AT(dry_run), KEEP_NOT, "off", 0, 0, NULL, NULL, "print model, rules, bytes, memory; train nothing"},
-    {RUN, "quiet", FLAG_SWITCH, AT(quiet), KEEP_NOT, "off", 0, 0, NULL, NULL, "no progress"},
-    {TEXT, "sample", FLAG_WHOLE, AT(sample), KEEP_NOT, "0", 0, 1e12, NULL, "N", "write N tokens of text to stdout, and nothing else"},
-    {TEXT, "prompt", FLAG_TEXT, AT(prompt), KEEP_NOT, "\n", 0, 0, NULL, "TEXT", "how the sample begins"},
-    {TEXT, "temperature", FLAG_REAL, AT(temperature), KEEP_NOT, "0.8", 0, 100, NULL, "T", "0 takes the likeliest token"},
-    {TEXT, "top-k", FLAG_WHOLE, AT(top_k), KEEP_NOT, "200", 0, 1e9, NULL, "K", "sample among the K likeliest; 0 among all"},
-    {TEXT, "eval", FLAG_SWITCH, AT(eval), KEEP_NOT, "off", 0, 0, NULL, NULL, "print the validation loss of a checkpoint"},
-    {TEXT, "from", FLAG_CHOICE, AT(from), KEEP_NOT, "last", 0, 0, choice_from, "WHICH", "checkpoint that --sample and --eval read"},
-    {"Help", "list", FLAG_CHOICE, AT(list), KEEP_NOT, "", 0, 0, choice_list, "WHAT", "explain methods, norms, gains, newton-schulz, backends or schedules"},
-    {"Help", "help", FLAG_SWITCH, AT(help), KEEP_NOT, "off", 0, 0, NULL, NULL, "this page"},
-    {"Help", "version", FLAG_SWITCH, AT(version), KEEP_NOT, "off", 0, 0, NULL, NULL, "version and compiler"},
+    {WORK, "wire", FLAG_CHOICE, AT(wire), KEEP, "sharded", 0, 0, choice_wire, "KIND",
+     "votes as bits in shards, or as a sum of int8; same result"},
+    {WORK, "link", FLAG_TEXT, AT(link), KEEP, "", 0, 0, NULL, "RATE,DELAY",
+     "estimate wire time, e.g. 100mbit,5ms (computed, not slept)"},
+    {WORK, "check-every", FLAG_WHOLE, AT(check_every), KEEP, "100", 0, HUGE_COUNT, NULL, "STEPS",
+     "compare the workers' parameters by hash; 0 never"},
+    {RUN, "batch", FLAG_WHOLE, AT(batch), KEEP_FIXED, "12", 1, 1e6, NULL, "N",
+     "sequences per step over all workers"},
+    {RUN, "steps", FLAG_WHOLE, AT(steps), KEEP, "2000", 0, HUGE_COUNT, NULL, "N",
+     "optimizer steps"},
+    {RUN, "seed", FLAG_WHOLE, AT(seed), KEEP_FIXED, "1337", 0, 9e15, NULL, "N",
+     "everything random follows from it"},
+    {RUN, "eval-every", FLAG_WHOLE, AT(eval_every), KEEP, "250", 0, HUGE_COUNT, NULL, "STEPS",
+     "validate on the whole split; 0 only at the end"},
+    {RUN, "log-every", FLAG_WHOLE, AT(log_every), KEEP, "10", 0, HUGE_COUNT, NULL, "STEPS",
+     "a row of log.csv; 0 only at evaluations"},
+    {RUN, "save-every", FLAG_WHOLE, AT(save_every), KEEP, "500", 0, HUGE_COUNT, NULL, "STEPS",
+     "write OUT/last; 0 only at the end"},
+    {RUN, "out", FLAG_TEXT, AT(out), KEEP_NOT, "out", 0, 0, NULL, "DIR",
+     "checkpoints and log"},
+    {RUN, "resume", FLAG_SWITCH, AT(resume), KEEP_NOT, "off", 0, 0, NULL, NULL,
+     "continue from OUT/last, with its flags"},
+    {RUN, "overwrite", FLAG_SWITCH, AT(overwrite), KEEP_NOT, "off", 0, 0, NULL, NULL,
+     "start anew in an OUT that holds a checkpoint"},
+    {RUN, "dry-run", FLAG_SWITCH, AT(dry_run), KEEP_NOT, "off", 0, 0, NULL, NULL,
+     "print model, rules, bytes, memory; train nothing"},
+    {RUN, "quiet", FLAG_SWITCH, AT(quiet), KEEP_NOT, "off", 0, 0, NULL, NULL,
+     "no progress"},
+    {TEXT, "sample", FLAG_WHOLE, AT(sample), KEEP_NOT, "0", 0, 1e12, NULL, "N",
+     "write N tokens of text to stdout, and nothing else"},
+    {TEXT, "prompt", FLAG_TEXT, AT(prompt), KEEP_NOT, "\n", 0, 0, NULL, "TEXT",
+     "how the sample begins"},
+    {TEXT, "temperature", FLAG_REAL, AT(temperature), KEEP_NOT, "0.8", 0, 100, NULL, "T",
+     "0 takes the likeliest token"},
+    {TEXT, "top-k", FLAG_WHOLE, AT(top_k), KEEP_NOT, "200", 0, 1e9, NULL, "K",
+     "sample among the K likeliest; 0 among all"},
+    {TEXT, "eval", FLAG_SWITCH, AT(eval), KEEP_NOT, "off", 0, 0, NULL, NULL,
+     "print the validation loss of a checkpoint"},
+    {TEXT, "from", FLAG_CHOICE, AT(from), KEEP_NOT, "last", 0, 0, choice_from, "WHICH",
+     "checkpoint that --sample and --eval read"},
+    {"Help", "list", FLAG_CHOICE, AT(list), KEEP_NOT, "", 0, 0, choice_list, "WHAT",
+     "explain methods, norms, gains, newton-schulz, backends or schedules"},
+    {"Help", "help", FLAG_SWITCH, AT(help), KEEP_NOT, "off", 0, 0, NULL, NULL,
+     "this page"},
+    {"Help", "version", FLAG_SWITCH, AT(version), KEEP_NOT, "off", 0, 0, NULL, NULL,
+     "version and compiler"},
 };
+// clang-format on
 enum { FLAG_COUNT = sizeof flags / sizeof flags[0] };
 
 static void *field_of(Options *o, const Flag *f) { return (char *)o + f->field; }
@@ -214,18 +275,23 @@ static size_t word_distance(const char *a, const char *b) {
 static const char *flag_name(size_t i) { return i < FLAG_COUNT ? flags[i].name : NULL; }
 
 /* "; did you mean 'x' or 'y'?" or "" into out, from the words nearest to a wrong one. */
-static const char *suggest(const char *word, const char *(*choice)(size_t), char *out, size_t size) {
+static const char *suggest(const char *word, const char *(*choice)(size_t), char *out,
+                           size_t size) {
     const char *best = NULL, *second = NULL;
     size_t d_best = 4, d_second = 4;
     for (size_t i = 0; choice(i); i++) {
         size_t d = strlen(word) > 60 ? 99 : word_distance(word, choice(i));
         if (strlen(word) >= 4 && strncmp(word, choice(i), strlen(word)) == 0) d = 1;
-        if (d < d_best) second = best, d_second = d_best, best = choice(i), d_best = d;
-        else if (d < d_second) second = choice(i), d_second = d;
+        if (d < d_best)
+            second = best, d_second = d_best, best = choice(i), d_best = d;
+        else if (d < d_second)
+            second = choice(i), d_second = d;
     }
     out[0] = 0;
-    if (best && second && d_second == d_best) snprintf(out, size, "; did you mean '%s' or '%s'?", best, second);
-    else if (best) snprintf(out, size, "; did you mean '%s'?", best);
+    if (best && second && d_second == d_best)
+        snprintf(out, size, "; did you mean '%s' or '%s'?", best, second);
+    else if (best)
+        snprintf(out, size, "; did you mean '%s'?", best);
     return out;
 }
 
@@ -233,7 +299,11 @@ static const char *suggest(const char *word, const char *(*choice)(size_t), char
 static const char *enumerate(const char *(*choice)(size_t), char *out, size_t size) {
     size_t used = 0;
     for (size_t i = 0; choice(i) && used < size; i++)
-        used += (size_t)snprintf(out + used, size - used, "%s%s", i == 0 ? "" : choice(i + 1) ? ", " : " or ", choice(i));
+        used += (size_t)snprintf(out + used, size - used, "%s%s",
+                                 i == 0          ? ""
+                                 : choice(i + 1) ? ", "
+                                                 : " or ",
+                                 choice(i));
     return out;
 }
 
@@ -250,52 +320,72 @@ static int flag_parse(Options *o, const Flag *f, const char *text, char *error, 
         return snprintf(error, size, "--%s takes on or off, not '%s'", f->name, text), -1;
     }
     if (f->kind == FLAG_CHOICE) {
-        if (!*text && !*f->fallback && text == f->fallback) return *(const char **)field_of(o, f) = text, 0;
+        if (!*text && !*f->fallback && text == f->fallback)
+            return *(const char **)field_of(o, f) = text, 0;
         for (size_t i = 0; f->choice(i); i++)
             if (word_distance(text, f->choice(i)) == 0) {
-                if (f->field == AT(nesterov)) *(int *)field_of(o, f) = i == 0 ? -1 : i == 1;
-                else *(const char **)field_of(o, f) = f->choice(i);
+                if (f->field == AT(nesterov))
+                    *(int *)field_of(o, f) = i == 0 ? -1 : i == 1;
+                else
+                    *(const char **)field_of(o, f) = f->choice(i);
                 return 0;
             }
         return snprintf(error, size, "--%s does not know '%s'%s (it takes %s)", f->name, text,
-                        suggest(text, f->choice, hint, sizeof hint), enumerate(f->choice, words, sizeof words)), -1;
+                        suggest(text, f->choice, hint, sizeof hint),
+                        enumerate(f->choice, words, sizeof words)),
+               -1;
     }
-    if (f->kind == FLAG_REAL && strcmp(text, "auto") == 0 && strcmp(f->fallback, "auto") == 0)
-        return *(double *)field_of(o, f) = NAN, 0;
+    if (strcmp(text, "auto") == 0 && strcmp(f->fallback, "auto") == 0) { /* the method decides */
+        if (f->kind == FLAG_REAL) *(double *)field_of(o, f) = NAN;
+        else *(long *)field_of(o, f) = -1;
+        return 0;
+    }
     errno = 0;
     double value = strtod(text, &end);
     int whole = f->kind == FLAG_WHOLE;
-    int wrong = end == text || *end || !isfinite(value) || strpbrk(text, "xXpPnN ") || value < f->min || value > f->max;
+    int wrong = end == text || *end || !isfinite(value) || strpbrk(text, "xXpPnN ") ||
+                value < f->min || value > f->max;
     if (wrong || (whole && value != floor(value)))
         return snprintf(error, size, "--%s takes a %s from %.15g to %.15g, not '%s'", f->name,
-                        whole ? "whole number" : "number", f->min, f->max, text), -1;
-    if (whole) *(long *)field_of(o, f) = (long)value;
-    else *(double *)field_of(o, f) = value;
+                        whole ? "whole number" : "number", f->min, f->max, text),
+               -1;
+    if (whole)
+        *(long *)field_of(o, f) = (long)value;
+    else
+        *(double *)field_of(o, f) = value;
     return 0;
 }
 
 /* The value of f as a user would type it. */
 static const char *flag_text(const Options *options, const Flag *f, char *out, size_t size) {
     Options *o = (Options *)(uintptr_t)options;
-    if (f->field == AT(nesterov)) return *(int *)field_of(o, f) < 0 ? "auto" : *(int *)field_of(o, f) ? "on" : "off";
+    if (f->field == AT(nesterov))
+        return *(int *)field_of(o, f) < 0 ? "auto" : *(int *)field_of(o, f) ? "on" : "off";
     if (f->kind == FLAG_SWITCH) return *(int *)field_of(o, f) ? "on" : "off";
     if (f->kind == FLAG_TEXT || f->kind == FLAG_CHOICE) return *(const char **)field_of(o, f);
-    if (f->kind == FLAG_WHOLE) snprintf(out, size, "%ld", *(long *)field_of(o, f));
-    else if (isnan(*(double *)field_of(o, f))) return "auto";
-    else snprintf(out, size, "%.17g", *(double *)field_of(o, f));
-    for (int digits = 1; f->kind == FLAG_REAL && digits < 17; digits++) { /* the shortest that reads back */
+    if (f->kind == FLAG_WHOLE && *(long *)field_of(o, f) < 0) return "auto";
+    if (f->kind == FLAG_WHOLE)
+        snprintf(out, size, "%ld", *(long *)field_of(o, f));
+    else if (isnan(*(double *)field_of(o, f)))
+        return "auto";
+    else
+        snprintf(out, size, "%.17g", *(double *)field_of(o, f));
+    for (int digits = 1; f->kind == FLAG_REAL && digits < 17;
+         digits++) { /* the shortest that reads back */
         snprintf(out, size, "%.*g", digits, *(double *)field_of(o, f));
         if (strtod(out, NULL) == *(double *)field_of(o, f)) break;
     }
     return out;
 }
 
-/* Read argv over the defaults; given[i] counts how often flag i was named. Ends the program on misuse. */
+/* Read argv over the defaults; given[i] counts how often flag i was named. Ends the program on
+ * misuse. */
 static void parse_flags(Options *o, int argc, char **argv, int *given) {
     char error[1024], hint[128], name[64];
     for (size_t i = 0; i < FLAG_COUNT; i++) {
         given[i] = 0;
-        if (flag_parse(o, &flags[i], flags[i].fallback, error, sizeof error)) die(EXIT_FAILED, "%s", error);
+        if (flag_parse(o, &flags[i], flags[i].fallback, error, sizeof error))
+            die(EXIT_FAILED, "%s", error);
     }
     for (int a = 1; a < argc; a++) {
         const char *word = argv[a], *value = strchr(word, '=');
@@ -307,14 +397,20 @@ static void parse_flags(Options *o, int argc, char **argv, int *given) {
         const Flag *f = NULL;
         for (size_t i = 0; i < FLAG_COUNT && !f; i++)
             if (length < 64 && word_distance(name, flags[i].name) == 0) f = &flags[i];
-        if (!f) die(EXIT_USAGE, "there is no flag --%s%s", name, suggest(name, flag_name, hint, sizeof hint));
+        if (!f)
+            die(EXIT_USAGE, "there is no flag --%s%s", name,
+                suggest(name, flag_name, hint, sizeof hint));
         given[f - flags]++;
-        if (value) value++;
+        if (value)
+            value++;
         else if (f->kind == FLAG_SWITCH) {
-            int next = a + 1 < argc && (strcmp(argv[a + 1], "on") == 0 || strcmp(argv[a + 1], "off") == 0);
+            int next =
+                a + 1 < argc && (strcmp(argv[a + 1], "on") == 0 || strcmp(argv[a + 1], "off") == 0);
             value = next ? argv[++a] : "on";
-        } else if (a + 1 < argc && strncmp(argv[a + 1], "--", 2) != 0) value = argv[++a];
-        else die(EXIT_USAGE, "--%s wants a value: --%s %s", f->name, f->name, f->value);
+        } else if (a + 1 < argc && strncmp(argv[a + 1], "--", 2) != 0)
+            value = argv[++a];
+        else
+            die(EXIT_USAGE, "--%s wants a value: --%s %s", f->name, f->name, f->value);
         if (flag_parse(o, f, value, error, sizeof error)) die(EXIT_USAGE, "%s", error);
     }
 }
@@ -326,39 +422,42 @@ static int flag_agrees(const Options *o, const Flag *f, const char *stored) {
 }
 
 static void print_help(void) {
-    char words[512], line[1024];
+    char words[512];
     const char *group = "";
     printf("train_gpt - a GPT in plain C, trained by workers that send one bit per weight\n\n"
-           "  train_gpt --workers 3 --aux sign          train; the whole model travels at one bit per weight\n"
+           "  train_gpt --workers 3 --aux sign          train; the whole model travels at one bit "
+           "per weight\n"
            "  train_gpt --method adamw --lr 3e-3        the same with AdamW\n"
            "  train_gpt --resume --steps 4000           go on from out/last, further\n"
            "  train_gpt --sample 300 --prompt 'ROMEO:'  write text from out/last\n"
            "  train_gpt --list methods                  explain the rules\n\n"
-           "--name value or --name=value; - and _ are alike; switches take on or off and mean on when bare.\n");
+           "--name value or --name=value; - and _ are alike; switches take on or off and mean on "
+           "when bare.\n");
     for (size_t i = 0; i < FLAG_COUNT; i++) {
         const Flag *f = &flags[i];
         if (strcmp(group, f->group) != 0) printf("\n%s\n", group = f->group);
-        int hidden = !*f->fallback || f->kind == FLAG_SWITCH || f->keep == KEEP_NOT;
         const char *fallback = strcmp(f->fallback, "\n") == 0 ? "a newline" : f->fallback;
-        snprintf(line, sizeof line, "%s%s%s%s", f->help, hidden && strcmp(f->name, "out") && f->kind != FLAG_REAL && strcmp(f->name, "top-k") ? "" : " [",
-                 hidden && strcmp(f->name, "out") && f->kind != FLAG_REAL && strcmp(f->name, "top-k") ? "" : strcmp(fallback, "auto") == 0 && f->kind != FLAG_CHOICE ? "by method" : fallback,
-                 hidden && strcmp(f->name, "out") && f->kind != FLAG_REAL && strcmp(f->name, "top-k") ? "" : "]");
-        printf("  --%-17s %-11s %s\n", f->name, f->value ? f->value : "", line);
+        if (strcmp(fallback, "auto") == 0 && f->kind != FLAG_CHOICE) fallback = "by method";
+        printf("  --%-17s %-11s %s", f->name, f->value ? f->value : "", f->help);
+        printf(f->kind != FLAG_SWITCH && *fallback ? " [%s]\n" : "\n", fallback);
         if (f->kind == FLAG_CHOICE && f->choice != choice_list && f->choice != choice_nesterov)
             printf("  %32s%s\n", "", enumerate(f->choice, words, sizeof words));
     }
-    printf("\nExit status: 0 done, 1 failed, 2 wrong use, 3 diverged, 130 or 143 interrupted after saving.\n"
-           "An odd number of workers cannot tie. NO_COLOR and GEMM_ISA=portable|avx2|avx512 are respected.\n");
+    printf("\nExit status: 0 done, 1 failed, 2 wrong use, 3 diverged, 130 or 143 interrupted after "
+           "saving.\n"
+           "An odd number of workers cannot tie. NO_COLOR and GEMM_ISA=portable|avx2|avx512 are "
+           "respected.\n");
 }
 
 static void print_list(const char *what) {
     if (strcmp(what, "methods") == 0) {
-        printf("%-14s %-9s %-5s %-9s %-5s %-10s %-7s %-6s %s\n", "method", "worker", "sends", "server", "reply", "gain",
-               "lr", "aux", "direction");
+        printf("%-14s %-9s %-5s %-9s %-5s %-10s %-7s %-6s %s\n", "method", "worker", "sends",
+               "server", "reply", "gain", "lr", "aux", "direction");
         for (size_t i = 0; sm_method_row(i); i++) {
             const SmMethod *m = sm_method_row(i);
-            printf("%-14s %-9s %-5s %-9s %-5s %-10s %-7g %-6s %s\n", m->name, m->worker_map, m->message == SM_SIGN ? "1 bit" : "fp32",
-                   m->server_map, m->reply == SM_SIGN ? "1 bit" : "fp32", m->gain, m->lr, m->aux, m->doc);
+            printf("%-14s %-9s %-5s %-9s %-5s %-10s %-7g %-6s %s\n", m->name, m->worker_map,
+                   m->message == SM_SIGN ? "1 bit" : "fp32", m->server_map,
+                   m->reply == SM_SIGN ? "1 bit" : "fp32", m->gain, m->lr, m->aux, m->doc);
         }
     }
     for (size_t i = 0; strcmp(what, "norms") == 0 && sm_norm_row(i); i++)
@@ -370,22 +469,34 @@ static void print_list(const char *what) {
     for (size_t i = 0; strcmp(what, "backends") == 0 && comm_backend_row(i); i++)
         printf("%-16s %s\n", comm_backend_row(i)->name, comm_backend_row(i)->doc);
     if (strcmp(what, "schedules") == 0)
-        printf("linear           falls from the peak to final-lr * peak\n"
-               "cosine           the same along half a cosine\n"
-               "constant         stays at the peak\n"
-               "wsd              stays, then falls linearly over the last `cooldown` of the steps\n");
+        printf(
+            "linear           falls from the peak to final-lr * peak\n"
+            "cosine           the same along half a cosine\n"
+            "constant         stays at the peak\n"
+            "wsd              stays, then falls linearly over the last `cooldown` of the steps\n");
 }
 
-/* The optimizer's configuration that the flags and the method's row say. Ends the program on misuse. */
+/* The optimizer's configuration that the flags and the method's row say. Ends the program on
+ * misuse. */
 static SmConfig resolve_method(Options *o) {
     const SmMethod *m = sm_method(o->method);
-    SmConfig c = {.method = m, .worker_map = m->worker_map, .server_map = m->server_map, .local_map = "none",
-                  .reply = m->reply, .ns = sm_newton_schulz(o->ns), .beta1 = o->beta1, .beta2 = o->beta2,
-                  .epsilon = o->epsilon, .coupled_decay = o->coupled_decay, .seed = (uint64_t)o->seed,
+    SmConfig c = {.method = m,
+                  .worker_map = m->worker_map,
+                  .server_map = m->server_map,
+                  .local_map = "none",
+                  .reply = m->reply,
+                  .ns = sm_newton_schulz(o->ns),
+                  .beta1 = o->beta1,
+                  .beta2 = o->beta2,
+                  .epsilon = o->epsilon,
+                  .coupled_decay = o->coupled_decay,
+                  .seed = (uint64_t)o->seed,
                   .int8_wire = strcmp(o->wire, "int8") == 0};
     int replace = strcmp(o->norm, "auto") != 0;
     if (replace && !sm_norm(c.worker_map) && !sm_norm(c.server_map) && !o->polar_after_vote)
-        die(EXIT_USAGE, "--norm %s has nothing to replace: --method %s applies no LMO; use --worker-map or --server-map",
+        die(EXIT_USAGE,
+            "--norm %s has nothing to replace: --method %s applies no LMO; use --worker-map or "
+            "--server-map",
             o->norm, o->method);
     if (replace && sm_norm(c.worker_map)) c.worker_map = o->norm;
     if (replace && sm_norm(c.server_map)) c.server_map = o->norm;
@@ -396,13 +507,20 @@ static SmConfig resolve_method(Options *o) {
         c.reply = m->message == SM_SIGN && signs ? SM_SIGN : SM_DENSE;
     }
     if (m->update == SM_ADAMW && (sm_norm(c.worker_map) || sm_norm(c.server_map)))
-        die(EXIT_USAGE, "--worker-map and --server-map do not go with --method %s, which scales each entry itself", o->method);
+        die(EXIT_USAGE,
+            "--worker-map and --server-map do not go with --method %s, which scales each entry "
+            "itself",
+            o->method);
     if (o->polar_after_vote && (m->message != SM_SIGN || sm_norm(c.server_map)))
-        die(EXIT_USAGE, "--polar-after-vote needs a method whose reply is the vote itself: signsgd, signum, lion or signmuon, not %s",
+        die(EXIT_USAGE,
+            "--polar-after-vote needs a method whose reply is the vote itself: signsgd, signum, "
+            "lion or signmuon, not %s",
             o->method);
     if (o->polar_after_vote) c.local_map = replace ? o->norm : "spectral";
     if (c.int8_wire && o->workers > 127)
-        die(EXIT_USAGE, "--wire int8 counts to 127: take --wire sharded, or --workers 127 or fewer, not %ld", o->workers);
+        die(EXIT_USAGE,
+            "--wire int8 counts to 127: take --wire sharded, or --workers 127 or fewer, not %ld",
+            o->workers);
     for (size_t i = 0; choice_zero(i); i++) {
         if (strcmp(o->zeros, choice_zero(i)) == 0) c.zeros = (SmZero)i;
         if (strcmp(o->ties, choice_zero(i)) == 0) c.ties = (SmZero)i;
@@ -410,11 +528,18 @@ static SmConfig resolve_method(Options *o) {
     if (strcmp(o->aux, "auto") == 0) o->aux = m->aux;
     if (strcmp(o->gain, "auto") == 0) o->gain = o->polar_after_vote ? "rms" : m->gain;
     if (isnan(o->lr)) o->lr = o->polar_after_vote ? 5e-3 : m->lr;
-    if (isnan(o->aux_lr)) o->aux_lr = strcmp(o->aux, "adamw") == 0 ? 3e-3 : strcmp(o->aux, "sign") == 0 ? 1e-3 : o->lr;
-    if (isnan(o->momentum)) o->momentum = m->momentum > 0 || strcmp(o->aux, "sign") ? m->momentum : 0.95;
+    if (isnan(o->aux_lr))
+        o->aux_lr = strcmp(o->aux, "adamw") == 0  ? 3e-3
+                    : strcmp(o->aux, "sign") == 0 ? 1e-3
+                                                  : o->lr;
+    if (isnan(o->momentum))
+        o->momentum = m->momentum > 0 || strcmp(o->aux, "sign") ? m->momentum : 0.95;
     if (isnan(o->weight_decay)) o->weight_decay = m->decay;
     if (o->nesterov < 0) o->nesterov = m->nesterov;
-    c.aux = strcmp(o->aux, "same") == 0 ? m : sm_method(strcmp(o->aux, "sign") == 0 ? "signum" : "adamw");
+    if (o->warmup < 0) o->warmup = (long)(m->warmup * (double)o->steps);
+    c.aux = strcmp(o->aux, "same") == 0
+                ? m
+                : sm_method(strcmp(o->aux, "sign") == 0 ? "signum" : "adamw");
     c.gain = sm_gain(o->gain);
     c.momentum = o->momentum;
     c.decay = o->weight_decay;
@@ -422,10 +547,14 @@ static SmConfig resolve_method(Options *o) {
     return c;
 }
 
-/* --link "100mbit,5ms" as seconds per byte and seconds per message; 0 when the text is malformed. */
+/* --link "100mbit,5ms" as seconds per byte and seconds per message; 0 when the text is
+ * malformed. */
 static int parse_link(const char *text, double *per_byte, double *per_message) {
-    static const struct { const char *name; double factor; } unit[] = {
-        {"gbit", 1e9}, {"mbit", 1e6}, {"kbit", 1e3}, {"bit", 1}, {"ms", 1e-3}, {"us", 1e-6}, {"s", 1}};
+    static const struct {
+        const char *name;
+        double factor;
+    } unit[] = {{"gbit", 1e9}, {"mbit", 1e6}, {"kbit", 1e3}, {"bit", 1},
+                {"ms", 1e-3},  {"us", 1e-6},  {"s", 1}};
     char *end;
     double value[2], factor[2] = {0, 0};
     for (int k = 0; k < 2; k++) {
@@ -451,31 +580,56 @@ static void check_together(const Options *o) {
     if (o->width % o->heads)
         die(EXIT_USAGE, "--width %ld is not divisible by --heads %ld", o->width, o->heads);
     if (o->batch % o->workers)
-        die(EXIT_USAGE, "--batch %ld is not divisible by --workers %ld: every worker takes as many sequences", o->batch, o->workers);
+        die(EXIT_USAGE,
+            "--batch %ld is not divisible by --workers %ld: every worker takes as many sequences",
+            o->batch, o->workers);
     if (*o->link && !parse_link(o->link, &byte, &message))
         die(EXIT_USAGE, "--link takes a rate and a delay such as 100mbit,5ms, not '%s'", o->link);
     if (!*o->data) die(EXIT_USAGE, "--data wants the path of a text file or of token shards");
     if (!*o->out) die(EXIT_USAGE, "--out wants the name of a directory");
     if (o->resume && o->overwrite) die(EXIT_USAGE, "--resume and --overwrite exclude each other");
-    if (o->steps < o->warmup) die(EXIT_USAGE, "--warmup %ld is longer than --steps %ld", o->warmup, o->steps);
+    if (o->steps < o->warmup)
+        die(EXIT_USAGE, "--warmup %ld is longer than --steps %ld", o->warmup, o->steps);
     const char *isa = getenv("GEMM_ISA");
-    if (!gemm_default()) die(EXIT_USAGE, "GEMM_ISA=%s is unknown or not of this CPU: take avx512, avx2 or portable", isa ? isa : "");
+    if (!gemm_default())
+        die(EXIT_USAGE, "GEMM_ISA=%s is unknown or not of this CPU: take avx512, avx2 or portable",
+            isa ? isa : "");
 }
 
 /* ------------------------------------------------------------------------------------------------
  * the model's tensors: one row each, nanoGPT's names */
 
-enum { WTE, WPE, LN1W, LN1B, QKVW, QKVB, ATTW, ATTB, LN2W, LN2B, FCW, FCB, OUTW, OUTB, LNFW, LNFB, HEAD, TENSOR_KINDS };
+enum {
+    WTE,
+    WPE,
+    LN1W,
+    LN1B,
+    QKVW,
+    QKVB,
+    ATTW,
+    ATTB,
+    LN2W,
+    LN2B,
+    FCW,
+    FCB,
+    OUTW,
+    OUTB,
+    LNFW,
+    LNFB,
+    HEAD,
+    TENSOR_KINDS
+};
 
 typedef struct TensorRow {
-    const char *name;        /* %d is the layer */
-    char rows, cols;         /* V, T, C or 1 */
+    const char *name; /* %d is the layer */
+    char rows, cols;  /* V, T, C or 1 */
     int rows_times, cols_times, blocks;
-    char when;               /* always, with biases, when untied */
-    char init;               /* n: normal(0, 0.02), r: the same / sqrt(2L), 1: ones, 0: zeros */
+    char when; /* always, with biases, when untied */
+    char init; /* n: normal(0, 0.02), r: the same / sqrt(2L), 1: ones, 0: zeros */
     int hidden, sparse;
 } TensorRow;
 
+// clang-format off
 static const TensorRow tensor_rows[TENSOR_KINDS] = {
     [WTE] = {"transformer.wte.weight", 'V', 'C', 1, 1, 1, 'a', 'n', 0, 1},
     [WPE] = {"transformer.wpe.weight", 'T', 'C', 1, 1, 1, 'a', 'n', 0, 0},
@@ -495,6 +649,7 @@ static const TensorRow tensor_rows[TENSOR_KINDS] = {
     [LNFB] = {"transformer.ln_f.bias", '1', 'C', 1, 1, 1, 'b', '0', 0, 0},
     [HEAD] = {"lm_head.weight", 'V', 'C', 1, 1, 1, 'u', 'n', 0, 0},
 };
+// clang-format on
 
 typedef struct GptShape {
     int layers, heads, width, context, vocab; /* L NH C T V */
@@ -503,7 +658,7 @@ typedef struct GptShape {
     uint64_t seed;
 } GptShape;
 
-enum { ATTENTION_ROWS = 64 };    /* queries that attention handles at once */
+enum { ATTENTION_ROWS = 64 }; /* queries that attention handles at once */
 
 /* Activations of B * T rows, kept for the backward pass. */
 typedef struct GptLayer {
@@ -514,7 +669,7 @@ typedef struct GptLayer {
     float *att;                  /* (BT, C) heads side by side */
     float *mid;                  /* (BT, C) residual stream after attention */
     float *ln2, *mean2, *scale2;
-    float *fc, *gelu;            /* (BT, 4C) before and after GELU */
+    float *fc, *gelu; /* (BT, 4C) before and after GELU */
 } GptLayer;
 
 /* One worker's model. */
@@ -522,24 +677,27 @@ typedef struct Gpt {
     GptShape s;
     SmTensor *tensor;
     size_t tensors, parameters;
-    size_t *place;               /* (L, TENSOR_KINDS) index of a tensor, or SIZE_MAX */
+    size_t *place; /* (L, TENSOR_KINDS) index of a tensor, or SIZE_MAX */
     char (*names)[64];
     float *params, *grads;
-    size_t B;                    /* sequences that the activations have room for */
+    size_t B; /* sequences that the activations have room for */
     GptLayer *layer;
-    float *last, *lnf, *meanf, *scalef; /* (BT, C) (BT, C) (BT) (BT) */
-    float *logits;               /* (BT, V); after the loss: its gradient */
-    float *losses;               /* (BT) nats, 0 where the target is -1 */
+    float *last, *lnf, *meanf, *scalef;    /* (BT, C) (BT, C) (BT) (BT) */
+    float *logits;                         /* (BT, V); after the loss: its gradient */
+    float *losses;                         /* (BT) nats, 0 where the target is -1 */
     float *dres, *dtmp, *dln, *dqkv, *dfc; /* (BT, C) (BT, C) (BT, C) (BT, 3C) (BT, 4C) */
-    float *cache;                /* (L, 2, T, C) keys and values of a sample */
-    float *scratch;              /* thread_floats for each compute thread */
+    float *cache;                          /* (L, 2, T, C) keys and values of a sample */
+    float *scratch;                        /* thread_floats for each compute thread */
     size_t thread_floats;
     const Gemm *gemm;
     Team *team;
 } Gpt;
 
 static size_t dimension(const GptShape *s, char letter) {
-    return letter == 'V' ? (size_t)s->vocab : letter == 'T' ? (size_t)s->context : letter == 'C' ? (size_t)s->width : 1;
+    return letter == 'V'   ? (size_t)s->vocab
+           : letter == 'T' ? (size_t)s->context
+           : letter == 'C' ? (size_t)s->width
+                           : 1;
 }
 
 /* The tensor of that kind in layer l, in params or in grads; NULL when the model has none. */
@@ -556,7 +714,8 @@ static size_t tensor_size(const SmTensor *t) { return t->blocks * t->rows * t->c
 static void *allocate(size_t bytes) {
     bytes = bytes ? (bytes + 63) / 64 * 64 : 64;
     void *p = aligned_alloc(64, bytes);
-    if (!p) die(EXIT_FAILED, "no memory for %zu bytes: take a smaller model, batch or context", bytes);
+    if (!p)
+        die(EXIT_FAILED, "no memory for %zu bytes: take a smaller model, batch or context", bytes);
     return memset(p, 0, bytes);
 }
 static float *floats(size_t n) { return allocate(n * sizeof(float)); }
@@ -575,14 +734,23 @@ static void gpt_layout(Gpt *g, const GptShape *shape) {
             for (int k = 0; k < TENSOR_KINDS; k++) {
                 const TensorRow *row = &tensor_rows[k];
                 int belongs = k <= WPE ? 0 : k < LNFW ? 1 : 2;
-                if (belongs != part || (row->when == 'b' && !shape->bias) || (row->when == 'u' && !shape->untied)) continue;
+                if (belongs != part || (row->when == 'b' && !shape->bias) ||
+                    (row->when == 'u' && !shape->untied))
+                    continue;
                 size_t i = g->tensors++;
-                if (part == 1) snprintf(g->names[i], sizeof g->names[i], row->name, (int)l);
-                else snprintf(g->names[i], sizeof g->names[i], "%s", row->name);
-                g->tensor[i] = (SmTensor){.name = g->names[i], .offset = g->parameters,
-                    .rows = dimension(shape, row->rows) * (size_t)row->rows_times,
-                    .cols = dimension(shape, row->cols) * (size_t)row->cols_times, .blocks = (size_t)row->blocks,
-                    .hidden = row->hidden, .decay = row->rows != '1', .sparse = row->sparse && shape->untied};
+                if (part == 1)
+                    snprintf(g->names[i], sizeof g->names[i], row->name, (int)l);
+                else
+                    snprintf(g->names[i], sizeof g->names[i], "%s", row->name);
+                g->tensor[i] =
+                    (SmTensor){.name = g->names[i],
+                               .offset = g->parameters,
+                               .rows = dimension(shape, row->rows) * (size_t)row->rows_times,
+                               .cols = dimension(shape, row->cols) * (size_t)row->cols_times,
+                               .blocks = (size_t)row->blocks,
+                               .hidden = row->hidden,
+                               .decay = row->rows != '1',
+                               .sparse = row->sparse && shape->untied};
                 g->place[l * TENSOR_KINDS + (size_t)k] = i;
                 g->parameters += tensor_size(&g->tensor[i]);
             }
@@ -599,7 +767,8 @@ static void gpt_init(Gpt *g) {
             double std = init == 'r' ? 0.02 / sqrt(2.0 * g->s.layers) : 0.02;
             uint64_t key = sm_key(g->s.seed, 0x696e6974u, i);
             for (size_t j = 0; j < tensor_size(&g->tensor[i]); j++) {
-                double u = (double)(sm_hash(key, 2 * j) >> 11) * 0x1p-53, v = (double)(sm_hash(key, 2 * j + 1) >> 11) * 0x1p-53;
+                double u = (double)(sm_hash(key, 2 * j) >> 11) * 0x1p-53,
+                       v = (double)(sm_hash(key, 2 * j + 1) >> 11) * 0x1p-53;
                 double normal = sqrt(-2 * log(1 - u)) * cos(6.283185307179586 * v);
                 w[j] = init == '1' ? 1.0f : init == '0' ? 0.0f : (float)(std * normal);
             }
@@ -621,9 +790,12 @@ static void gpt_allocate(Gpt *g, size_t B, int train, Team *team) {
     g->gemm = gemm_default();
     g->layer = allocate((size_t)g->s.layers * sizeof *g->layer);
     for (int l = 0; l < g->s.layers; l++)
-        g->layer[l] = (GptLayer){floats(n * C), floats(n * C), floats(n), floats(n), floats(n * 3 * C),
-                                 floats(n * (size_t)g->s.heads), floats(n * C), floats(n * C), floats(n * C), floats(n), floats(n),
-                                 floats(n * 4 * C), floats(n * 4 * C)};
+        g->layer[l] =
+            (GptLayer){floats(n * C),    floats(n * C),     floats(n),
+                       floats(n),        floats(n * 3 * C), floats(n * (size_t)g->s.heads),
+                       floats(n * C),    floats(n * C),     floats(n * C),
+                       floats(n),        floats(n),         floats(n * 4 * C),
+                       floats(n * 4 * C)};
     g->last = floats(n * C);
     g->lnf = floats(n * C);
     g->meanf = floats(n);
@@ -636,7 +808,8 @@ static void gpt_allocate(Gpt *g, size_t B, int train, Team *team) {
         g->dln = floats(n * C);
         g->dqkv = floats(n * 3 * C);
         g->dfc = floats(n * 4 * C);
-    } else g->dtmp = floats(n * C);
+    } else
+        g->dtmp = floats(n * C);
     g->thread_floats = (gemm_scratch() + 2 * ATTENTION_ROWS * (size_t)g->s.context + 63) / 16 * 16;
     g->scratch = floats((size_t)team->threads * g->thread_floats);
 }
@@ -645,11 +818,13 @@ static void gpt_allocate(Gpt *g, size_t B, int train, Team *team) {
 static void gpt_free(Gpt *g) {
     for (int l = 0; g->layer && l < g->s.layers; l++) {
         GptLayer *a = &g->layer[l];
-        float *all[] = {a->in, a->ln1, a->mean1, a->scale1, a->qkv, a->lse, a->att, a->mid, a->ln2, a->mean2, a->scale2, a->fc, a->gelu};
+        float *all[] = {a->in,  a->ln1, a->mean1, a->scale1, a->qkv, a->lse, a->att,
+                        a->mid, a->ln2, a->mean2, a->scale2, a->fc,  a->gelu};
         for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
     }
-    void *all[] = {g->layer, g->tensor, g->names, g->place, g->params, g->grads, g->last, g->lnf, g->meanf, g->scalef, g->logits,
-                   g->losses, g->dres, g->dtmp, g->dln, g->dqkv, g->dfc, g->cache, g->scratch};
+    void *all[] = {g->layer, g->tensor, g->names,  g->place,  g->params, g->grads, g->last,
+                   g->lnf,   g->meanf,  g->scalef, g->logits, g->losses, g->dres,  g->dtmp,
+                   g->dln,   g->dqkv,   g->dfc,    g->cache,  g->scratch};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
     memset(g, 0, sizeof *g);
 }
@@ -662,7 +837,8 @@ static void slice(size_t n, int ith, int nth, size_t *lo, size_t *hi) {
     *hi = n * ((size_t)ith + 1) / (size_t)nth;
 }
 
-/* e^x to 2 ulp for x <= 88, 0 below -87; plain arithmetic, so that loops over it become vector code. */
+/* e^x to 2 ulp for x <= 88, 0 below -87; plain arithmetic, so that loops over it become vector
+ * code. */
 static inline float fast_exp(float x) {
     float clamped = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
     float shifted = clamped * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the fraction falls off */
@@ -675,7 +851,10 @@ static inline float fast_exp(float x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    union { float f; uint32_t u; } bits = {shifted}, scale;
+    union {
+        float f;
+        uint32_t u;
+    } bits = {shifted}, scale;
     scale.u = (bits.u + 127u) << 23;
     return x < -87.0f ? 0.0f : p * scale.f;
 }
@@ -688,11 +867,11 @@ enum { DROP_EMBEDDING = -1, DROP_ATTENTION = 0, DROP_PROJECTION = 1, DROP_MLP = 
 /* Key of a dropout mask: of one step, layer and place; 0 when nothing drops. */
 typedef struct Dropout {
     double p;
-    uint64_t key;            /* of this worker and step */
+    uint64_t key; /* of this worker and step */
 } Dropout;
 
 static uint64_t drop_key(const Dropout *d, int layer, int place) {
-    return d->p > 0 ? sm_hash(d->key, (uint64_t)(layer * 3 + place + 1)) | 1 : 0;
+    return d->p > 0 ? sm_hash(d->key, (uint64_t)layer * 3 + (uint64_t)(place + 1)) | 1 : 0;
 }
 
 /* x <- x * mask / (1-p), entries numbered from `first`; the same call serves the backward pass. */
@@ -703,9 +882,10 @@ static void drop(float *x, size_t n, const Dropout *d, uint64_t key, size_t firs
     for (size_t i = 0; i < n; i++) x[i] = sm_hash(key, first + i) < threshold ? 0.0f : x[i] * keep;
 }
 
-/* out (C) = (in - mean) * scale * w + b; mean and scale = 1/deviation are kept. eps 1e-5 as nanoGPT. */
-static void layernorm_row(float *restrict out, float *mean, float *scale, const float *restrict in, const float *restrict w,
-                          const float *restrict b, size_t C) {
+/* out (C) = (in - mean) * scale * w + b; mean and scale = 1/deviation are kept. eps 1e-5 as
+ * nanoGPT. */
+static void layernorm_row(float *restrict out, float *mean, float *scale, const float *restrict in,
+                          const float *restrict w, const float *restrict b, size_t C) {
     float sum = 0, square = 0;
 #pragma omp simd reduction(+ : sum)
     for (size_t c = 0; c < C; c++) sum += in[c];
@@ -720,7 +900,8 @@ static void layernorm_row(float *restrict out, float *mean, float *scale, const 
 }
 
 /* dres (C) += gradient through a LayerNorm; dout (C) is the gradient of its output. */
-static void layernorm_row_backward(float *restrict dres, const float *restrict dout, const float *restrict in, float m, float s,
+static void layernorm_row_backward(float *restrict dres, const float *restrict dout,
+                                   const float *restrict in, float m, float s,
                                    const float *restrict w, size_t C) {
     float sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
@@ -735,11 +916,14 @@ static void layernorm_row_backward(float *restrict dres, const float *restrict d
 }
 
 /* dw, db (C) = sums over the rows of dout * normalised input, of dout; columns [lo, hi). */
-static void layernorm_weights_backward(float *restrict dw, float *restrict db, const float *restrict dout, const float *restrict in,
-                                       const float *mean, const float *scale, size_t rows, size_t C, size_t lo, size_t hi) {
+static void layernorm_weights_backward(float *restrict dw, float *restrict db,
+                                       const float *restrict dout, const float *restrict in,
+                                       const float *mean, const float *scale, size_t rows, size_t C,
+                                       size_t lo, size_t hi) {
     for (size_t c = lo; c < hi; c++) dw[c] = 0;
     for (size_t r = 0; r < rows; r++)
-        for (size_t c = lo; c < hi; c++) dw[c] += dout[r * C + c] * (in[r * C + c] - mean[r]) * scale[r];
+        for (size_t c = lo; c < hi; c++)
+            dw[c] += dout[r * C + c] * (in[r * C + c] - mean[r]) * scale[r];
     if (!db) return;
     for (size_t c = lo; c < hi; c++) db[c] = 0;
     for (size_t r = 0; r < rows; r++)
@@ -747,7 +931,8 @@ static void layernorm_weights_backward(float *restrict dw, float *restrict db, c
 }
 
 /* db (n) = column sums of dout (rows, n), columns of this thread; nothing without a bias. */
-static void bias_backward(float *restrict db, const float *restrict dout, size_t rows, size_t n, int ith, int nth) {
+static void bias_backward(float *restrict db, const float *restrict dout, size_t rows, size_t n,
+                          int ith, int nth) {
     size_t lo, hi;
     if (!db) return;
     slice(n, ith, nth, &lo, &hi);
@@ -757,8 +942,9 @@ static void bias_backward(float *restrict db, const float *restrict dout, size_t
 }
 
 /* One pass: out = in + drop(step + bias), norm = LayerNorm(out). Rows [lo, hi). */
-static void residual_norm(float *out, float *norm, float *mean, float *scale, const float *in, float *step, const float *bias,
-                          const float *w, const float *b, size_t C, const Dropout *d, uint64_t key, size_t lo, size_t hi) {
+static void residual_norm(float *out, float *norm, float *mean, float *scale, const float *in,
+                          float *step, const float *bias, const float *w, const float *b, size_t C,
+                          const Dropout *d, uint64_t key, size_t lo, size_t hi) {
     for (size_t r = lo; r < hi; r++) {
         float *restrict s = step + r * C, *restrict o = out + r * C;
         for (size_t c = 0; bias && c < C; c++) s[c] += bias[c];
@@ -769,7 +955,8 @@ static void residual_norm(float *out, float *norm, float *mean, float *scale, co
 }
 
 /* fc (n) += bias; gelu = GELU(fc) */
-static void gelu_row(float *restrict gelu, float *restrict fc, const float *restrict bias, size_t n) {
+static void gelu_row(float *restrict gelu, float *restrict fc, const float *restrict bias,
+                     size_t n) {
     for (size_t c = 0; bias && c < n; c++) fc[c] += bias[c];
     for (size_t c = 0; c < n; c++) {
         float x = fc[c], t = fast_tanh(0.79788456f * (x + 0.044715f * x * x * x));
@@ -781,7 +968,8 @@ static void gelu_row(float *restrict gelu, float *restrict fc, const float *rest
 static void gelu_row_backward(float *restrict dfc, const float *restrict fc, size_t n) {
     for (size_t c = 0; c < n; c++) {
         float x = fc[c], t = fast_tanh(0.79788456f * (x + 0.044715f * x * x * x));
-        dfc[c] *= 0.5f * (1.0f + t) + 0.5f * x * (1.0f - t * t) * 0.79788456f * (1.0f + 3 * 0.044715f * x * x);
+        dfc[c] *= 0.5f * (1.0f + t) +
+                  0.5f * x * (1.0f - t * t) * 0.79788456f * (1.0f + 3 * 0.044715f * x * x);
     }
 }
 
@@ -797,8 +985,10 @@ static float row_max(const float *x, size_t n) {
     return lane[0];
 }
 
-/* Cross-entropy of one row of logits, which become their own gradient times `scale`. Returns nats. */
-static float softmax_cross_entropy_row(float *restrict logits, size_t V, int32_t target, float scale) {
+/* Cross-entropy of one row of logits, which become their own gradient times `scale`. Returns
+ * nats. */
+static float softmax_cross_entropy_row(float *restrict logits, size_t V, int32_t target,
+                                       float scale) {
     if (target < 0) {
         memset(logits, 0, V * sizeof *logits);
         return 0;
@@ -822,29 +1012,42 @@ static float softmax_cross_entropy_row(float *restrict logits, size_t V, int32_t
 /* What every block of queries needs to know. */
 typedef struct Head {
     const Gpt *g;
-    const float *q, *k, *v;  /* (T, HS) with leading dimension 3C */
-    float *lse;              /* (T) */
+    const float *q, *k, *v; /* (T, HS) with leading dimension 3C */
+    float *lse;             /* (T) */
     size_t T, HS, C;
     Dropout d;
-    uint64_t key;            /* of this sequence and head */
-    float *p, *dp;           /* (ATTENTION_ROWS, T) scratch */
+    uint64_t key;  /* of this sequence and head */
+    float *p, *dp; /* (ATTENTION_ROWS, T) scratch */
     float *gemm;
 } Head;
 
-static Head head_of(const Gpt *g, const GptLayer *a, int layer, size_t b, size_t h, size_t T, const Dropout *d, int ith) {
+static Head head_of(const Gpt *g, const GptLayer *a, int layer, size_t b, size_t h, size_t T,
+                    const Dropout *d, int ith) {
     size_t C = (size_t)g->s.width, NH = (size_t)g->s.heads, HS = C / NH;
     const float *q = a->qkv + b * T * 3 * C + h * HS;
     float *scratch = g->scratch + (size_t)ith * g->thread_floats;
     uint64_t key = drop_key(d, layer, DROP_ATTENTION);
-    return (Head){g, q, q + C, q + 2 * C, a->lse + (b * NH + h) * T, T, HS, C, *d, key ? sm_hash(key, b * NH + h) | 1 : 0,
-                  scratch, scratch + ATTENTION_ROWS * (size_t)g->s.context, scratch + 2 * ATTENTION_ROWS * (size_t)g->s.context};
+    return (Head){g,
+                  q,
+                  q + C,
+                  q + 2 * C,
+                  a->lse + (b * NH + h) * T,
+                  T,
+                  HS,
+                  C,
+                  *d,
+                  key ? sm_hash(key, b * NH + h) | 1 : 0,
+                  scratch,
+                  scratch + ATTENTION_ROWS * (size_t)g->s.context,
+                  scratch + 2 * ATTENTION_ROWS * (size_t)g->s.context};
 }
 
 /* p (rows, cols) = probabilities of queries [i0, i0 + rows) over keys [0, cols), before dropout.
  * With `known`, lse is read; otherwise it is computed. */
 static void attention_scores(const Head *h, size_t i0, size_t rows, size_t cols, int known) {
     float scale = 1.0f / sqrtf((float)h->HS);
-    gemm_nt(h->g->gemm, h->p, cols, h->q + i0 * 3 * h->C, 3 * h->C, h->k, 3 * h->C, rows, cols, h->HS, 0, h->gemm, 0, 1);
+    gemm_nt(h->g->gemm, h->p, cols, h->q + i0 * 3 * h->C, 3 * h->C, h->k, 3 * h->C, rows, cols,
+            h->HS, 0, h->gemm, 0, 1);
     for (size_t i = 0; i < rows; i++) {
         float *restrict p = h->p + i * cols;
         size_t n = i0 + i + 1;
@@ -865,8 +1068,10 @@ static void attention_forward(const Head *h, float *out) {
     for (size_t i0 = 0; i0 < h->T; i0 += ATTENTION_ROWS) {
         size_t rows = min_size(ATTENTION_ROWS, h->T - i0), cols = i0 + rows;
         attention_scores(h, i0, rows, cols, 0);
-        for (size_t i = 0; i < rows; i++) drop(h->p + i * cols, cols, &h->d, h->key, (i0 + i) * h->T);
-        gemm_nn(h->g->gemm, out + i0 * h->C, h->C, h->p, cols, h->v, 3 * h->C, rows, h->HS, cols, 0, h->gemm, 0, 1);
+        for (size_t i = 0; i < rows; i++)
+            drop(h->p + i * cols, cols, &h->d, h->key, (i0 + i) * h->T);
+        gemm_nn(h->g->gemm, out + i0 * h->C, h->C, h->p, cols, h->v, 3 * h->C, rows, h->HS, cols, 0,
+                h->gemm, 0, 1);
     }
 }
 
@@ -877,24 +1082,30 @@ static void attention_backward(const Head *h, float *dq, float *dk, float *dv, c
     size_t C = h->C, HS = h->HS, blocks = (h->T + ATTENTION_ROWS - 1) / ATTENTION_ROWS;
     float scale = 1.0f / sqrtf((float)HS);
     for (size_t block = blocks; block-- > 0;) {
-        size_t i0 = block * ATTENTION_ROWS, rows = min_size(ATTENTION_ROWS, h->T - i0), cols = i0 + rows;
+        size_t i0 = block * ATTENTION_ROWS, rows = min_size(ATTENTION_ROWS, h->T - i0),
+               cols = i0 + rows;
         int add = block + 1 < blocks;
         attention_scores(h, i0, rows, cols, 1);
         gemm_nt(G, h->dp, cols, dout + i0 * C, C, h->v, 3 * C, rows, cols, HS, 0, h->gemm, 0, 1);
         if (h->key) { /* dv wants the dropped probabilities, ds the kept ones: dv first, then again */
-            for (size_t i = 0; i < rows; i++) drop(h->p + i * cols, cols, &h->d, h->key, (i0 + i) * h->T);
+            for (size_t i = 0; i < rows; i++)
+                drop(h->p + i * cols, cols, &h->d, h->key, (i0 + i) * h->T);
             gemm_tn(G, dv, 3 * C, h->p, cols, dout + i0 * C, C, cols, HS, rows, add, h->gemm, 0, 1);
-            for (size_t i = 0; i < rows; i++) drop(h->dp + i * cols, cols, &h->d, h->key, (i0 + i) * h->T);
+            for (size_t i = 0; i < rows; i++)
+                drop(h->dp + i * cols, cols, &h->d, h->key, (i0 + i) * h->T);
             attention_scores(h, i0, rows, cols, 1);
-        } else gemm_tn(G, dv, 3 * C, h->p, cols, dout + i0 * C, C, cols, HS, rows, add, h->gemm, 0, 1);
+        } else
+            gemm_tn(G, dv, 3 * C, h->p, cols, dout + i0 * C, C, cols, HS, rows, add, h->gemm, 0, 1);
         for (size_t i = 0; i < rows; i++) {
             float *restrict p = h->p + i * cols, *restrict dp = h->dp + i * cols, dot = 0;
 #pragma omp simd reduction(+ : dot)
             for (size_t j = 0; j < cols; j++) dot += p[j] * dp[j];
             for (size_t j = 0; j < cols; j++) p[j] *= (dp[j] - dot) * scale;
         }
-        gemm_nn(G, dq + i0 * 3 * C, 3 * C, h->p, cols, h->k, 3 * C, rows, HS, cols, 0, h->gemm, 0, 1);
-        gemm_tn(G, dk, 3 * C, h->p, cols, h->q + i0 * 3 * C, 3 * C, cols, HS, rows, add, h->gemm, 0, 1);
+        gemm_nn(G, dq + i0 * 3 * C, 3 * C, h->p, cols, h->k, 3 * C, rows, HS, cols, 0, h->gemm, 0,
+                1);
+        gemm_tn(G, dk, 3 * C, h->p, cols, h->q + i0 * 3 * C, 3 * C, cols, HS, rows, add, h->gemm, 0,
+                1);
     }
 }
 
@@ -907,7 +1118,7 @@ typedef struct Pass {
     size_t B, T;
     const int32_t *in, *target; /* (B, T); a target of -1 does not count */
     Dropout d;
-    int train;               /* logits become gradients, and the backward pass follows */
+    int train; /* logits become gradients, and the backward pass follows */
 } Pass;
 
 /* The thread's share of a product; a barrier must follow before anybody reads it. */
@@ -920,13 +1131,14 @@ typedef struct Thread {
 static void sync_threads(const Thread *t) { team_barrier(t->g->team); }
 
 /* out (rows, n) = in (rows, k) W (n, k)^T */
-static void linear(const Thread *t, float *out, const float *in, const float *w, size_t rows, size_t n, size_t k) {
+static void linear(const Thread *t, float *out, const float *in, const float *w, size_t rows,
+                   size_t n, size_t k) {
     gemm_nt(t->g->gemm, out, n, in, k, w, k, rows, n, k, 0, t->scratch, t->ith, t->nth);
 }
 
 /* din (rows, k) = dout (rows, n) W (n, k); dW (n, k) = dout^T in (rows, k) */
-static void linear_backward(const Thread *t, float *din, float *dw, const float *dout, const float *in, const float *w,
-                            size_t rows, size_t n, size_t k) {
+static void linear_backward(const Thread *t, float *din, float *dw, const float *dout,
+                            const float *in, const float *w, size_t rows, size_t n, size_t k) {
     gemm_nn(t->g->gemm, din, k, dout, n, w, k, rows, k, n, 0, t->scratch, t->ith, t->nth);
     gemm_tn(t->g->gemm, dw, k, dout, n, in, k, n, k, rows, 0, t->scratch, t->ith, t->nth);
 }
@@ -951,20 +1163,24 @@ static void forward_layer(const Thread *t, const Pass *p, int l) {
     sync_threads(t);
     linear(t, g->dtmp, a->att, param(g, ATTW, l), n, C, C);
     sync_threads(t);
-    residual_norm(a->mid, a->ln2, a->mean2, a->scale2, a->in, g->dtmp, param(g, ATTB, l), param(g, LN2W, l), param(g, LN2B, l),
-                  C, &p->d, drop_key(&p->d, l, DROP_PROJECTION), lo, hi);
+    residual_norm(a->mid, a->ln2, a->mean2, a->scale2, a->in, g->dtmp, param(g, ATTB, l),
+                  param(g, LN2W, l), param(g, LN2B, l), C, &p->d,
+                  drop_key(&p->d, l, DROP_PROJECTION), lo, hi);
     sync_threads(t);
     linear(t, a->fc, a->ln2, param(g, FCW, l), n, 4 * C, C);
     sync_threads(t);
-    for (size_t r = lo; r < hi; r++) gelu_row(a->gelu + r * 4 * C, a->fc + r * 4 * C, param(g, FCB, l), 4 * C);
+    for (size_t r = lo; r < hi; r++)
+        gelu_row(a->gelu + r * 4 * C, a->fc + r * 4 * C, param(g, FCB, l), 4 * C);
     sync_threads(t);
     linear(t, g->dtmp, a->gelu, param(g, OUTW, l), n, C, 4 * C);
     sync_threads(t);
     int top = l + 1 == g->s.layers;
     GptLayer *next = top ? NULL : &g->layer[l + 1];
     residual_norm(top ? g->last : next->in, top ? g->lnf : next->ln1, top ? g->meanf : next->mean1,
-                  top ? g->scalef : next->scale1, a->mid, g->dtmp, param(g, OUTB, l), param(g, top ? LNFW : LN1W, top ? 0 : l + 1),
-                  param(g, top ? LNFB : LN1B, top ? 0 : l + 1), C, &p->d, drop_key(&p->d, l, DROP_MLP), lo, hi);
+                  top ? g->scalef : next->scale1, a->mid, g->dtmp, param(g, OUTB, l),
+                  param(g, top ? LNFW : LN1W, top ? 0 : l + 1),
+                  param(g, top ? LNFB : LN1B, top ? 0 : l + 1), C, &p->d,
+                  drop_key(&p->d, l, DROP_MLP), lo, hi);
     sync_threads(t);
 }
 
@@ -975,9 +1191,11 @@ static void forward(const Thread *t, const Pass *p) {
     const float *wte = param(g, WTE, 0), *wpe = param(g, WPE, 0);
     slice(n, t->ith, t->nth, &lo, &hi);
     for (size_t r = lo; r < hi; r++) {
-        for (size_t c = 0; c < C; c++) a->in[r * C + c] = wte[(size_t)p->in[r] * C + c] + wpe[r % p->T * C + c];
+        for (size_t c = 0; c < C; c++)
+            a->in[r * C + c] = wte[(size_t)p->in[r] * C + c] + wpe[r % p->T * C + c];
         drop(a->in + r * C, C, &p->d, drop_key(&p->d, 0, DROP_EMBEDDING), r * C);
-        layernorm_row(a->ln1 + r * C, &a->mean1[r], &a->scale1[r], a->in + r * C, param(g, LN1W, 0), param(g, LN1B, 0), C);
+        layernorm_row(a->ln1 + r * C, &a->mean1[r], &a->scale1[r], a->in + r * C, param(g, LN1W, 0),
+                      param(g, LN1B, 0), C);
     }
     sync_threads(t);
     for (int l = 0; l < g->s.layers; l++) forward_layer(t, p, l);
@@ -985,19 +1203,21 @@ static void forward(const Thread *t, const Pass *p) {
     sync_threads(t);
     for (size_t r = 0; p->target && r < n; r++) real += p->target[r] >= 0;
     for (size_t r = lo; p->target && r < hi; r++)
-        g->losses[r] = softmax_cross_entropy_row(g->logits + r * V, V, p->target[r], 1.0f / (float)real);
+        g->losses[r] =
+            softmax_cross_entropy_row(g->logits + r * V, V, p->target[r], 1.0f / (float)real);
     sync_threads(t);
 }
 
 /* dres += gradient through a LayerNorm of `in`, its weights' gradients too. */
-static void norm_backward(const Thread *t, float *dw, float *db, const float *dout, const float *in, const float *mean,
-                          const float *scale, const float *w, size_t n) {
+static void norm_backward(const Thread *t, float *dw, float *db, const float *dout, const float *in,
+                          const float *mean, const float *scale, const float *w, size_t n) {
     size_t C = (size_t)t->g->s.width, lo, hi;
     slice(C, t->ith, t->nth, &lo, &hi);
     layernorm_weights_backward(dw, db, dout, in, mean, scale, n, C, lo, hi);
     slice(n, t->ith, t->nth, &lo, &hi);
     for (size_t r = lo; r < hi; r++)
-        layernorm_row_backward(t->g->dres + r * C, dout + r * C, in + r * C, mean[r], scale[r], w, C);
+        layernorm_row_backward(t->g->dres + r * C, dout + r * C, in + r * C, mean[r], scale[r], w,
+                               C);
 }
 
 /* The gradient that enters a residual branch: dres, or a copy of it with the branch's dropout. */
@@ -1020,12 +1240,14 @@ static void backward_layer(const Thread *t, const Pass *p, int l) {
     bias_backward(grad(g, OUTB, l), dout, n, C, t->ith, t->nth);
     linear_backward(t, g->dfc, grad(g, OUTW, l), dout, a->gelu, param(g, OUTW, l), n, C, 4 * C);
     sync_threads(t);
-    for (size_t r = lo; r < hi; r++) gelu_row_backward(g->dfc + r * 4 * C, a->fc + r * 4 * C, 4 * C);
+    for (size_t r = lo; r < hi; r++)
+        gelu_row_backward(g->dfc + r * 4 * C, a->fc + r * 4 * C, 4 * C);
     sync_threads(t);
     bias_backward(grad(g, FCB, l), g->dfc, n, 4 * C, t->ith, t->nth);
     linear_backward(t, g->dln, grad(g, FCW, l), g->dfc, a->ln2, param(g, FCW, l), n, 4 * C, C);
     sync_threads(t);
-    norm_backward(t, grad(g, LN2W, l), grad(g, LN2B, l), g->dln, a->mid, a->mean2, a->scale2, param(g, LN2W, l), n);
+    norm_backward(t, grad(g, LN2W, l), grad(g, LN2B, l), g->dln, a->mid, a->mean2, a->scale2,
+                  param(g, LN2W, l), n);
     sync_threads(t);
     dout = branch_gradient(t, p, drop_key(&p->d, l, DROP_PROJECTION));
     bias_backward(grad(g, ATTB, l), dout, n, C, t->ith, t->nth);
@@ -1034,13 +1256,15 @@ static void backward_layer(const Thread *t, const Pass *p, int l) {
     for (size_t bh = (size_t)t->ith; bh < p->B * NH; bh += (size_t)t->nth) {
         Head head = head_of(g, a, l, bh / NH, bh % NH, T, &p->d, t->ith);
         float *dq = g->dqkv + bh / NH * T * 3 * C + bh % NH * head.HS;
-        attention_backward(&head, dq, dq + C, dq + 2 * C, g->dln + bh / NH * T * C + bh % NH * head.HS);
+        attention_backward(&head, dq, dq + C, dq + 2 * C,
+                           g->dln + bh / NH * T * C + bh % NH * head.HS);
     }
     sync_threads(t);
     bias_backward(grad(g, QKVB, l), g->dqkv, n, 3 * C, t->ith, t->nth);
     linear_backward(t, g->dln, grad(g, QKVW, l), g->dqkv, a->ln1, param(g, QKVW, l), n, 3 * C, C);
     sync_threads(t);
-    norm_backward(t, grad(g, LN1W, l), grad(g, LN1B, l), g->dln, a->in, a->mean1, a->scale1, param(g, LN1W, l), n);
+    norm_backward(t, grad(g, LN1W, l), grad(g, LN1B, l), g->dln, a->in, a->mean1, a->scale1,
+                  param(g, LN1W, l), n);
     sync_threads(t);
 }
 
@@ -1049,19 +1273,23 @@ static void backward(const Thread *t, const Pass *p) {
     Gpt *g = t->g;
     size_t C = (size_t)g->s.width, V = (size_t)g->s.vocab, n = p->B * p->T, lo, hi;
     float *dwte = grad(g, WTE, 0), *dwpe = grad(g, WPE, 0);
-    linear_backward(t, g->dln, grad(g, g->s.untied ? HEAD : WTE, 0), g->logits, g->lnf, head_weight(g), n, V, C);
+    linear_backward(t, g->dln, grad(g, g->s.untied ? HEAD : WTE, 0), g->logits, g->lnf,
+                    head_weight(g), n, V, C);
     slice(n * C, t->ith, t->nth, &lo, &hi);
     memset(g->dres + lo, 0, (hi - lo) * sizeof(float));
     sync_threads(t);
-    norm_backward(t, grad(g, LNFW, 0), grad(g, LNFB, 0), g->dln, g->last, g->meanf, g->scalef, param(g, LNFW, 0), n);
+    norm_backward(t, grad(g, LNFW, 0), grad(g, LNFB, 0), g->dln, g->last, g->meanf, g->scalef,
+                  param(g, LNFW, 0), n);
     sync_threads(t);
     for (int l = g->s.layers - 1; l >= 0; l--) backward_layer(t, p, l);
     slice(n, t->ith, t->nth, &lo, &hi);
     drop(g->dres + lo * C, (hi - lo) * C, &p->d, drop_key(&p->d, 0, DROP_EMBEDDING), lo * C);
     sync_threads(t);
     slice(C, t->ith, t->nth, &lo, &hi);
-    for (size_t v = 0; g->s.untied && v < V; v++) memset(dwte + v * C + lo, 0, (hi - lo) * sizeof(float));
-    for (size_t i = 0; i < (size_t)g->s.context; i++) memset(dwpe + i * C + lo, 0, (hi - lo) * sizeof(float));
+    for (size_t v = 0; g->s.untied && v < V; v++)
+        memset(dwte + v * C + lo, 0, (hi - lo) * sizeof(float));
+    for (size_t i = 0; i < (size_t)g->s.context; i++)
+        memset(dwpe + i * C + lo, 0, (hi - lo) * sizeof(float));
     for (size_t r = 0; r < n; r++)
         for (size_t c = lo; c < hi; c++) {
             dwte[(size_t)p->in[r] * C + c] += g->dres[r * C + c];
@@ -1077,7 +1305,8 @@ static void pass_on_thread(void *context, int ith, int nth) {
     if (p->train) backward(&t, p);
 }
 
-/* Loss of a batch, its gradients when training; returns the sum of the losses of real targets in nats. */
+/* Loss of a batch, its gradients when training; returns the sum of the losses of real targets in
+ * nats. */
 static double gpt_pass(Gpt *g, Pass p) {
     double sum = 0;
     p.g = g;
@@ -1095,9 +1324,11 @@ static void gpt_next(Gpt *g, int32_t token, size_t at, float *logits) {
     size_t C = (size_t)g->s.width, NH = (size_t)g->s.heads, HS = C / NH, T = (size_t)g->s.context;
     GptLayer *a = &g->layer[0]; /* rows of its buffers serve as scratch for every layer */
     Thread t = {g, 0, 1, g->scratch};
-    float *x = g->last, *ln = a->ln1, *qkv = a->qkv, *att = a->att, *step = g->dtmp, mean, scale, *scores = g->scratch;
+    float *x = g->last, *ln = a->ln1, *qkv = a->qkv, *att = a->att, *step = g->dtmp, mean, scale,
+          *scores = g->scratch;
     const float *bias;
-    for (size_t c = 0; c < C; c++) x[c] = param(g, WTE, 0)[(size_t)token * C + c] + param(g, WPE, 0)[at * C + c];
+    for (size_t c = 0; c < C; c++)
+        x[c] = param(g, WTE, 0)[(size_t)token * C + c] + param(g, WPE, 0)[at * C + c];
     for (int l = 0; l < g->s.layers; l++) {
         float *keys = g->cache + (size_t)l * 2 * T * C, *values = keys + T * C;
         layernorm_row(ln, &mean, &scale, x, param(g, LN1W, l), param(g, LN1B, l), C);
@@ -1117,7 +1348,8 @@ static void gpt_next(Gpt *g, int32_t token, size_t at, float *logits) {
             for (size_t j = 0; j <= at; j++) sum += scores[j] = fast_exp(scores[j] - largest);
             for (size_t c = h * HS; c < (h + 1) * HS; c++) att[c] = 0;
             for (size_t j = 0; j <= at; j++)
-                for (size_t c = h * HS; c < (h + 1) * HS; c++) att[c] += scores[j] / sum * values[j * C + c];
+                for (size_t c = h * HS; c < (h + 1) * HS; c++)
+                    att[c] += scores[j] / sum * values[j * C + c];
         }
         linear(&t, step, att, param(g, ATTW, l), 1, C, C);
         bias = param(g, ATTB, l);
@@ -1138,8 +1370,10 @@ static int descending(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
-/* A token from softmax(logits / temperature) over the top_k likeliest; u in [0,1); sorted is (V) scratch. */
-static int32_t sample_token(const float *logits, float *sorted, size_t V, double temperature, size_t top_k, double u) {
+/* A token from softmax(logits / temperature) over the top_k likeliest; u in [0,1); sorted is (V)
+ * scratch. */
+static int32_t sample_token(const float *logits, float *sorted, size_t V, double temperature,
+                            size_t top_k, double u) {
     size_t best = 0;
     for (size_t v = 1; v < V; v++)
         if (logits[v] > logits[best]) best = v;
@@ -1161,7 +1395,8 @@ static int32_t sample_token(const float *logits, float *sorted, size_t V, double
     return (int32_t)best;
 }
 
-/* Text bytes go out as they are, except that a terminal never receives control sequences from them. */
+/* Text bytes go out as they are, except that a terminal never receives control sequences from
+ * them. */
 static void put_token(const DataVocab *vocab, int32_t token, int terminal) {
     char text[DATA_DECODED];
     size_t n = data_decode(vocab, (unsigned)token, text);
@@ -1180,7 +1415,9 @@ static int write_sample(Gpt *g, const DataVocab *vocab, const Options *o, const 
     int terminal = isatty(1);
     int64_t length = data_encode(vocab, o->prompt, prompt, room);
     if (vocab->kind == DATA_GPT2 && length < 0) length = 1, prompt[0] = V > 50256 ? 50256 : 0;
-    if (length < 0) die(EXIT_USAGE, "--prompt has at byte %lld a character that the model has never seen", (long long)-length);
+    if (length < 0)
+        die(EXIT_USAGE, "--prompt has at byte %lld a character that the model has never seen",
+            (long long)-length);
     if (length == 0) length = 1, prompt[0] = 0;
     size_t start = (size_t)length > T ? (size_t)length - T : 0, known = (size_t)length - start;
     for (size_t i = 0; i < (size_t)length; i++) put_token(vocab, prompt[i], terminal);
@@ -1194,7 +1431,9 @@ static int write_sample(Gpt *g, const DataVocab *vocab, const Options *o, const 
             at = 0;
         }
         for (; at < known; at++) gpt_next(g, window[at], at, logits);
-        double u = (double)(sm_hash(sm_key((uint64_t)o->seed, 0x73616d70u, 0), (uint64_t)made) >> 11) * 0x1p-53;
+        double u =
+            (double)(sm_hash(sm_key((uint64_t)o->seed, 0x73616d70u, 0), (uint64_t)made) >> 11) *
+            0x1p-53;
         int32_t token = sample_token(logits, sorted, V, o->temperature, (size_t)o->top_k, u);
         put_token(vocab, token, terminal);
         window[known++] = token;
@@ -1213,10 +1452,11 @@ typedef struct Run {
     Options o;
     SmConfig config;
     GptShape shape;
-    DataSet data;            /* empty for a sample */
-    DataVocab vocab;         /* of a checkpoint, for a sample */
+    DataSet data;    /* empty for a sample */
+    DataVocab vocab; /* of a checkpoint, for a sample */
     char *vocab_text;
-    StFile checkpoint;       /* what a resumed run, a sample or an evaluation begins with; zeros otherwise */
+    StFile
+        checkpoint; /* what a resumed run, a sample or an evaluation begins with; zeros otherwise */
     char folder[PATH_SIZE];       /* where that checkpoint lies */
     double per_byte, per_message; /* of --link; 0 without */
 } Run;
@@ -1232,11 +1472,13 @@ typedef struct Worker {
     long step, evaluated;    /* steps done; the last step that was evaluated, -1 for none */
     double val, best, train; /* nats per token; val and best are NaN before the first evaluation */
     double seconds, started; /* spent by earlier runs; when this one began */
+    double shown;            /* when progress was last told */
     long first;              /* step at which this one began */
-    uint64_t sent, received, messages; /* training payload of the largest sender, as last gathered */
+    uint64_t sent, received,
+        messages; /* training payload of the largest sender, as last gathered */
     double agreement;
     FILE *log;
-    float *curve;            /* training losses for the sparkline */
+    float *curve; /* training losses for the sparkline */
     size_t points;
 } Worker;
 
@@ -1249,10 +1491,13 @@ static uint64_t training_bytes(const uint64_t *count) {
 /* Factor on the peak rate at a step (counted from 0). */
 static double schedule(const Options *o, long step) {
     if (step < o->warmup) return (double)(step + 1) / (double)(o->warmup + 1);
-    double span = (double)(o->steps - o->warmup), x = span > 0 ? (double)(step - o->warmup) / span : 0, low = o->final_lr;
+    double span = (double)(o->steps - o->warmup),
+           x = span > 0 ? (double)(step - o->warmup) / span : 0, low = o->final_lr;
     if (strcmp(o->schedule, "constant") == 0) return 1;
-    if (strcmp(o->schedule, "cosine") == 0) return low + (1 - low) * 0.5 * (1 + cos(3.141592653589793 * x));
-    if (strcmp(o->schedule, "wsd") == 0) x = x < 1 - o->cooldown ? 0 : (x - (1 - o->cooldown)) / o->cooldown;
+    if (strcmp(o->schedule, "cosine") == 0)
+        return low + (1 - low) * 0.5 * (1 + cos(3.141592653589793 * x));
+    if (strcmp(o->schedule, "wsd") == 0)
+        x = x < 1 - o->cooldown ? 0 : (x - (1 - o->cooldown)) / o->cooldown;
     return low + (1 - low) * (1 - x);
 }
 
@@ -1262,8 +1507,10 @@ static double schedule(const Options *o, long step) {
 /* Mean loss into *loss; returns 0 when a signal cut it short. */
 static int evaluate(Worker *w, double *loss) {
     const DataSet *data = &w->run->data;
-    size_t T = (size_t)w->g.s.context, windows = (size_t)data_val_windows(data, T), cuts[COMM_MAX_WORKERS + 1];
+    size_t T = (size_t)w->g.s.context, windows = (size_t)data_val_windows(data, T),
+           cuts[COMM_MAX_WORKERS + 1];
     size_t size = (size_t)w->c->size, rank = (size_t)w->c->rank;
+    assert(size >= 1 && rank < size);
     for (size_t j = 0; j <= size; j++) cuts[j] = windows * j / size;
     for (size_t at = cuts[rank]; at < cuts[rank + 1]; at += w->g.B) {
         size_t B = min_size(w->g.B, cuts[rank + 1] - at);
@@ -1293,7 +1540,8 @@ static int evaluate(Worker *w, double *loss) {
 }
 
 /* ------------------------------------------------------------------------------------------------
- * checkpoints: OUT/last and OUT/best are links, swapped by rename, to one of two folders each, so that
+ * checkpoints: OUT/last and OUT/best are links, swapped by rename, to one of two folders each, so
+ * that
  * a complete checkpoint stands there at every instant */
 
 __attribute__((format(printf, 2, 3))) static void path_of(char *out, const char *format, ...) {
@@ -1301,7 +1549,8 @@ __attribute__((format(printf, 2, 3))) static void path_of(char *out, const char 
     va_start(arguments, format);
     int n = vsnprintf(out, PATH_SIZE, format, arguments);
     va_end(arguments);
-    if (n < 0 || n >= PATH_SIZE) die(EXIT_FAILED, "a path is longer than %d bytes: take a shorter --out", PATH_SIZE - 1);
+    if (n < 0 || n >= PATH_SIZE)
+        die(EXIT_FAILED, "a path is longer than %d bytes: take a shorter --out", PATH_SIZE - 1);
 }
 
 /* A growing list of metadata; texts live as long as the list. */
@@ -1327,7 +1576,8 @@ static void meta_real(Meta *m, const char *key, double value) {
 static StTensor as_stored(const SmTensor *t, const char *name, const float *data) {
     size_t rows = t->blocks * t->rows;
     int vector = rows == 1;
-    return (StTensor){name, "F32", {vector ? t->cols : rows, vector ? 0 : t->cols}, vector ? 1 : 2, data};
+    return (StTensor){
+        name, "F32", {vector ? t->cols : rows, vector ? 0 : t->cols}, vector ? 1 : 2, data};
 }
 
 /* folder/model.safetensors: parameters under nanoGPT's names, every flag, the vocabulary. */
@@ -1337,8 +1587,10 @@ static int write_model(const Worker *w, const char *folder, char *error, size_t 
     Meta *m = allocate(sizeof *m);
     char path[PATH_SIZE];
     size_t n = 0;
-    for (; n < g->tensors; n++) t[n] = as_stored(&g->tensor[n], g->tensor[n].name, g->params + g->tensor[n].offset);
-    if (!g->s.untied) t[n++] = as_stored(&g->tensor[g->place[WTE]], tensor_rows[HEAD].name, param(g, WTE, 0));
+    for (; n < g->tensors; n++)
+        t[n] = as_stored(&g->tensor[n], g->tensor[n].name, g->params + g->tensor[n].offset);
+    if (!g->s.untied)
+        t[n++] = as_stored(&g->tensor[g->place[WTE]], tensor_rows[HEAD].name, param(g, WTE, 0));
     for (size_t i = 0; i < FLAG_COUNT; i++)
         if (flags[i].keep != KEEP_NOT) {
             meta_add(m, flags[i].name, flag_text(&w->run->o, &flags[i], m->text[m->n], 64));
@@ -1401,7 +1653,8 @@ static int publish(const char *out, const char *name, int slot, char *error, siz
     return 0;
 }
 
-/* All workers together: write OUT/name. Ends the program when it cannot; the old one then still stands. */
+/* All workers together: write OUT/name. Ends the program when it cannot; the old one then still
+ * stands. */
 static void save(Worker *w, const char *name, int with_state) {
     const Options *o = &w->run->o;
     char path[PATH_SIZE], folder[PATH_SIZE], target[64] = "", error[PATH_SIZE + 512] = "";
@@ -1412,7 +1665,8 @@ static void save(Worker *w, const char *name, int with_state) {
         slot = n > 0 && target[n - 1] == '0';
         path_of(folder, "%s/.%s.%d", o->out, name, slot);
         failed = mkdir(folder, 0777) && errno != EEXIST;
-        if (failed) snprintf(error, sizeof error, "%s: cannot be made: %s", folder, strerror(errno));
+        if (failed)
+            snprintf(error, sizeof error, "%s: cannot be made: %s", folder, strerror(errno));
     }
     comm_broadcast(w->c, &slot, sizeof slot, 0, COMM_OTHER);
     path_of(folder, "%s/.%s.%d", o->out, name, slot);
@@ -1431,7 +1685,10 @@ static double meta_number(const StFile *f, const char *key) {
     const char *text = st_meta(f, key);
     char *end = NULL;
     double value = text ? strtod(text, &end) : 0;
-    if (!text || end == text || *end) die(EXIT_FAILED, "%s: the metadata say no number for '%s': this is not a checkpoint of train_gpt", f->path, key);
+    if (!text || end == text || *end)
+        die(EXIT_FAILED,
+            "%s: the metadata say no number for '%s': this is not a checkpoint of train_gpt",
+            f->path, key);
     return value;
 }
 
@@ -1442,10 +1699,14 @@ static void read_model(Gpt *g, const StFile *f) {
         const SmTensor *t = &g->tensor[i];
         StTensor want = as_stored(t, t->name, NULL);
         const StEntry *have = st_find(f, t->name);
-        if (have && (have->rank != want.rank || have->shape[0] != want.shape[0] || (want.rank == 2 && have->shape[1] != want.shape[1])))
-            die(EXIT_FAILED, "%s: '%s' has another shape than the flags stored beside it say", f->path, t->name);
-        if (st_read_f32(f, t->name, g->params + t->offset, tensor_size(t), error, sizeof error)) die(EXIT_FAILED, "%s", error);
-        if (!sm_finite(g->params + t->offset, tensor_size(t))) die(EXIT_FAILED, "%s: '%s' holds NaN or infinity", f->path, t->name);
+        if (have && (have->rank != want.rank || have->shape[0] != want.shape[0] ||
+                     (want.rank == 2 && have->shape[1] != want.shape[1])))
+            die(EXIT_FAILED, "%s: '%s' has another shape than the flags stored beside it say",
+                f->path, t->name);
+        if (st_read_f32(f, t->name, g->params + t->offset, tensor_size(t), error, sizeof error))
+            die(EXIT_FAILED, "%s", error);
+        if (!sm_finite(g->params + t->offset, tensor_size(t)))
+            die(EXIT_FAILED, "%s: '%s' holds NaN or infinity", f->path, t->name);
     }
 }
 
@@ -1458,12 +1719,15 @@ static void read_state(Worker *w) {
     path_of(path, "%s/worker-0.safetensors", w->run->folder);
     if (st_open(&shared, path, error, sizeof error)) die(EXIT_FAILED, "%s", error);
     w->step = (long)meta_number(&w->run->checkpoint, "step");
-    if ((long)meta_number(&mine, "step") != w->step || (int)meta_number(&mine, "rank") != w->c->rank)
-        die(EXIT_FAILED, "%s: belongs to another step or worker than model.safetensors beside it", path);
+    if ((long)meta_number(&mine, "step") != w->step ||
+        (int)meta_number(&mine, "rank") != w->c->rank)
+        die(EXIT_FAILED, "%s: belongs to another step or worker than model.safetensors beside it",
+            path);
     SmState s;
     for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &s); i++) {
         snprintf(name, sizeof name, "%s.%s", s.kind, w->g.tensor[s.tensor].name);
-        if (st_read_f32(s.replicated ? &shared : &mine, name, s.data, tensor_size(&w->g.tensor[s.tensor]), error, sizeof error))
+        if (st_read_f32(s.replicated ? &shared : &mine, name, s.data,
+                        tensor_size(&w->g.tensor[s.tensor]), error, sizeof error))
             die(EXIT_FAILED, "%s", error);
     }
     w->evaluated = (long)meta_number(&w->run->checkpoint, "evaluated");
@@ -1489,7 +1753,8 @@ static void read_state(Worker *w) {
 /* One line per kind of tensor: how many, shape, rule, rate, bits on the wire. */
 static void print_rules(FILE *f, const Run *run, const Gpt *g) {
     const Options *o = &run->o;
-    fprintf(f, "%-36s %4s %-14s %-14s %-9s %-8s %s\n", "tensor", "copies", "shape", "rule", "rate", "gain", "bits/weight");
+    fprintf(f, "%-36s %4s %-14s %-14s %-9s %-8s %s\n", "tensor", "copies", "shape", "rule", "rate",
+            "gain", "bits/weight");
     for (int k = 0; k < TENSOR_KINDS; k++) {
         if (g->place[k] == SIZE_MAX) continue;
         const SmTensor *t = &g->tensor[g->place[k]];
@@ -1497,9 +1762,11 @@ static void print_rules(FILE *f, const Run *run, const Gpt *g) {
         snprintf(name, sizeof name, "%s", tensor_rows[k].name);
         char *percent = strstr(name, "%d");
         if (percent) memmove(percent + 1, percent + 2, strlen(percent + 2) + 1), *percent = '*';
-        snprintf(shape, sizeof shape, t->blocks > 1 ? "%zux(%zux%zu)" : "%.0zu%zux%zu", t->blocks > 1 ? t->blocks : 0, t->rows, t->cols);
-        fprintf(f, "%-36s %6d %-14s %-14s %-9.3g %-8.3g %.3g\n", name, percent ? g->s.layers : 1, shape,
-                t->hidden ? o->method : run->config.aux->name, t->hidden ? o->lr : o->aux_lr, sm_tensor_gain(&run->config, t),
+        snprintf(shape, sizeof shape, t->blocks > 1 ? "%zux(%zux%zu)" : "%.0zu%zux%zu",
+                 t->blocks > 1 ? t->blocks : 0, t->rows, t->cols);
+        fprintf(f, "%-36s %6d %-14s %-14s %-9.3g %-8.3g %.3g\n", name, percent ? g->s.layers : 1,
+                shape, t->hidden ? o->method : run->config.aux->name, t->hidden ? o->lr : o->aux_lr,
+                sm_tensor_gain(&run->config, t),
                 sm_bits_per_weight(&run->config, t, (int)o->workers));
     }
 }
@@ -1508,7 +1775,8 @@ static void print_rules(FILE *f, const Run *run, const Gpt *g) {
 static double formula_bytes(const Run *run, const Gpt *g) {
     double bits = 0;
     for (size_t i = 0; i < g->tensors; i++)
-        bits += sm_bits_per_weight(&run->config, &g->tensor[i], (int)run->o.workers) * (double)tensor_size(&g->tensor[i]);
+        bits += sm_bits_per_weight(&run->config, &g->tensor[i], (int)run->o.workers) *
+                (double)tensor_size(&g->tensor[i]);
     return bits / 8;
 }
 
@@ -1517,17 +1785,26 @@ static void print_dry_run(const Run *run) {
     Gpt g;
     gpt_layout(&g, &run->shape);
     size_t B = (size_t)(o->batch / o->workers), threads = (size_t)o->threads;
-    double mb = 1e-6, bytes = formula_bytes(run, &g), P = (double)g.parameters, share = 64.0 * (double)(o->workers - 1) / (double)o->workers;
-    double optimizer = (double)sm_optimizer_bytes(&run->config, g.tensor, g.tensors, (int)o->workers, (int)threads);
-    double scratch = 4.0 * (double)threads * (double)(gemm_scratch() + 2 * ATTENTION_ROWS * (size_t)o->context);
+    double mb = 1e-6, bytes = formula_bytes(run, &g), P = (double)g.parameters,
+           share = 64.0 * (double)(o->workers - 1) / (double)o->workers;
+    double optimizer = (double)sm_optimizer_bytes(&run->config, g.tensor, g.tensors,
+                                                  (int)o->workers, (int)threads);
+    double scratch =
+        4.0 * (double)threads * (double)(gemm_scratch() + 2 * ATTENTION_ROWS * (size_t)o->context);
     double activations = 4.0 * (double)gpt_activations(&run->shape, B, 1);
-    printf("model      %ld layers, %ld heads, width %ld, context %ld, vocabulary %d: %zu parameters\n", o->layers, o->heads, o->width,
-           o->context, run->shape.vocab, g.parameters);
-    printf("data       %s: %" PRIu64 " tokens to train on, %" PRIu64 " to validate on\n", o->data, run->data.train_tokens, run->data.val_tokens);
-    printf("workers    %ld %s of %ld compute threads, %zu sequences each per step\n\n", o->workers, o->backend, o->threads, B);
+    printf(
+        "model      %ld layers, %ld heads, width %ld, context %ld, vocabulary %d: %zu parameters\n",
+        o->layers, o->heads, o->width, o->context, run->shape.vocab, g.parameters);
+    printf("data       %s: %" PRIu64 " tokens to train on, %" PRIu64 " to validate on\n", o->data,
+           run->data.train_tokens, run->data.val_tokens);
+    printf("workers    %ld %s of %ld compute threads, %zu sequences each per step\n\n", o->workers,
+           o->backend, o->threads, B);
     print_rules(stdout, run, &g);
-    printf("\nsent by a worker per step: %.0f bytes, %.3f bits per parameter (fp32 all-reduce: %.3f)\n", bytes, 8 * bytes / P, share);
-    printf("memory of a worker: %.1f MB parameters and gradients, %.1f MB optimizer, %.1f MB activations, %.1f MB scratch, %.1f MB outbox\n",
+    printf("\nsent by a worker per step: %.0f bytes, %.3f bits per parameter (fp32 all-reduce: "
+           "%.3f)\n",
+           bytes, 8 * bytes / P, share);
+    printf("memory of a worker: %.1f MB parameters and gradients, %.1f MB optimizer, %.1f MB "
+           "activations, %.1f MB scratch, %.1f MB outbox\n",
            8 * P * mb, optimizer * mb, activations * mb, scratch * mb, COMM_OUTBOX * mb);
     gpt_free(&g);
 }
@@ -1553,10 +1830,12 @@ static void log_row(Worker *w, double train, double val, double norm) {
     print_value(w->log, "%.5f", w->agreement);
     print_value(w->log, "%.4f", *o->link ? wire : NAN);
     fputc('\n', w->log);
-    if (fflush(w->log)) die(EXIT_FAILED, "%s/log.csv: cannot be written: %s", o->out, strerror(errno));
+    if (fflush(w->log))
+        die(EXIT_FAILED, "%s/log.csv: cannot be written: %s", o->out, strerror(errno));
 }
 
-static const char log_header[] = "step,tokens,seconds,train_loss,val_loss,lr,aux_lr,grad_norm,bytes_sent,bytes_received,agreement,wire_seconds\n";
+static const char log_header[] = "step,tokens,seconds,train_loss,val_loss,lr,aux_lr,grad_norm,"
+                                 "bytes_sent,bytes_received,agreement,wire_seconds\n";
 
 /* Open OUT/log.csv: anew, or without the rows after the step that is resumed from. */
 static void open_log(Worker *w) {
@@ -1570,18 +1849,22 @@ static void open_log(Worker *w) {
     while (old && fgets(line, sizeof line, old))
         if (strchr("0123456789", line[0]) && strtol(line, NULL, 10) <= w->step) fputs(line, w->log);
     if (old) fclose(old);
-    if (fflush(w->log) || rename(temporary, path)) die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
+    if (fflush(w->log) || rename(temporary, path))
+        die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
 }
 
 static void print_time(FILE *f, double seconds) {
     long s = (long)(seconds + 0.5);
-    if (s >= 3600) fprintf(f, "%ld:%02ld:%02ld", s / 3600, s / 60 % 60, s % 60);
-    else fprintf(f, "%ld:%02ld", s / 60, s % 60);
+    if (s >= 3600)
+        fprintf(f, "%ld:%02ld:%02ld", s / 3600, s / 60 % 60, s % 60);
+    else
+        fprintf(f, "%ld:%02ld", s / 60, s % 60);
 }
 
 /* One line on stderr, rewritten on a terminal. */
-static void progress(const Worker *w, int line_ends) {
+static void progress(Worker *w, int line_ends) {
     const Options *o = &w->run->o;
+    w->shown = now();
     if (o->quiet || w->c->rank) return;
     int terminal = isatty(2);
     double spent = now() - w->started, rate = spent > 0 ? (double)(w->step - w->first) / spent : 0;
@@ -1591,7 +1874,8 @@ static void progress(const Worker *w, int line_ends) {
     if (!isnan(w->val)) fprintf(stderr, "  val %.4f", w->val);
     if (w->run->data.floor > 0) fprintf(stderr, " (entropy %.4f)", w->run->data.floor);
     if (rate > 0) {
-        fprintf(stderr, "  %.0f tokens/s  %.3f bits/parameter  ETA ", rate * (double)(o->batch * o->context),
+        fprintf(stderr, "  %.0f tokens/s  %.3f bits/parameter  ETA ",
+                rate * (double)(o->batch * o->context),
                 w->step > 0 ? 8 * (double)w->sent / (double)w->step / (double)w->g.parameters : 0);
         print_time(stderr, (double)(o->steps - w->step) / rate);
     }
@@ -1625,15 +1909,16 @@ static void sparkline(const Worker *w) {
 
 /* What workers tell each other about a step before they take it. */
 typedef struct Report {
-    double loss, square;     /* nats per token, squared norm of the gradient */
-    int64_t bad;             /* index of the first tensor that is not finite; -1 when all are */
-    int64_t stop;            /* signal that asked for an end, or 0 */
+    double loss, square; /* nats per token, squared norm of the gradient */
+    int64_t bad;         /* index of the first tensor that is not finite; -1 when all are */
+    int64_t stop;        /* signal that asked for an end, or 0 */
 } Report;
 
 static void squares_on_thread(void *context, int ith, int nth) {
     Worker *w = context;
     for (size_t i = (size_t)ith; i < w->g.tensors; i += (size_t)nth)
-        w->tensor_square[i] = sm_sum_squares(w->g.grads + w->g.tensor[i].offset, tensor_size(&w->g.tensor[i]));
+        w->tensor_square[i] =
+            sm_sum_squares(w->g.grads + w->g.tensor[i].offset, tensor_size(&w->g.tensor[i]));
 }
 
 /* This worker's gradient of this step into g.grads, and its report. */
@@ -1643,17 +1928,23 @@ static Report make_gradient(Worker *w) {
     size_t B = (size_t)(o->batch / o->workers), T = (size_t)o->context, rank = (size_t)w->c->rank;
     for (size_t b = 0; b < B; b++) {
         uint64_t k = (uint64_t)w->step * B + b;
-        int failed = data_train_window(&w->run->data, (uint64_t)o->seed, rank, (size_t)o->workers, T, k, w->in + b * T, w->target + b * T);
+        int failed = data_train_window(&w->run->data, (uint64_t)o->seed, rank, (size_t)o->workers,
+                                       T, k, w->in + b * T, w->target + b * T);
         if (failed) die(EXIT_FAILED, "%s: %s", o->data, data_strerror(failed));
     }
-    Dropout d = {o->dropout, sm_key((uint64_t)o->seed, 0x64726f70u + (uint64_t)rank, (uint64_t)w->step)};
+    Dropout d = {o->dropout,
+                 sm_key((uint64_t)o->seed, 0x64726f70u + (uint64_t)rank, (uint64_t)w->step)};
     Report r = {.bad = -1, .stop = comm_stop_requested(w->c)};
-    r.loss = gpt_pass(g, (Pass){.B = B, .T = T, .in = w->in, .target = w->target, .d = d, .train = 1}) / (double)(B * T);
+    r.loss =
+        gpt_pass(g, (Pass){.B = B, .T = T, .in = w->in, .target = w->target, .d = d, .train = 1}) /
+        (double)(B * T);
     team_run(g->team, squares_on_thread, w);
     for (size_t i = 0; i < g->tensors; i++) r.square += w->tensor_square[i];
     if (!isfinite(r.square) || !isfinite(r.loss)) {
         size_t bad = 0; /* parameters that blew up come before the gradients that they spoil */
-        while (bad < g->tensors && sm_finite(g->params + g->tensor[bad].offset, tensor_size(&g->tensor[bad]))) bad++;
+        while (bad < g->tensors &&
+               sm_finite(g->params + g->tensor[bad].offset, tensor_size(&g->tensor[bad])))
+            bad++;
         for (size_t i = 0; bad == g->tensors && i < g->tensors; i++)
             if (!isfinite(w->tensor_square[i])) bad = i;
         r.bad = bad < g->tensors ? (int64_t)bad : 0;
@@ -1687,8 +1978,11 @@ static void check_replicas(Worker *w) {
     }
     if (odd < 0) return;
     if (w->c->rank == 0)
-        die(EXIT_FAILED, "the parameters of worker %d differ from the others' after step %ld: its memory or its processor is at fault; "
-            "go on from the last checkpoint with --resume", odd, w->step);
+        die(EXIT_FAILED,
+            "the parameters of worker %d differ from the others' after step %ld: its memory or its "
+            "processor is at fault; "
+            "go on from the last checkpoint with --resume",
+            odd, w->step);
     pause();
 }
 
@@ -1707,7 +2001,10 @@ static int evaluate_now(Worker *w) {
 
 /* Counters and agreement, from all workers. */
 static void gather_statistics(Worker *w) {
-    struct { uint64_t sent, received, messages; double agreement; } mine, all[COMM_MAX_WORKERS];
+    struct {
+        uint64_t sent, received, messages;
+        double agreement;
+    } mine, all[COMM_MAX_WORKERS];
     mine.sent = training_bytes(w->c->sent);
     mine.received = training_bytes(w->c->received);
     mine.messages = training_bytes(w->c->messages);
@@ -1738,12 +2035,16 @@ static int train_step(Worker *w) {
         if (all[j].stop) stop = (int)all[j].stop;
         if (all[j].bad < 0) continue;
         if (w->c->rank == 0)
-            fprintf(stderr, "%strain_gpt: training diverged at step %ld on worker %d: %s (loss %g); lower --lr or --aux-lr\n",
-                    isatty(2) && !o->quiet ? "\n" : "", w->step, j, w->g.tensor[all[j].bad].name, all[j].loss);
+            fprintf(stderr,
+                    "%strain_gpt: training diverged at step %ld on worker %d: %s (loss %g); lower "
+                    "--lr or --aux-lr\n",
+                    isatty(2) && !o->quiet ? "\n" : "", w->step, j, w->g.tensor[all[j].bad].name,
+                    all[j].loss);
         return EXIT_DIVERGED;
     }
     double rate = schedule(o, w->step);
-    sm_optimizer_step(w->optimizer, w->g.params, w->g.grads, (uint64_t)w->step, o->lr * rate, o->aux_lr * rate);
+    sm_optimizer_step(w->optimizer, w->g.params, w->g.grads, (uint64_t)w->step, o->lr * rate,
+                      o->aux_lr * rate);
     w->step++;
     w->train = loss;
     int last = w->step >= o->steps, validate = due(w->step, o->eval_every) || last;
@@ -1754,8 +2055,7 @@ static int train_step(Worker *w) {
     if (logged && w->c->rank == 0) {
         log_row(w, loss, validate && complete ? w->val : NAN, sqrt(square));
         w->curve[w->points++] = (float)loss;
-        static double shown;
-        if (isatty(2) || validate || now() - shown > 10) shown = now(), progress(w, last);
+        if (isatty(2) || validate || now() - w->shown > 10) progress(w, last);
     }
     if (!complete) { /* evaluation was interrupted: all workers know, and one of them why */
         int32_t signals[COMM_MAX_WORKERS], mine_now = comm_stop_requested(w->c);
@@ -1765,7 +2065,8 @@ static int train_step(Worker *w) {
     if (stop || last || due(w->step, o->save_every)) save(w, "last", 1);
     if (stop && !last) {
         if (w->c->rank == 0)
-            fprintf(stderr, "%sstopped by signal %d after step %ld; %s/last holds it, --resume goes on\n",
+            fprintf(stderr,
+                    "%sstopped by signal %d after step %ld; %s/last holds it, --resume goes on\n",
                     isatty(2) ? "\n" : "", stop, w->step, o->out);
         return 128 + stop;
     }
@@ -1779,15 +2080,18 @@ static void conclude(Worker *w) {
     sparkline(w);
     double P = (double)w->g.parameters, steps = w->step > 0 ? (double)w->step : 1;
     if (!w->run->o.quiet && w->c->size > 1)
-        fprintf(stderr, "sent per worker: %.3f bits per parameter and step (fp32 all-reduce: %.3f)\n", 8 * (double)w->sent / P / steps,
-                64.0 * (w->c->size - 1) / w->c->size);
-    printf("val_loss %.4f best %.4f steps %ld seconds %.1f bytes_sent %" PRIu64 "\n", w->val, w->best, w->step, elapsed(w), w->sent);
+        fprintf(stderr,
+                "sent per worker: %.3f bits per parameter and step (fp32 all-reduce: %.3f)\n",
+                8 * (double)w->sent / P / steps, 64.0 * (w->c->size - 1) / w->c->size);
+    printf("val_loss %.4f best %.4f steps %ld seconds %.1f bytes_sent %" PRIu64 "\n", w->val,
+           w->best, w->step, elapsed(w), w->sent);
     if (fflush(stdout)) die(EXIT_FAILED, "cannot write the result: %s", strerror(errno));
 }
 
 static int train(Worker *w) {
     const Options *o = &w->run->o;
-    w->curve = floats((size_t)(o->log_every ? o->steps / o->log_every : 0) + (size_t)(o->eval_every ? o->steps / o->eval_every : 0) + 2);
+    w->curve = floats((size_t)(o->log_every ? o->steps / o->log_every : 0) +
+                      (size_t)(o->eval_every ? o->steps / o->eval_every : 0) + 2);
     w->first = w->step;
     w->started = now();
     if (w->c->rank == 0) open_log(w);
@@ -1813,23 +2117,36 @@ static int work(Comm *c, void *arg) {
     const Options *o = &run->o;
     Worker *w = allocate(sizeof *w);
     int training = !o->sample && !o->eval;
-    size_t B = training ? (size_t)(o->batch / o->workers) : o->eval ? 12 : 1, T = (size_t)o->context;
-    *w = (Worker){.run = run, .c = c, .evaluated = -1, .val = NAN, .best = NAN, .train = NAN, .started = now()};
+    size_t B = training  ? (size_t)(o->batch / o->workers)
+               : o->eval ? 12
+                         : 1,
+           T = (size_t)o->context;
+    *w = (Worker){.run = run,
+                  .c = c,
+                  .evaluated = -1,
+                  .val = NAN,
+                  .best = NAN,
+                  .train = NAN,
+                  .started = now()};
     gpt_layout(&w->g, &run->shape);
     w->g.params = floats(w->g.parameters);
     gpt_allocate(&w->g, B, training, c->team);
     w->in = allocate(B * T * sizeof *w->in);
     w->target = allocate(B * T * sizeof *w->target);
-    if (c->rank == 0 && run->checkpoint.map) read_model(&w->g, &run->checkpoint);
-    else if (c->rank == 0) gpt_init(&w->g);
+    if (c->rank == 0 && run->checkpoint.map)
+        read_model(&w->g, &run->checkpoint);
+    else if (c->rank == 0)
+        gpt_init(&w->g);
     comm_broadcast(c, w->g.params, w->g.parameters * sizeof(float), 0, COMM_OTHER);
-    if (!o->sample) w->window_loss = allocate((size_t)data_val_windows(&run->data, T) * sizeof(double));
+    if (!o->sample)
+        w->window_loss = allocate((size_t)data_val_windows(&run->data, T) * sizeof(double));
     int status = EXIT_OK;
     void *arena = NULL;
     if (training) {
         w->g.grads = floats(w->g.parameters);
         w->tensor_square = allocate(w->g.tensors * sizeof(double));
-        arena = allocate(sm_optimizer_bytes(&run->config, w->g.tensor, w->g.tensors, c->size, c->team->threads));
+        arena = allocate(
+            sm_optimizer_bytes(&run->config, w->g.tensor, w->g.tensors, c->size, c->team->threads));
         w->optimizer = sm_optimizer_init(arena, &run->config, w->g.tensor, w->g.tensors, c);
         if (o->resume) read_state(w);
         status = train(w);
@@ -1838,10 +2155,12 @@ static int work(Comm *c, void *arg) {
     } else {
         if (evaluate(w, &w->val)) {
             if (c->rank == 0) printf("val_loss %.6f\n", w->val);
-        } else status = 128 + comm_stop_requested(c);
+        } else
+            status = 128 + comm_stop_requested(c);
     }
     gpt_free(&w->g);
-    free(w->in), free(w->target), free(w->window_loss), free(w->tensor_square), free(w->curve), free(arena), free(w);
+    free(w->in), free(w->target), free(w->window_loss), free(w->tensor_square), free(w->curve),
+        free(arena), free(w);
     return status;
 }
 
@@ -1859,34 +2178,44 @@ static void make_directory(const char *path) {
         *slash = 0;
         struct stat s;
         if (mkdir(part, 0777) && (errno != EEXIST || stat(part, &s) || !S_ISDIR(s.st_mode)))
-            die(EXIT_FAILED, "--out %s: cannot make the directory %s: %s", path, part, strerror(errno == EEXIST ? ENOTDIR : errno));
+            die(EXIT_FAILED, "--out %s: cannot make the directory %s: %s", path, part,
+                strerror(errno == EEXIST ? ENOTDIR : errno));
         *slash = keep;
         if (!keep) break;
     }
-    if (access(path, W_OK | X_OK)) die(EXIT_FAILED, "--out %s: cannot be written to: %s", path, strerror(errno));
+    if (access(path, W_OK | X_OK))
+        die(EXIT_FAILED, "--out %s: cannot be written to: %s", path, strerror(errno));
 }
 
-/* Open OUT/last or OUT/best and take over its flags, where the command line does not name another value. */
+/* Open OUT/last or OUT/best and take over its flags, where the command line does not name
+ * another value. */
 static void open_checkpoint(Run *run, const int *given) {
     Options *o = &run->o;
     char path[PATH_SIZE], error[PATH_SIZE + 512], text[64];
     path_of(run->folder, "%s/%s", o->out, o->resume ? "last" : o->from);
     path_of(path, "%s/model.safetensors", run->folder);
     if (access(path, F_OK))
-        die(EXIT_FAILED, "%s: %s; %s", path, strerror(errno), o->resume ? "there is nothing to resume: train first, or name the run with --out"
-            : "there is no checkpoint to read: train first, or name the run with --out");
+        die(EXIT_FAILED, "%s: %s; %s", path, strerror(errno),
+            o->resume ? "there is nothing to resume: train first, or name the run with --out"
+                      : "there is no checkpoint to read: train first, or name the run with --out");
     if (st_open(&run->checkpoint, path, error, sizeof error)) die(EXIT_FAILED, "%s", error);
-    if (!run->checkpoint.verified) die(EXIT_FAILED, "%s: carries no checksum: it was not written by train_gpt", path);
+    if (!run->checkpoint.verified)
+        die(EXIT_FAILED, "%s: carries no checksum: it was not written by train_gpt", path);
     for (size_t i = 0; i < FLAG_COUNT; i++) {
         const Flag *f = &flags[i];
         const char *stored = st_meta(&run->checkpoint, f->name);
         int matters = o->resume || strcmp(f->group, MODEL) == 0 || strcmp(f->group, "Data") == 0;
         if (f->keep == KEEP_NOT || !matters) continue;
-        if (!stored) die(EXIT_FAILED, "%s: says nothing of --%s: it was written by another version", path, f->name);
+        if (!stored)
+            die(EXIT_FAILED, "%s: says nothing of --%s: it was written by another version", path,
+                f->name);
         if (!given[i]) {
-            if (flag_parse(o, f, stored, error, sizeof error)) die(EXIT_FAILED, "%s: %s", path, error);
+            if (flag_parse(o, f, stored, error, sizeof error))
+                die(EXIT_FAILED, "%s: %s", path, error);
         } else if (f->keep == KEEP_FIXED && !flag_agrees(o, f, stored))
-            die(EXIT_USAGE, "--%s %s differs from the checkpoint's %s, and a checkpoint cannot change it: leave the flag out, or train anew with another --out",
+            die(EXIT_USAGE,
+                "--%s %s differs from the checkpoint's %s, and a checkpoint cannot change it: "
+                "leave the flag out, or train anew with another --out",
                 f->name, flag_text(o, f, text, sizeof text), stored);
     }
 }
@@ -1899,11 +2228,13 @@ static void write_command(const Run *run) {
     if (!f) die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
     fprintf(f, "train_gpt");
     for (size_t i = 0; i < FLAG_COUNT; i++)
-        if (flags[i].keep != KEEP_NOT) fprintf(f, " --%s='%s'", flags[i].name, flag_text(&run->o, &flags[i], text, sizeof text));
+        if (flags[i].keep != KEEP_NOT)
+            fprintf(f, " --%s='%s'", flags[i].name,
+                    flag_text(&run->o, &flags[i], text, sizeof text));
     struct utsname u;
     uname(&u);
-    fprintf(f, "\n# train_gpt %s, %s, %s %s, products %s, %d usable cores\n", GPT_VERSION, __VERSION__, u.sysname, u.machine,
-            gemm_default()->name, comm_cores());
+    fprintf(f, "\n# train_gpt %s, %s, %s %s, products %s, %d usable cores\n", GPT_VERSION,
+            __VERSION__, u.sysname, u.machine, gemm_default()->name, comm_cores());
     if (fclose(f)) die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
 }
 
@@ -1911,9 +2242,12 @@ static void open_data(Run *run) {
     Options *o = &run->o;
     char error[PATH_SIZE + 512];
     const char *stored = run->checkpoint.map ? st_meta(&run->checkpoint, "vocabulary") : NULL;
-    if (data_open(&run->data, o->data, stored ? stored : o->vocab, error, sizeof error)) die(EXIT_FAILED, "%s", error);
-    if (*o->val_data && data_open_val(&run->data, o->val_data, error, sizeof error)) die(EXIT_FAILED, "%s", error);
-    if (data_check_context(&run->data, (size_t)o->context, (size_t)o->workers, error, sizeof error)) die(EXIT_FAILED, "%s", error);
+    if (data_open(&run->data, o->data, stored ? stored : o->vocab, error, sizeof error))
+        die(EXIT_FAILED, "%s", error);
+    if (*o->val_data && data_open_val(&run->data, o->val_data, error, sizeof error))
+        die(EXIT_FAILED, "%s", error);
+    if (data_check_context(&run->data, (size_t)o->context, (size_t)o->workers, error, sizeof error))
+        die(EXIT_FAILED, "%s", error);
     size_t length = data_vocab_export(&run->data.vocab, NULL, 0);
     run->vocab_text = allocate(length + 1);
     data_vocab_export(&run->data.vocab, run->vocab_text, length + 1);
@@ -1922,8 +2256,9 @@ static void open_data(Run *run) {
 /* Shape of the model from the flags and the vocabulary. */
 static void set_shape(Run *run, unsigned vocab) {
     const Options *o = &run->o;
-    run->shape = (GptShape){(int)o->layers, (int)o->heads, (int)o->width, (int)o->context, (int)vocab, o->bias, o->untied, o->dropout,
-                            (uint64_t)o->seed};
+    run->shape =
+        (GptShape){(int)o->layers, (int)o->heads, (int)o->width, (int)o->context,  (int)vocab,
+                   o->bias,        o->untied,     o->dropout,    (uint64_t)o->seed};
 }
 
 /* A run directory that nothing gets lost in. */
@@ -1932,7 +2267,10 @@ static void prepare_out(const Run *run) {
     char path[PATH_SIZE];
     path_of(path, "%s/last/model.safetensors", o->out);
     if (!o->resume && !o->overwrite && access(path, F_OK) == 0)
-        die(EXIT_FAILED, "%s/last holds a checkpoint: --resume goes on from it, --overwrite starts anew, --out DIR leaves it alone", o->out);
+        die(EXIT_FAILED,
+            "%s/last holds a checkpoint: --resume goes on from it, --overwrite starts anew, --out "
+            "DIR leaves it alone",
+            o->out);
     make_directory(o->out);
     write_command(run);
 }
@@ -1955,13 +2293,16 @@ int main(int argc, char **argv) {
     run.config = resolve_method(o);
     parse_link(o->link, &run.per_byte, &run.per_message);
     for (const char *text = o->data; text; text = text == o->data ? o->val_data : NULL)
-        if (!st__is_utf8(text)) die(EXIT_USAGE, "a path that is not UTF-8 cannot be noted in a checkpoint: rename it, or use a link");
+        if (!st_is_utf8(text))
+            die(EXIT_USAGE, "a path that is not UTF-8 cannot be noted in a checkpoint: rename it, "
+                            "or use a link");
     if (o->threads == 0) o->threads = comm_cores() / o->workers > 0 ? comm_cores() / o->workers : 1;
     if (o->threads > 256) o->threads = 256;
     if (o->sample) {
         const char *vocabulary = st_meta(&run.checkpoint, "vocabulary");
         if (!vocabulary || data_vocab_import(&run.vocab, vocabulary, strlen(vocabulary)))
-            die(EXIT_FAILED, "%s: its vocabulary cannot be read: it was not written by train_gpt", run.checkpoint.path);
+            die(EXIT_FAILED, "%s: its vocabulary cannot be read: it was not written by train_gpt",
+                run.checkpoint.path);
         set_shape(&run, run.vocab.size);
     } else {
         open_data(&run);
@@ -1973,17 +2314,21 @@ int main(int argc, char **argv) {
         if (!o->quiet) {
             Gpt g;
             gpt_layout(&g, &run.shape);
-            fprintf(stderr, "%zu parameters, vocabulary %d, %" PRIu64 " tokens to train on, %" PRIu64 " to validate on; %ld %s x %ld compute threads, %s\n",
-                    g.parameters, run.shape.vocab, run.data.train_tokens, run.data.val_tokens, o->workers, o->backend, o->threads,
-                    gemm_default()->name);
+            fprintf(stderr,
+                    "%zu parameters, vocabulary %d, %" PRIu64 " tokens to train on, %" PRIu64
+                    " to validate on; %ld %s x %ld compute threads, %s\n",
+                    g.parameters, run.shape.vocab, run.data.train_tokens, run.data.val_tokens,
+                    o->workers, o->backend, o->threads, gemm_default()->name);
             print_rules(stderr, &run, &g);
             gpt_free(&g);
         }
     }
-    CommOptions options = {.backend = comm_backend(o->sample ? "threads" : o->backend), .workers = o->sample ? 1 : (int)o->workers,
+    CommOptions options = {.backend = comm_backend(o->sample ? "threads" : o->backend),
+                           .workers = o->sample ? 1 : (int)o->workers,
                            .threads = o->sample ? 1 : (int)o->threads};
     int status = comm_run(&options, work, &run, error, sizeof error);
-    if (status == COMM_DIED) die(EXIT_FAILED, "%s; --resume goes on from %s/last if that was saved", error, o->out);
+    if (status == COMM_DIED)
+        die(EXIT_FAILED, "%s; --resume goes on from %s/last if that was saved", error, o->out);
     if (status == COMM_FAILED) die(EXIT_FAILED, "%s", error);
     data_close(&run.data);
     data_vocab_free(&run.vocab);

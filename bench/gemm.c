@@ -72,9 +72,9 @@ DEFINE_PEAK(peak_avx512, "avx512f", __m512, _mm512_set1_ps, _mm512_fmadd_ps, 16)
 DEFINE_PEAK(peak_avx2, "avx2,fma", __m256, _mm256_set1_ps, _mm256_fmadd_ps, 8)
 #endif
 
-/* GFLOP/s, the best of SAMPLES; 0 where no vector FMA is known */
+/* GFLOP/s, the best of SAMPLES; NaN where no vector FMA is known */
 static double fma_peak(void) {
-    double best = 0, (*peak)(float *) = NULL;
+    double best = NAN, (*peak)(float *) = NULL;
     float sink[CHAINS];
 #ifdef GEMM__X86
     peak = gemm_select("avx512") ? peak_avx512 : gemm_select("avx2") ? peak_avx2 : NULL;
@@ -128,6 +128,7 @@ static double seconds_for(const Bench *s, long calls) {
     pthread_t thread[MAX_THREADS];
     atomic_long arrived = 0;
     double start = now();
+    assert(s->nth >= 1 && s->nth <= MAX_THREADS);
     for (int i = s->nth - 1; i >= 0; i--) {
         worker[i] = *s;
         worker[i].ith = i;
@@ -173,9 +174,8 @@ int main(int argc, char **argv) {
     const size_t room = 2048 * 2048;
     float **blocks[] = {&s.a, &s.b, &s.c, &s.scratch[0], &s.scratch[1]};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
-        if (!(*blocks[i] = malloc((i < 3 ? room : gemm_scratch()) * sizeof(float)))) return 1;
+        if (!(*blocks[i] = malloc((i < 3 ? room : gemm_scratch()) * sizeof(float)))) abort();
     for (size_t i = 0; i < room; i++) s.a[i] = (float)(i % 17) - 8, s.b[i] = (float)(i % 13) - 6;
-
     double peak = fma_peak();
     printf("gemm.h %s %zux%zu; FMA peak of one thread %.1f GFLOP/s; OpenBLAS %s, 1 thread\n",
            s.g->name, s.g->mr, s.g->nr, peak, core ? core() : "not found");
