@@ -24,7 +24,7 @@
              with a sentence naming it and its signal. A waiting worker never spins for long: it sleeps
              in the kernel.
    NUMERICS  every worker and every compute thread runs with the same rounding and with denormals
-             flushed; data are only copied here, sums are the caller's
+             flushed (the caller's thread keeps that setting); data are only copied here
 */
 #ifndef COMM_H
 #define COMM_H
@@ -97,7 +97,8 @@ typedef struct CommOptions {
 /* Lives in memory shared by all workers. */
 typedef struct CommShared {
     CommBarrier barrier;
-    _Atomic int stop; /* the signal that asked for an orderly end, or 0 */
+    _Atomic int spoken; /* a worker is telling why it ends the run */
+    _Atomic int stop;   /* the signal that asked for an orderly end, or 0 */
     int workers, threads, spin;
     char *outboxes;                          /* workers * COMM_OUTBOX bytes */
     _Atomic char returned[COMM_MAX_WORKERS]; /* 1: that worker came to its end in order */
@@ -311,10 +312,11 @@ static CommShared
     *comm__signalled; /* the one writable global: where a signal handler leaves its note */
 
 static inline void comm__note_signal(int signal_number) {
+    static volatile sig_atomic_t
+        mine; /* a worker may have noted the same Ctrl-C before: that is no second one */
     int none = 0;
-    if (!comm__signalled) _exit(128 + signal_number);
-    if (!atomic_compare_exchange_strong(&comm__signalled->stop, &none, signal_number))
-        _exit(128 + signal_number);
+    if (!comm__signalled || mine++) _exit(128 + signal_number);
+    atomic_compare_exchange_strong(&comm__signalled->stop, &none, signal_number);
 }
 
 /* In a worker process: never end at once, since a terminal sends Ctrl-C to parent and workers
@@ -431,10 +433,10 @@ static inline int comm__run_processes(CommShared *shared, CommWorker worker, voi
             if (pid[r] != ended) continue;
             pid[r] = 0;
             alive--;
-            if (atomic_load(&shared->returned[r]))
-                status = failed ? failed : WEXITSTATUS(s);
-            else if (!failed)
-                status = failed = comm__judge(r, ended, s, error, size);
+            if (!atomic_load(&shared->returned[r])) {
+                if (!failed) status = failed = comm__judge(r, ended, s, error, size);
+            } else if (r == 0 && !failed)
+                status = WEXITSTATUS(s);
         }
     }
     return status;

@@ -93,7 +93,7 @@ static void estimate(SmOptimizer *o, const SmGroup *g, const SmBlock *b, float *
     const SmConfig *c = &o->config;
     const float *grad = o->grads + b->offset, *w = o->params + b->offset;
     size_t n = block_size(b);
-    if (c->coupled_decay && b->tensor->decay) {
+    if (c->coupled_decay && b->tensor->decay && !b->tensor->sparse) {
         for (size_t i = 0; i < n; i++) u[i] = grad[i] + (float)c->decay * w[i];
         grad = u;
     }
@@ -200,14 +200,16 @@ static const size_t *in_bytes(SmOptimizer *o, const size_t *cuts, size_t width) 
     return o->cut_byte;
 }
 
+// clang-format off
 static void step_by_mean(SmOptimizer *o, SmGroup *g) {
-    run(o, g, make_direction); /* D_j           */
+    run(o, g, make_direction);                       /* D_j = M_j, or LMO(M_j)            */
     comm_alltoall(o->comm, o->direction, in_bytes(o, g->cut_element, 4), o->inbox, g->kind);
-    run(o, g, average_shard);                /* D = mean D_j  */
-    if (g->server_map) run(o, g, map_shard); /* D = LMO(D)    */
+    run(o, g, average_shard);                        /* D = mean D_j                      */
+    if (g->server_map) run(o, g, map_shard);         /* D = LMO(D)                        */
     comm_allgather(o->comm, o->direction, in_bytes(o, g->cut_element, 4), g->kind);
-    run(o, g, move_dense); /* W -= lr s D   */
+    run(o, g, move_dense);                           /* W = (1 - lr wd) W - lr s D        */
 }
+// clang-format on
 
 /* ------------------------------------------------------------------------------------------------
  * one bit up, a majority vote, a reply: signsgd, signum, lion, signmuon, muonusign, muonsign */
@@ -328,11 +330,28 @@ static void move_by_vote(void *context, int ith, int nth) {
     o->confirmed[ith] = confirmed;
 }
 
-/* --wire int8, the paper's integer sum: ballots travel as int8, sums come back, everybody
- * decides. */
+/* Words [from, to) of the vote from the sums of the ballots. */
+static void decide_by_sum(SmOptimizer *o, const SmGroup *g, size_t from, size_t to) {
+    for (size_t w = from; w < to; w++) {
+        uint64_t more = 0, same = 0, any = 0, fill = sm__fill(o->config.ties, tie_key(o, g), w);
+        for (size_t i = 0; i < 64; i++) {
+            int sum = o->tally[w * 64 + i];
+            more |= (uint64_t)(sum > 0) << i;
+            same |= (uint64_t)(sum == 0) << i;
+            any |= (uint64_t)(sum > -o->comm->size) << i;
+        }
+        int abstain = o->config.ties == SM_ABSTAIN;
+        o->vote[w] = w >= g->votes ? any : abstain ? more : more | (same & fill);
+        o->decided[w] = abstain ? ~same : ~(uint64_t)0;
+    }
+}
+
+/* --wire int8, the paper's integer sum: ballots travel as int8, sums come back and everybody decides;
+ * where the owner goes on with a map, it decides alone. */
 static void vote_by_sum(SmOptimizer *o, SmGroup *g) {
     Comm *c = o->comm;
-    size_t from = g->cut_word[c->rank] * 64, mine = g->cut_word[c->rank + 1] * 64 - from;
+    size_t first = g->cut_word[c->rank], last = g->cut_word[c->rank + 1];
+    size_t from = first * 64, mine = last * 64 - from;
     int abstain = o->config.zeros == SM_ABSTAIN;
     for (size_t i = 0; i < g->words * 64; i++) {
         int here = !abstain || i >= g->votes * 64 || (o->present[i / 64] >> i % 64 & 1);
@@ -344,20 +363,18 @@ static void vote_by_sum(SmOptimizer *o, SmGroup *g) {
         for (int j = 0; j < c->size; j++) sum += ((const int8_t *)o->inbox)[(size_t)j * mine + i];
         o->tally[from + i] = (int8_t)sum;
     }
-    comm_allgather(c, o->tally, in_bytes(o, g->cut_word, 64), g->kind);
-    for (size_t w = 0; w < g->words; w++) {
-        uint64_t more = 0, same = 0, any = 0;
-        for (size_t i = 0; i < 64; i++) {
-            int sum = o->tally[w * 64 + i];
-            more |= (uint64_t)(sum > 0) << i;
-            same |= (uint64_t)(sum == 0) << i;
-            any |= (uint64_t)(sum > -c->size) << i;
-        }
-        uint64_t fill =
-            o->config.ties == SM_ABSTAIN ? 0 : sm__fill(o->config.ties, tie_key(o, g), w);
-        o->vote[w] = w < g->votes ? more | (same & fill) : any;
-        o->decided[w] = o->config.ties == SM_ABSTAIN ? ~same : ~(uint64_t)0;
+    if (g->server_map) {
+        decide_by_sum(o, g, first, last);
+    } else {
+        comm_allgather(c, o->tally, in_bytes(o, g->cut_word, 64), g->kind);
+        decide_by_sum(o, g, 0, g->words);
     }
+}
+
+/* The verdicts of all shards to everybody. */
+static void gather_vote(SmOptimizer *o, SmGroup *g) {
+    comm_allgather(o->comm, o->vote, in_bytes(o, g->cut_word, 8), g->kind);
+    if (o->config.ties == SM_ABSTAIN) comm_allgather(o->comm, o->decided, o->cut_byte, g->kind);
 }
 
 /* The sharded vote: 2 (N-1)/N bits per weight sent, whatever N is (papers/signmuon.md 1.5). */
@@ -367,32 +384,33 @@ static void vote_by_shards(SmOptimizer *o, SmGroup *g) {
     exchange_ballots(o, g, o->ballot, o->inbox);
     if (o->config.zeros == SM_ABSTAIN) exchange_ballots(o, g, o->present, o->inbox + plane);
     run(o, g, count_votes);
-    if (g->server_map) return; /* the reply is not the vote */
-    comm_allgather(o->comm, o->vote, in_bytes(o, g->cut_word, 8), g->kind);
-    if (o->config.ties == SM_ABSTAIN) comm_allgather(o->comm, o->decided, o->cut_byte, g->kind);
+    if (!g->server_map) gather_vote(o, g); /* else the reply is not the vote */
 }
 
-static void step_by_vote(SmOptimizer *o, SmGroup *g) {
-    run(o, g, make_ballot); /* S_j = sign(LMO(M_j))                  */
-    if (o->config.int8_wire)
-        vote_by_sum(o, g); /* V = majority(S_1 .. S_N)              */
-    else
-        vote_by_shards(o, g);
-    if (g->server_map) {
-        run(o, g, map_votes); /* D = LMO(V), or V = sign(LMO(V))       */
-        if (g->reply == SM_DENSE) {
-            comm_allgather(o->comm, o->direction, in_bytes(o, g->cut_element, 4), g->kind);
-            run(o, g, move_dense); /* W = (1 - lr wd) W - lr s D            */
-            return;
-        }
-        comm_allgather(o->comm, o->vote, in_bytes(o, g->cut_word, 8), g->kind);
-        if (o->config.ties == SM_ABSTAIN) comm_allgather(o->comm, o->decided, o->cut_byte, g->kind);
-    }
-    run(o, g, move_by_vote); /* W = (1 - lr wd) W - lr s V            */
+static void count_agreement(SmOptimizer *o, const SmGroup *g) {
     double differ = 0;
     for (int t = 0; t < o->comm->team->threads; t++) differ += o->confirmed[t];
     if (g == &o->group[0]) o->agreement = 1 - differ / (double)g->elements;
 }
+
+// clang-format off
+static void step_by_vote(SmOptimizer *o, SmGroup *g) {
+    run(o, g, make_ballot);                          /* S_j = sign(LMO(M_j)), packed      */
+    if (o->config.int8_wire) vote_by_sum(o, g);      /* V = majority(S_1 .. S_N)          */
+    else vote_by_shards(o, g);
+    if (g->server_map) {
+        run(o, g, map_votes);                        /* D = LMO(V), or V = sign(LMO(V))   */
+        if (g->reply == SM_DENSE) {
+            comm_allgather(o->comm, o->direction, in_bytes(o, g->cut_element, 4), g->kind);
+            run(o, g, move_dense);                   /* W = (1 - lr wd) W - lr s D        */
+            return;
+        }
+        gather_vote(o, g);
+    }
+    run(o, g, move_by_vote);                         /* W = (1 - lr wd) W - lr s V        */
+    count_agreement(o, g);
+}
+// clang-format on
 
 void sm_optimizer_step(SmOptimizer *o, float *params, const float *grads, uint64_t step, double lr,
                        double aux_lr) {
@@ -575,6 +593,7 @@ SmOptimizer *sm_optimizer_init(void *arena, const SmConfig *config, const SmTens
                                size_t count, struct Comm *comm) {
     Carver c = {arena, 0};
     SmOptimizer *o = carve(&c, sizeof *o);
+    assert(!config->int8_wire || comm->size <= 127);
     *o = (SmOptimizer){.config = *config,
                        .comm = comm,
                        .tensors = tensors,
@@ -610,13 +629,12 @@ double sm_tensor_gain(const SmConfig *config, const SmTensor *tensor) {
 }
 
 double sm_bits_per_weight(const SmConfig *config, const SmTensor *tensor, int workers) {
-    const SmMethod *m = method_of(config, tensor);
-    SmMessage reply = tensor->hidden ? config->reply : m->reply;
-    double share = (double)(workers - 1) / workers, sign = config->int8_wire ? 8 : 1;
-    double up = m->message == SM_SIGN
-                    ? sign * (config->zeros == SM_ABSTAIN && !config->int8_wire ? 2 : 1)
-                    : 32;
-    double down =
-        reply == SM_SIGN ? sign * (config->ties == SM_ABSTAIN && !config->int8_wire ? 2 : 1) : 32;
-    return share * (up + down);
+    double share = (double)(workers - 1) / workers;
+    int server = tensor->hidden && sm_norm(config->server_map) != NULL;
+    if (method_of(config, tensor)->message == SM_DENSE) return share * 64;
+    double ballot = config->int8_wire ? 8 : config->zeros == SM_ABSTAIN ? 2 : 1;
+    double vote = config->ties == SM_ABSTAIN ? 2 : 1;
+    if (server && config->reply == SM_DENSE) vote = 32;
+    if (!server && config->int8_wire) vote = 8; /* the sums */
+    return share * (ballot + vote);
 }

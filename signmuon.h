@@ -15,6 +15,7 @@
 
    Three workers that vote through shared memory, with this header alone:
 
+#define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
 #include <stdio.h>
 #include "signmuon.h"
@@ -143,6 +144,12 @@ typedef struct SmMethod {
     const char *doc;
 } SmMethod;
 
+/* Are two names the same? (strcmp, which gcc 12 warns about wrongly when it unrolls a table's search) */
+static inline int sm__equal(const char *a, const char *b) {
+    while (*a && *a == *b) a++, b++;
+    return *a == *b;
+}
+
 /* ------------------------------------------------------------------------------------------------
  * randomness: a value is a hash of (seed, stream, step, index) */
 
@@ -180,9 +187,8 @@ static inline int sm_finite(const float *x, size_t n) {
 }
 
 /* m <- mu m + (1-mu) g; out <- m, or with Nesterov's look-ahead mu m + (1-mu) g.
- * out may be g; m overlaps neither. EMA form; the heavy ball differs by a factor that polar and
- * sign
- * do not see. (Muon reference code; signmuon's eq. signa_general) */
+ * out may be g; m overlaps neither. This is the EMA form: the heavy ball differs by a factor that
+ * polar and sign do not see. (Muon's reference code) */
 static inline void sm_momentum(float *out, float *m, const float *g, size_t n, float mu,
                                int nesterov) {
     float nu = 1.0f - mu;
@@ -297,7 +303,7 @@ static inline const SmNewtonSchulz *sm_newton_schulz_row(size_t i) {
 static inline const SmNewtonSchulz *sm_newton_schulz(const char *name) {
     const SmNewtonSchulz *row;
     for (size_t i = 0; (row = sm_newton_schulz_row(i)) != NULL; i++)
-        if (strcmp(row->name, name) == 0) return row;
+        if (sm__equal(row->name, name)) return row;
     return NULL;
 }
 
@@ -317,7 +323,7 @@ static inline void sm_transpose(float *out, const float *x, size_t rows, size_t 
 }
 
 /* X (m x n, m <= n, double) <- its polar factor, by rotating pairs of rows until all are orthogonal.
- * u is m x m scratch. Singular values below 1e-12 of the largest count as zero. */
+ * u is m x m scratch. Singular values below 1e-6 of the largest, the rounding of fp32 input, count as zero. */
 static inline void sm__jacobi(double *x, double *u, size_t m, size_t n) {
     double largest = 0;
     for (size_t i = 0; i < m * m; i++) u[i] = i % (m + 1) == 0;
@@ -353,8 +359,7 @@ static inline void sm__jacobi(double *x, double *u, size_t m, size_t n) {
             if (pass == 0)
                 largest = norm > largest ? norm : largest;
             else
-                for (size_t k = 0; k < n; k++)
-                    x[i * n + k] *= norm > 1e-12 * largest ? 1 / norm : 0;
+                for (size_t k = 0; k < n; k++) x[i * n + k] *= norm > 1e-6 * largest ? 1 / norm : 0;
         }
 }
 
@@ -399,8 +404,7 @@ static inline void sm_polar(float *out, const float *g, size_t rows, size_t cols
         sm_transpose(x, g, rows, cols);
     else
         memcpy(x, g, m * n * sizeof *x);
-    float scale = (float)(1 / norm);
-    for (size_t i = 0; i < m * n; i++) x[i] *= scale;
+    for (size_t i = 0; i < m * n; i++) x[i] = (float)((double)x[i] * (1 / norm));
     for (int k = 0; k < ns->steps; k++) {
         const double *c = ns->coefficient[k];
         float c0 = (float)c[0], c1 = (float)c[1], c2 = (float)c[2];
@@ -434,8 +438,8 @@ static inline void sm__lmo_frobenius(float *out, const float *g, size_t rows, si
                                      const SmNewtonSchulz *ns, float *scratch) {
     (void)ns, (void)scratch;
     double norm = sqrt(sm_sum_squares(g, rows * cols));
-    float scale = norm > 0 ? (float)(1 / norm) : 0;
-    for (size_t i = 0; i < rows * cols; i++) out[i] = scale * g[i];
+    double scale = norm > 0 ? 1 / norm : 0;
+    for (size_t i = 0; i < rows * cols; i++) out[i] = (float)((double)g[i] * scale);
 }
 
 /* l2 -> linf operator norm (largest row): every row divided by its 2-norm */
@@ -449,13 +453,15 @@ static inline void sm__lmo_row(float *out, const float *g, size_t rows, size_t c
 static inline void sm__lmo_column(float *out, const float *g, size_t rows, size_t cols,
                                   const SmNewtonSchulz *ns, float *scratch) {
     (void)ns;
-    float *sum = scratch;
+    double *sum = (double *)(void *)scratch;
     for (size_t j = 0; j < cols; j++) sum[j] = 0;
     for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < cols; j++) sum[j] += g[i * cols + j] * g[i * cols + j];
-    for (size_t j = 0; j < cols; j++) sum[j] = sum[j] > 0 ? 1.0f / sqrtf(sum[j]) : 0;
+        for (size_t j = 0; j < cols; j++)
+            sum[j] += (double)g[i * cols + j] * (double)g[i * cols + j];
+    for (size_t j = 0; j < cols; j++) sum[j] = sum[j] > 0 ? 1 / sqrt(sum[j]) : 0;
     for (size_t i = 0; i < rows; i++)
-        for (size_t j = 0; j < cols; j++) out[i * cols + j] = g[i * cols + j] * sum[j];
+        for (size_t j = 0; j < cols; j++)
+            out[i * cols + j] = (float)((double)g[i * cols + j] * sum[j]);
 }
 
 /* nuclear norm: O = u v^T of the largest singular value, by 30 power iterations from the largest
@@ -503,7 +509,7 @@ static inline const SmNorm *sm_norm_row(size_t i) {
 static inline const SmNorm *sm_norm(const char *name) {
     const SmNorm *row;
     for (size_t i = 0; (row = sm_norm_row(i)) != NULL; i++)
-        if (strcmp(row->name, name) == 0) return row;
+        if (sm__equal(row->name, name)) return row;
     return NULL;
 }
 
@@ -653,7 +659,7 @@ static inline const SmGain *sm_gain_row(size_t i) {
 static inline const SmGain *sm_gain(const char *name) {
     const SmGain *row;
     for (size_t i = 0; (row = sm_gain_row(i)) != NULL; i++)
-        if (strcmp(row->name, name) == 0) return row;
+        if (sm__equal(row->name, name)) return row;
     return NULL;
 }
 
@@ -675,7 +681,7 @@ static inline const SmMethod *sm_method_row(size_t i) {
         {"signum", SM_MOMENTUM, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,
          "none", 5e-4, "same", 0.95, 1, 0, 0, "vote of sign(M)"},
         {"lion", SM_LION, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,
-         "none", 5e-4, "same", 0.99, 0, 0.1, 0.05, "vote of Lion's sign(beta1 M + (1-beta1) G)"},
+         "none", 6e-4, "same", 0.99, 0, 0.1, 0, "vote of Lion's sign(beta1 M + (1-beta1) G)"},
         {"muon", SM_MOMENTUM, "none", SM_DENSE, "spectral", SM_DENSE, SM_STEP,
          "rms", 5e-3, "adamw", 0.95, 1, 0, 0, "polar(mean M)"},
         {"muon-avgpolar", SM_MOMENTUM, "spectral", SM_DENSE, "none", SM_DENSE, SM_STEP,
@@ -695,7 +701,7 @@ static inline const SmMethod *sm_method_row(size_t i) {
 static inline const SmMethod *sm_method(const char *name) {
     const SmMethod *row;
     for (size_t i = 0; (row = sm_method_row(i)) != NULL; i++)
-        if (strcmp(row->name, name) == 0) return row;
+        if (sm__equal(row->name, name)) return row;
     return NULL;
 }
 

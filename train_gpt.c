@@ -31,7 +31,11 @@ die(int status, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    fprintf(stderr, "train_gpt: %s\n", text);
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c < 32) *c = '?'; /* what a user typed never controls the terminal */
+    if (comm__signalled && atomic_exchange(&comm__signalled->spoken, 1))
+        for (;;) pause(); /* another worker has said why, and ends all of them */
+    fprintf(stderr, "%strain_gpt: %s\n", isatty(2) && comm__signalled ? "\r\033[K" : "", text);
     exit(status);
 }
 
@@ -336,8 +340,10 @@ static int flag_parse(Options *o, const Flag *f, const char *text, char *error, 
                -1;
     }
     if (strcmp(text, "auto") == 0 && strcmp(f->fallback, "auto") == 0) { /* the method decides */
-        if (f->kind == FLAG_REAL) *(double *)field_of(o, f) = NAN;
-        else *(long *)field_of(o, f) = -1;
+        if (f->kind == FLAG_REAL)
+            *(double *)field_of(o, f) = NAN;
+        else
+            *(long *)field_of(o, f) = -1;
         return 0;
     }
     errno = 0;
@@ -579,7 +585,7 @@ static void check_together(const Options *o) {
     double byte, message;
     if (o->width % o->heads)
         die(EXIT_USAGE, "--width %ld is not divisible by --heads %ld", o->width, o->heads);
-    if (o->batch % o->workers)
+    if (o->batch % o->workers && !o->eval && !o->sample)
         die(EXIT_USAGE,
             "--batch %ld is not divisible by --workers %ld: every worker takes as many sequences",
             o->batch, o->workers);
@@ -1415,6 +1421,8 @@ static int write_sample(Gpt *g, const DataVocab *vocab, const Options *o, const 
     int terminal = isatty(1);
     int64_t length = data_encode(vocab, o->prompt, prompt, room);
     if (vocab->kind == DATA_GPT2 && length < 0) length = 1, prompt[0] = V > 50256 ? 50256 : 0;
+    if (length < 0 && strcmp(o->prompt, "\n") == 0)
+        length = 0; /* the default, in a text of one line */
     if (length < 0)
         die(EXIT_USAGE, "--prompt has at byte %lld a character that the model has never seen",
             (long long)-length);
@@ -1461,6 +1469,8 @@ typedef struct Run {
     double per_byte, per_message; /* of --link; 0 without */
 } Run;
 
+enum { SPARK = 60 }; /* columns of the sparkline */
+
 typedef struct Worker {
     Run *run;
     Comm *c;
@@ -1478,14 +1488,26 @@ typedef struct Worker {
         messages; /* training payload of the largest sender, as last gathered */
     double agreement;
     FILE *log;
-    float *curve; /* training losses for the sparkline */
-    size_t points;
+    double curve[SPARK], counted[SPARK]; /* sums of training losses over the run, how many */
 } Worker;
 
 static double elapsed(const Worker *w) { return w->seconds + now() - w->started; }
 
 static uint64_t training_bytes(const uint64_t *count) {
     return count[COMM_MATRICES] + count[COMM_AUXILIARY] + count[COMM_CONTROL];
+}
+
+/* Index of the first tensor whose parameters are not finite, or `tensors`. */
+static size_t first_not_finite(const Gpt *g) {
+    size_t i = 0;
+    while (i < g->tensors && sm_finite(g->params + g->tensor[i].offset, tensor_size(&g->tensor[i])))
+        i++;
+    return i;
+}
+
+__attribute__((noreturn)) static void die_diverged(const Worker *w, size_t tensor, double loss) {
+    die(EXIT_DIVERGED, "training diverged at step %ld: %s (loss %g); lower --lr or --aux-lr",
+        w->step, w->g.tensor[tensor].name, loss);
 }
 
 /* Factor on the peak rate at a step (counted from 0). */
@@ -1660,6 +1682,8 @@ static void save(Worker *w, const char *name, int with_state) {
     char path[PATH_SIZE], folder[PATH_SIZE], target[64] = "", error[PATH_SIZE + 512] = "";
     int32_t slot = 0, failed = 0, all[COMM_MAX_WORKERS];
     path_of(path, "%s/%s", o->out, name);
+    size_t bad = first_not_finite(&w->g);
+    if (bad < w->g.tensors) die_diverged(w, bad, w->train);
     if (w->c->rank == 0) {
         ssize_t n = readlink(path, target, sizeof target - 1);
         slot = n > 0 && target[n - 1] == '0';
@@ -1716,13 +1740,13 @@ static void read_state(Worker *w) {
     StFile mine = {0}, shared = {0};
     path_of(path, "%s/worker-%d.safetensors", w->run->folder, w->c->rank);
     if (st_open(&mine, path, error, sizeof error)) die(EXIT_FAILED, "%s", error);
-    path_of(path, "%s/worker-0.safetensors", w->run->folder);
-    if (st_open(&shared, path, error, sizeof error)) die(EXIT_FAILED, "%s", error);
     w->step = (long)meta_number(&w->run->checkpoint, "step");
     if ((long)meta_number(&mine, "step") != w->step ||
         (int)meta_number(&mine, "rank") != w->c->rank)
         die(EXIT_FAILED, "%s: belongs to another step or worker than model.safetensors beside it",
             path);
+    path_of(path, "%s/worker-0.safetensors", w->run->folder);
+    if (st_open(&shared, path, error, sizeof error)) die(EXIT_FAILED, "%s", error);
     SmState s;
     for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &s); i++) {
         snprintf(name, sizeof name, "%s.%s", s.kind, w->g.tensor[s.tensor].name);
@@ -1800,7 +1824,8 @@ static void print_dry_run(const Run *run) {
     printf("workers    %ld %s of %ld compute threads, %zu sequences each per step\n\n", o->workers,
            o->backend, o->threads, B);
     print_rules(stdout, run, &g);
-    printf("\nsent by a worker per step: %.0f bytes, %.3f bits per parameter (fp32 all-reduce: "
+    printf("\nsent by a worker per step, on average: %.0f bytes, %.3f bits per parameter (fp32 "
+           "all-reduce: "
            "%.3f)\n",
            bytes, 8 * bytes / P, share);
     printf("memory of a worker: %.1f MB parameters and gradients, %.1f MB optimizer, %.1f MB "
@@ -1853,6 +1878,27 @@ static void open_log(Worker *w) {
         die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
 }
 
+/* OUT/command.txt: a command line that repeats the run, and what ran it. */
+static void write_command(const Run *run) {
+    char path[PATH_SIZE], text[64];
+    struct utsname u;
+    path_of(path, "%s/command.txt", run->o.out);
+    FILE *f = fopen(path, "w");
+    if (!f) die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
+    fprintf(f, "train_gpt");
+    for (size_t i = 0; i < FLAG_COUNT; i++) {
+        if (flags[i].keep == KEEP_NOT) continue;
+        fprintf(f, " --%s='", flags[i].name);
+        for (const char *c = flag_text(&run->o, &flags[i], text, sizeof text); *c; c++)
+            fprintf(f, *c == '\'' ? "'\\%c'" : "%c", *c); /* a quote in the shell's way */
+        fputc('\'', f);
+    }
+    uname(&u);
+    fprintf(f, "\n# train_gpt %s, %s, %s %s, products %s, %d usable cores\n", GPT_VERSION,
+            __VERSION__, u.sysname, u.machine, gemm_default()->name, comm_cores());
+    if (fclose(f)) die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
+}
+
 static void print_time(FILE *f, double seconds) {
     long s = (long)(seconds + 0.5);
     if (s >= 3600)
@@ -1888,20 +1934,18 @@ static void sparkline(const Worker *w) {
     static const char *const block[] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
     const char *no_color = getenv("NO_COLOR"), *term = getenv("TERM");
     int colour = !(no_color && *no_color) && term && strcmp(term, "dumb") != 0;
-    size_t columns = min_size(60, w->points);
-    if (w->run->o.quiet || !isatty(2) || columns < 2) return;
-    float low = INFINITY, high = -INFINITY, mean[60];
-    for (size_t i = 0; i < columns; i++) {
-        size_t from = w->points * i / columns, to = w->points * (i + 1) / columns;
-        mean[i] = 0;
-        for (size_t j = from; j < to; j++) mean[i] += w->curve[j] / (float)(to - from);
-        low = mean[i] < low ? mean[i] : low;
-        high = mean[i] > high ? mean[i] : high;
+    double low = INFINITY, high = -INFINITY;
+    for (size_t i = 0; i < SPARK; i++) {
+        if (w->counted[i] == 0) continue;
+        low = fmin(low, w->curve[i] / w->counted[i]);
+        high = fmax(high, w->curve[i] / w->counted[i]);
     }
-    fprintf(stderr, "loss %.2f %s", (double)high, colour ? "\033[36m" : "");
-    for (size_t i = 0; i < columns; i++)
-        fputs(block[(int)(7.99f * (mean[i] - low) / (high > low ? high - low : 1))], stderr);
-    fprintf(stderr, "%s %.2f\n", colour ? "\033[0m" : "", (double)low);
+    if (w->run->o.quiet || !isatty(2) || !(low < high)) return;
+    fprintf(stderr, "loss %.2f %s", high, colour ? "\033[36m" : "");
+    for (size_t i = 0; i < SPARK; i++)
+        if (w->counted[i] > 0)
+            fputs(block[(int)(7.99 * (w->curve[i] / w->counted[i] - low) / (high - low))], stderr);
+    fprintf(stderr, "%s %.2f\n", colour ? "\033[0m" : "", low);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -1941,10 +1985,7 @@ static Report make_gradient(Worker *w) {
     team_run(g->team, squares_on_thread, w);
     for (size_t i = 0; i < g->tensors; i++) r.square += w->tensor_square[i];
     if (!isfinite(r.square) || !isfinite(r.loss)) {
-        size_t bad = 0; /* parameters that blew up come before the gradients that they spoil */
-        while (bad < g->tensors &&
-               sm_finite(g->params + g->tensor[bad].offset, tensor_size(&g->tensor[bad])))
-            bad++;
+        size_t bad = first_not_finite(g); /* before the gradients that it spoils */
         for (size_t i = 0; bad == g->tensors && i < g->tensors; i++)
             if (!isfinite(w->tensor_square[i])) bad = i;
         r.bad = bad < g->tensors ? (int64_t)bad : 0;
@@ -1990,6 +2031,7 @@ static void check_replicas(Worker *w) {
 static int evaluate_now(Worker *w) {
     double val;
     if (!evaluate(w, &val)) return 0;
+    if (!isfinite(val)) die_diverged(w, first_not_finite(&w->g) % w->g.tensors, val);
     w->val = val;
     w->evaluated = w->step;
     if (isnan(w->best) || val < w->best) {
@@ -2034,13 +2076,7 @@ static int train_step(Worker *w) {
         square += all[j].square / w->c->size;
         if (all[j].stop) stop = (int)all[j].stop;
         if (all[j].bad < 0) continue;
-        if (w->c->rank == 0)
-            fprintf(stderr,
-                    "%strain_gpt: training diverged at step %ld on worker %d: %s (loss %g); lower "
-                    "--lr or --aux-lr\n",
-                    isatty(2) && !o->quiet ? "\n" : "", w->step, j, w->g.tensor[all[j].bad].name,
-                    all[j].loss);
-        return EXIT_DIVERGED;
+        die_diverged(w, (size_t)all[j].bad, all[j].loss);
     }
     double rate = schedule(o, w->step);
     sm_optimizer_step(w->optimizer, w->g.params, w->g.grads, (uint64_t)w->step, o->lr * rate,
@@ -2052,9 +2088,12 @@ static int train_step(Worker *w) {
     int logged = due(w->step, o->log_every) || validate;
     if (logged) gather_statistics(w);
     int complete = !validate || evaluate_now(w);
-    if (logged && w->c->rank == 0) {
-        log_row(w, loss, validate && complete ? w->val : NAN, sqrt(square));
-        w->curve[w->points++] = (float)loss;
+    if (logged && complete &&
+        w->c->rank == 0) { /* resuming writes the row of an interrupted evaluation */
+        log_row(w, loss, validate ? w->val : NAN, sqrt(square));
+        size_t column = (size_t)((double)(w->step - 1) / (double)o->steps * SPARK);
+        w->curve[column] += loss;
+        w->counted[column]++;
         if (isatty(2) || validate || now() - w->shown > 10) progress(w, last);
     }
     if (!complete) { /* evaluation was interrupted: all workers know, and one of them why */
@@ -2063,7 +2102,7 @@ static int train_step(Worker *w) {
         for (int j = 0; j < w->c->size; j++) stop = signals[j] ? signals[j] : stop;
     }
     if (stop || last || due(w->step, o->save_every)) save(w, "last", 1);
-    if (stop && !last) {
+    if (stop && (!last || !complete)) {
         if (w->c->rank == 0)
             fprintf(stderr,
                     "%sstopped by signal %d after step %ld; %s/last holds it, --resume goes on\n",
@@ -2090,11 +2129,9 @@ static void conclude(Worker *w) {
 
 static int train(Worker *w) {
     const Options *o = &w->run->o;
-    w->curve = floats((size_t)(o->log_every ? o->steps / o->log_every : 0) +
-                      (size_t)(o->eval_every ? o->steps / o->eval_every : 0) + 2);
     w->first = w->step;
     w->started = now();
-    if (w->c->rank == 0) open_log(w);
+    if (w->c->rank == 0) open_log(w), write_command(w->run);
     gather_statistics(w);
     if (w->evaluated < w->step && (due(w->step, o->eval_every) || w->step >= o->steps)) {
         if (!evaluate_now(w)) { /* nothing has been trained: nothing to save */
@@ -2155,12 +2192,13 @@ static int work(Comm *c, void *arg) {
     } else {
         if (evaluate(w, &w->val)) {
             if (c->rank == 0) printf("val_loss %.6f\n", w->val);
+            if (fflush(stdout)) die(EXIT_FAILED, "cannot write the result: %s", strerror(errno));
         } else
             status = 128 + comm_stop_requested(c);
     }
     gpt_free(&w->g);
-    free(w->in), free(w->target), free(w->window_loss), free(w->tensor_square), free(w->curve),
-        free(arena), free(w);
+    free(w->in), free(w->target), free(w->window_loss), free(w->tensor_square), free(arena),
+        free(w);
     return status;
 }
 
@@ -2220,24 +2258,6 @@ static void open_checkpoint(Run *run, const int *given) {
     }
 }
 
-/* OUT/command.txt: a command line that repeats the run, and what ran it. */
-static void write_command(const Run *run) {
-    char path[PATH_SIZE], text[64];
-    path_of(path, "%s/command.txt", run->o.out);
-    FILE *f = fopen(path, "w");
-    if (!f) die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
-    fprintf(f, "train_gpt");
-    for (size_t i = 0; i < FLAG_COUNT; i++)
-        if (flags[i].keep != KEEP_NOT)
-            fprintf(f, " --%s='%s'", flags[i].name,
-                    flag_text(&run->o, &flags[i], text, sizeof text));
-    struct utsname u;
-    uname(&u);
-    fprintf(f, "\n# train_gpt %s, %s, %s %s, products %s, %d usable cores\n", GPT_VERSION,
-            __VERSION__, u.sysname, u.machine, gemm_default()->name, comm_cores());
-    if (fclose(f)) die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
-}
-
 static void open_data(Run *run) {
     Options *o = &run->o;
     char error[PATH_SIZE + 512];
@@ -2272,7 +2292,13 @@ static void prepare_out(const Run *run) {
             "DIR leaves it alone",
             o->out);
     make_directory(o->out);
-    write_command(run);
+}
+
+/* The end of a call whose result is on stdout. */
+static int told(void) {
+    if (fflush(stdout) || ferror(stdout))
+        die(EXIT_FAILED, "cannot write the result: %s", strerror(errno));
+    return EXIT_OK;
 }
 
 int main(int argc, char **argv) {
@@ -2282,13 +2308,12 @@ int main(int argc, char **argv) {
     char error[1024];
     comm_float_environment();
     parse_flags(o, argc, argv, given);
-    if (o->help) return print_help(), EXIT_OK;
-    if (o->version) return printf("train_gpt %s (%s)\n", GPT_VERSION, __VERSION__), EXIT_OK;
-    if (*o->list) return print_list(o->list), EXIT_OK;
+    if (o->help) return print_help(), told();
+    if (o->version) return printf("train_gpt %s (%s)\n", GPT_VERSION, __VERSION__), told();
+    if (*o->list) return print_list(o->list), told();
     if ((o->resume != 0) + (o->sample != 0) + (o->eval != 0) > 1)
         die(EXIT_USAGE, "--resume, --sample and --eval are three different calls: name one");
     if (o->resume || o->sample || o->eval) open_checkpoint(&run, given);
-    if (!o->resume && (o->sample || o->eval) && !given[0]) o->workers = 1;
     check_together(o);
     run.config = resolve_method(o);
     parse_link(o->link, &run.per_byte, &run.per_message);
@@ -2308,7 +2333,7 @@ int main(int argc, char **argv) {
         open_data(&run);
         set_shape(&run, run.data.vocab.size);
     }
-    if (o->dry_run) return print_dry_run(&run), EXIT_OK;
+    if (o->dry_run) return print_dry_run(&run), told();
     if (!o->sample && !o->eval) {
         prepare_out(&run);
         if (!o->quiet) {

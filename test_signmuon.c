@@ -1,0 +1,5149 @@
+/* test_signmuon.c - every test of the project in one binary.
+
+     ./test_signmuon [FILTER]      runs the tests whose name contains FILTER
+
+   A test's name is the sentence it proves. Each layer has an oracle of its own: products against
+   the naive loop, gradients against central differences in double and against PyTorch's numbers,
+   polar factors against a Jacobi SVD, votes against a byte per sign, method rows against a double
+   precision transcription of their equations. No test measures time, downloads, or needs Python.
+   The last line is `N passed, N failed`; the exit status is 1 when one failed.  MIT licence. */
+#include <inttypes.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ------------------------------------------------------------------------------------------------
+ * a test framework in forty lines */
+
+typedef struct TestCase { const char *name; void (*run)(void); } TestCase;
+static TestCase test_cases[512];
+static int test_count, test_failures_here;
+
+#define TEST(name)                                                                                 \
+    static void test_##name(void);                                                                 \
+    __attribute__((constructor)) static void test_register_##name(void) {                          \
+        test_cases[test_count++] = (TestCase){#name, test_##name};                                 \
+    }                                                                                              \
+    static void test_##name(void)
+
+#define FAIL(...)                                                                                  \
+    do {                                                                                           \
+        if (test_failures_here++ < 5) {                                                            \
+            printf("    %s:%d: ", __FILE__, __LINE__);                                             \
+            printf(__VA_ARGS__);                                                                   \
+            printf("\n");                                                                          \
+        }                                                                                          \
+    } while (0)
+#define CHECK(condition)                                                                           \
+    do {                                                                                           \
+        if (!(condition)) FAIL("%s", #condition);                                                  \
+    } while (0)
+#define CHECK_EQ(a, b)                                                                             \
+    do {                                                                                           \
+        long long check_a = (long long)(a), check_b = (long long)(b);                              \
+        if (check_a != check_b) FAIL("%s is %lld, %s is %lld", #a, check_a, #b, check_b);          \
+    } while (0)
+#define CHECK_NEAR(a, b, tolerance)                                                                \
+    do {                                                                                           \
+        double near_a = (a), near_b = (b);                                                         \
+        if (!(fabs(near_a - near_b) <= (tolerance)))                                               \
+            FAIL("%s is %.9g, expected %.9g within %.3g", #a, near_a, near_b, (double)(tolerance));\
+    } while (0)
+
+/* a counter-based generator of its own, so that no test leans on the code it tests */
+static uint64_t test_hash(uint64_t x) {
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+static double test_uniform(uint64_t *state) { return (double)(test_hash((*state)++) >> 11) * 0x1p-53; }
+static double test_normal(uint64_t *state) {
+    double u = test_uniform(state), v = test_uniform(state);
+    return sqrt(-2 * log(u + 0x1p-60)) * cos(6.283185307179586 * v);
+}
+static void test_fill(float *x, size_t n, uint64_t seed) {
+    uint64_t s = seed << 32;
+    for (size_t i = 0; i < n; i++) x[i] = (float)test_normal(&s);
+}
+/* ------------------------------------------------------------------------------------------------
+ * gemm.h: every product against the naive loop */
+
+#include "gemm.h"
+
+typedef void GemmProduct(const Gemm *, float *, size_t, const float *, size_t, const float *,
+                         size_t, size_t, size_t, size_t, int, float *, int, int);
+
+static const struct GemmKind {
+    const char *name;
+    GemmProduct *product;
+    int a_transposed, b_transposed;
+} gemm_kinds[] = {{"nn", gemm_nn, 0, 0}, {"nt", gemm_nt, 0, 1}, {"tn", gemm_tn, 1, 0}};
+static const char *const gemm_isas[] = {"avx512", "avx2", "portable"};
+
+/* operands and results of one product, each in a block of exactly its size, so that a sanitizer
+ * sees a step over the edge; `pad` columns beyond the tight leading dimensions */
+typedef struct GemmCase {
+    const struct GemmKind *kind;
+    size_t m, n, k, lda, ldb, ldc;
+    float *a, *b, *c, *start, *expect, *scratch;
+} GemmCase;
+
+static float *gemm_block(size_t n) {
+    float *x = malloc((n ? n : 1) * sizeof *x);
+    if (!x) abort();
+    return x;
+}
+
+static GemmCase gemm_case(const struct GemmKind *kind, size_t m, size_t n, size_t k, size_t pad,
+                          uint64_t seed) {
+    GemmCase t = {.kind = kind, .m = m, .n = n, .k = k};
+    size_t a_rows = kind->a_transposed ? k : m, b_rows = kind->b_transposed ? n : k;
+    t.lda = (kind->a_transposed ? m : k) + pad;
+    t.ldb = (kind->b_transposed ? k : n) + pad * 2;
+    t.ldc = n + pad * 3;
+    t.a = gemm_block(a_rows * t.lda);
+    t.b = gemm_block(b_rows * t.ldb);
+    t.c = gemm_block(m * t.ldc);
+    t.start = gemm_block(m * t.ldc);
+    t.expect = gemm_block(m * t.ldc);
+    t.scratch = gemm_block(gemm_scratch());
+    test_fill(t.a, a_rows * t.lda, seed);
+    test_fill(t.b, b_rows * t.ldb, seed + 1);
+    test_fill(t.start, m * t.ldc, seed + 2);
+    memcpy(t.c, t.start, m * t.ldc * sizeof *t.c);
+    memcpy(t.expect, t.start, m * t.ldc * sizeof *t.c);
+    return t;
+}
+
+static void gemm_case_free(GemmCase *t) {
+    float *blocks[] = {t->a, t->b, t->c, t->start, t->expect, t->scratch};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) free(blocks[i]);
+}
+
+static void gemm_run_naive(GemmCase *t, int accumulate) {
+    size_t a_row = t->kind->a_transposed ? 1 : t->lda, a_col = t->kind->a_transposed ? t->lda : 1;
+    size_t b_row = t->kind->b_transposed ? 1 : t->ldb, b_col = t->kind->b_transposed ? t->ldb : 1;
+    gemm_naive(t->expect, t->ldc, t->a, a_row, a_col, t->b, b_row, b_col, t->m, t->n, t->k,
+               accumulate);
+}
+
+/* c = start, then the product in nth slices, the last one first; scratch begins as NaN */
+static void gemm_run(const Gemm *g, GemmCase *t, int accumulate, int nth) {
+    memcpy(t->c, t->start, t->m * t->ldc * sizeof *t->c);
+    for (int ith = nth - 1; ith >= 0; ith--) {
+        memset(t->scratch, 0xff, gemm_scratch() * sizeof(float));
+        t->kind->product(g, t->c, t->ldc, t->a, t->lda, t->b, t->ldb, t->m, t->n, t->k, accumulate,
+                         t->scratch, ith, nth);
+    }
+}
+
+static void gemm_compare(const Gemm *g, const GemmCase *t, int accumulate) {
+    /* each of k roundings is at most 2^-24 of a partial sum, whose size is about sqrt(k) */
+    double tolerance = 0x1p-24 * 8 * (1 + sqrt((double)t->k)) * (1 + sqrt((double)t->k));
+    for (size_t i = 0; i < t->m; i++) {
+        for (size_t j = 0; j < t->ldc; j++) {
+            double got = t->c[i * t->ldc + j], expect = t->expect[i * t->ldc + j];
+            if (fabs(got - expect) <= (j < t->n ? tolerance : 0)) continue;
+            FAIL("%s %s m %zu n %zu k %zu ldc %zu accumulate %d: C(%zu,%zu) is %.9g, expected %.9g",
+                 g->name, t->kind->name, t->m, t->n, t->k, t->ldc, accumulate, i, j, got, expect);
+            return;
+        }
+    }
+}
+
+TEST(every_isa_agrees_with_the_naive_product_on_ragged_shapes) {
+    static const size_t shapes[][3] = {
+        {0, 5, 7},    {5, 0, 7},    {5, 7, 0},   {1, 1, 1},    {1, 33, 19},  {33, 1, 19},
+        {2, 3, 5},    {3, 7, 4},    {4, 8, 16},  {5, 9, 17},   {5, 15, 3},   {6, 16, 33},
+        {7, 17, 15},  {7, 31, 9},   {8, 32, 24}, {9, 33, 1},   {13, 47, 18}, {63, 65, 31},
+        {67, 129, 37}, {70, 40, 383}, {12, 20, 385}, {131, 37, 769}, {9, 545, 40}, {200, 515, 29}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        for (size_t kind = 0; kind < 3; kind++) {
+            for (int option = 0; option < 4; option++) {
+                int accumulate = option & 1;
+                size_t pad = option & 2 ? 1 + i % 5 : 0;
+                GemmCase t = gemm_case(&gemm_kinds[kind], shapes[i][0], shapes[i][1], shapes[i][2],
+                                       pad, 100 + i);
+                gemm_run_naive(&t, accumulate);
+                for (size_t isa = 0; isa < 3; isa++) {
+                    const Gemm *g = gemm_select(gemm_isas[isa]);
+                    if (!g) continue;
+                    gemm_run(g, &t, accumulate, 1);
+                    gemm_compare(g, &t, accumulate);
+                }
+                gemm_case_free(&t);
+            }
+        }
+    }
+}
+
+/* a wide and tall A is packed when its rows lie far apart, a small one never; a short B is not */
+TEST(every_isa_agrees_with_the_naive_product_whether_operands_are_packed_or_not) {
+    static const size_t shapes[][4] = {
+        {70, 131, 400, 290}, {150, 140, 400, 0}, {70, 300, 40, 0}, {37, 36, 400, 290}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        for (size_t kind = 0; kind < 3; kind++) {
+            const size_t *s = shapes[i];
+            GemmCase t = gemm_case(&gemm_kinds[kind], s[0], s[1], s[2], s[3], 300 + i);
+            gemm_run_naive(&t, 0);
+            for (size_t isa = 0; isa < 3; isa++) {
+                const Gemm *g = gemm_select(gemm_isas[isa]);
+                if (!g) continue;
+                gemm_run(g, &t, 0, 1);
+                gemm_compare(g, &t, 0);
+            }
+            gemm_case_free(&t);
+        }
+    }
+}
+
+TEST(product_bits_do_not_depend_on_the_number_of_slices) {
+    static const size_t shapes[][3] = {{67, 70, 400}, {1, 130, 50}, {150, 9, 33}, {23, 300, 391}};
+    static const int slices[] = {1, 2, 3, 5, 7, 64};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        for (size_t kind = 0; kind < 3; kind++) {
+            const size_t *s = shapes[i];
+            GemmCase t = gemm_case(&gemm_kinds[kind], s[0], s[1], s[2], 2, 500 + i);
+            size_t bytes = t.m * t.ldc * sizeof *t.c;
+            for (size_t isa = 0; isa < 3; isa++) {
+                const Gemm *g = gemm_select(gemm_isas[isa]);
+                if (!g) continue;
+                gemm_run(g, &t, 1, 1);
+                memcpy(t.expect, t.c, bytes);
+                for (size_t j = 0; j < sizeof slices / sizeof *slices; j++) {
+                    gemm_run(g, &t, 1, slices[j]);
+                    if (memcmp(t.c, t.expect, bytes))
+                        FAIL("%s %s shape %zu: %d slices give other bits than one", g->name,
+                             t.kind->name, i, slices[j]);
+                }
+            }
+            gemm_case_free(&t);
+        }
+    }
+}
+
+/* C(m,n) of the same values through all three products, tight and padded */
+TEST(nn_nt_and_tn_give_the_same_bits) {
+    enum { M = 77, N = 141, K = 401 };
+    for (size_t isa = 0; isa < 3; isa++) {
+        const Gemm *g = gemm_select(gemm_isas[isa]);
+        if (!g) continue;
+        GemmCase first = gemm_case(&gemm_kinds[0], M, N, K, 0, 700);
+        gemm_run(g, &first, 0, 1);
+        for (size_t kind = 0; kind < 3; kind++) {
+            for (size_t pad = 0; pad < 8; pad += 7) {
+                GemmCase t = gemm_case(&gemm_kinds[kind], M, N, K, pad, 710);
+                int ta = t.kind->a_transposed, tb = t.kind->b_transposed, same = 1;
+                for (size_t i = 0; i < M; i++)
+                    for (size_t p = 0; p < K; p++)
+                        t.a[ta ? p * t.lda + i : i * t.lda + p] = first.a[i * first.lda + p];
+                for (size_t p = 0; p < K; p++)
+                    for (size_t j = 0; j < N; j++)
+                        t.b[tb ? j * t.ldb + p : p * t.ldb + j] = first.b[p * first.ldb + j];
+                gemm_run(g, &t, 0, 1);
+                for (size_t i = 0; i < M; i++)
+                    same &= !memcmp(t.c + i * t.ldc, first.c + i * first.ldc, N * sizeof *t.c);
+                if (!same) FAIL("%s %s padded by %zu differs from nn", g->name, t.kind->name, pad);
+                gemm_case_free(&t);
+            }
+        }
+        gemm_case_free(&first);
+    }
+}
+
+/* so that a token decoded alone has the bits of the same token in a batch */
+TEST(a_row_of_a_product_has_the_bits_of_that_row_alone) {
+    for (size_t isa = 0; isa < 3; isa++) {
+        const Gemm *g = gemm_select(gemm_isas[isa]);
+        if (!g) continue;
+        GemmCase t = gemm_case(&gemm_kinds[1], 75, 83, 417, 1, 800);
+        float row[83];
+        gemm_run(g, &t, 0, 1);
+        for (size_t i = 0; i < t.m; i += 37) {
+            gemm_nt(g, row, t.n, t.a + i * t.lda, t.lda, t.b, t.ldb, 1, t.n, t.k, 0, t.scratch, 0,
+                    1);
+            CHECK(!memcmp(row, t.c + i * t.ldc, sizeof row));
+        }
+        gemm_case_free(&t);
+    }
+}
+
+TEST(an_empty_inner_dimension_gives_zeros_or_leaves_c_alone) {
+    for (size_t kind = 0; kind < 3; kind++) {
+        GemmCase t = gemm_case(&gemm_kinds[kind], 19, 45, 0, 1, 900);
+        const Gemm *g = gemm_select(NULL);
+        gemm_run(g, &t, 1, 3);
+        CHECK(!memcmp(t.c, t.start, t.m * t.ldc * sizeof *t.c));
+        gemm_run(g, &t, 0, 3);
+        for (size_t i = 0; i < t.m; i++)
+            for (size_t j = 0; j < t.ldc; j++)
+                CHECK(t.c[i * t.ldc + j] == (j < t.n ? 0 : t.start[i * t.ldc + j]));
+        gemm_case_free(&t);
+    }
+}
+
+TEST(an_unknown_isa_is_refused) {
+    CHECK(!gemm_select("avx1024"));
+    CHECK(!gemm_select("AVX2"));
+    CHECK(!gemm_select("avx"));
+    CHECK(gemm_select("portable") && !strcmp(gemm_select("portable")->name, "portable"));
+    CHECK(gemm_select(NULL) && gemm_select(NULL) == gemm_select(""));
+    for (size_t isa = 0; isa < 3; isa++) {
+        const Gemm *g = gemm_select(gemm_isas[isa]);
+        CHECK(!g || !strcmp(g->name, gemm_isas[isa]));
+        CHECK(!g || (g->supported() && g->mr <= GEMM_MR_MAX && g->nr <= GEMM_NR_MAX));
+    }
+}
+
+TEST(the_environment_chooses_the_isa) {
+    const char *old = getenv("GEMM_ISA");
+    char *saved = old ? strdup(old) : NULL;
+    setenv("GEMM_ISA", "portable", 1);
+    CHECK(gemm_default() == gemm_select("portable"));
+    setenv("GEMM_ISA", "sse9", 1);
+    CHECK(!gemm_default());
+    unsetenv("GEMM_ISA");
+    CHECK(gemm_default() == gemm_select(NULL));
+    if (saved) setenv("GEMM_ISA", saved, 1);
+    free(saved);
+}
+/* ------------------------------------------------------------------------------------------------
+ * dataloader.h and the offline corpus */
+#include <sys/stat.h>
+#include <unistd.h>
+#include "dataloader.h"
+#define PLAY_NO_MAIN
+#include "data/play.c"
+
+static char data_test_folder[4096], data_test_paths[8][4200];
+
+static void data_test_begin(void) {
+    const char *base = getenv("TMPDIR");
+    snprintf(data_test_folder, sizeof data_test_folder, "%.3000s/dataXXXXXX",
+             base && *base ? base : "/tmp");
+    if (!mkdtemp(data_test_folder)) FAIL("no temporary folder %s", data_test_folder);
+}
+
+/* a path in the temporary folder; up to eight are valid at a time */
+static const char *data_test_path(const char *name) {
+    static int next;
+    char *path = data_test_paths[next++ % 8];
+    snprintf(path, sizeof data_test_paths[0], "%s/%s", data_test_folder, name);
+    return path;
+}
+
+static void data_test_end(void) {
+    glob_t found = {0};
+    if (!glob(data_test_path("*"), 0, NULL, &found))
+        for (size_t i = 0; i < found.gl_pathc; i++) remove(found.gl_pathv[i]);
+    globfree(&found);
+    CHECK_EQ(rmdir(data_test_folder), 0);
+}
+
+static const char *data_test_write(const char *name, const void *bytes, size_t n) {
+    const char *path = data_test_path(name);
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(bytes, 1, n, f) != n) FAIL("cannot write %s", path);
+    if (f) fclose(f);
+    return path;
+}
+
+/* a GPT-2 token file whose token i is first + i modulo 50257 */
+static const char *data_test_shard(const char *name, uint32_t magic, uint32_t version,
+                                   uint32_t count, uint32_t held, uint32_t first) {
+    size_t n = 1024 + 2 * (size_t)held;
+    unsigned char *bytes = calloc(n, 1);
+    const uint32_t header[3] = {magic, version, count};
+    for (unsigned i = 0; bytes && i < 12; i++)
+        bytes[i] = (unsigned char)(header[i / 4] >> 8 * (i % 4));
+    for (uint32_t i = 0; bytes && i < held; i++) {
+        uint32_t token = (first + i) % 50257;
+        bytes[1024 + 2 * i] = (unsigned char)token;
+        bytes[1025 + 2 * i] = (unsigned char)(token >> 8);
+    }
+    const char *path = data_test_write(name, bytes, n);
+    free(bytes);
+    return path;
+}
+
+/* a token file of n tokens 0, 1, 2, .. so that a token tells its position */
+static int data_test_counting(DataSet *d, uint32_t n) {
+    char error[512] = "";
+    int code = data_open(d, data_test_shard("count.bin", 20240520, 1, n, n, 0), "auto", error,
+                         sizeof error);
+    if (code) FAIL("%s", error);
+    return code;
+}
+
+/* opening must fail with a sentence that names the path and holds the words */
+static void data_test_refused(const char *path, const char *vocab, const char *words) {
+    char error[512] = "";
+    DataSet d;
+    if (data_open(&d, path, vocab, error, sizeof error) >= 0) {
+        FAIL("%s was not refused", path);
+        data_close(&d);
+    } else if (!strstr(error, path) || !strstr(error, words) || strchr(error, '\n'))
+        FAIL("the refusal of %s reads '%s', not '%s'", path, error, words);
+}
+
+TEST(data_split_is_nanogpts_ninety_and_ten_percent_by_position) {
+    data_test_begin();
+    static char text[1115394];
+    char error[512];
+    DataSet d;
+    for (size_t i = 0; i < sizeof text; i++) text[i] = (char)('a' + i % 7);
+    memcpy(text + 1003854, "#", 1);
+    CHECK_EQ(
+        data_open(&d, data_test_write("t.txt", text, sizeof text), "auto", error, sizeof error), 0);
+    CHECK_EQ(d.train_tokens, 1003854);
+    CHECK_EQ(d.val_tokens, 111540);
+    CHECK_EQ(d.vocab.size, 8);
+    int32_t in[5], target[5];
+    CHECK_EQ(data_val_window(&d, 5, 0, in, target), 5);
+    CHECK_EQ(in[0], 0); /* '#' sorts first and opens the validation split */
+    data_close(&d);
+    const size_t lengths[] = {1, 2, 9, 10, 11, 19, 99, 101};
+    const uint64_t train[] = {0, 1, 8, 9, 9, 17, 89, 90};
+    for (size_t i = 0; i < 8; i++) {
+        CHECK_EQ(data_open(&d, data_test_write("s", text, lengths[i]), "auto", error, sizeof error),
+                 0);
+        CHECK_EQ(d.train_tokens, train[i]);
+        CHECK_EQ(d.train_tokens + d.val_tokens, lengths[i]);
+        data_close(&d);
+    }
+    data_test_end();
+}
+
+TEST(data_shards_of_workers_are_disjoint_and_cover_the_training_split) {
+    data_test_begin();
+    const uint32_t sizes[] = {11380, 34567, 700, 50257};
+    const size_t workers[] = {1, 2, 3, 7}, contexts[] = {8, 33, 300};
+    for (size_t s = 0; s < 4; s++) {
+        DataSet d;
+        if (data_test_counting(&d, sizes[s])) continue;
+        for (size_t c = 0; c < 12; c++) {
+            size_t N = workers[c % 4], T = contexts[c / 4];
+            unsigned char *seen = calloc(d.train_tokens, 1);
+            uint64_t total = 0, shortest = UINT64_MAX;
+            for (size_t rank = 0; seen && rank < N; rank++) {
+                uint64_t length = data_shard_length(&d, rank, N, T);
+                total += length;
+                if (length < shortest) shortest = length;
+                for (uint64_t at = 0; at < length; at++) {
+                    int32_t token = -1;
+                    CHECK_EQ(data__read_shard(&d, rank, N, T, at, 1, &token), 0);
+                    if (token >= 0 && (uint64_t)token < d.train_tokens)
+                        seen[token]++;
+                    else
+                        FAIL("token %d is not of the training split", token);
+                    if (N == 1) CHECK_EQ(token, at);
+                }
+            }
+            CHECK_EQ(total, d.train_tokens);
+            for (uint64_t i = 0; seen && i < d.train_tokens; i++)
+                if (seen[i] != 1)
+                    FAIL("token %d is seen %d times, %d workers", (int)i, seen[i], (int)N);
+            char error[512];
+            CHECK((data_check_context(&d, T, N, error, sizeof error) == 0) == (shortest > T));
+            free(seen);
+        }
+        data_close(&d);
+    }
+    data_test_end();
+}
+
+TEST(data_order_is_a_permutation_of_windows_that_differs_by_epoch_worker_and_seed) {
+    data_test_begin();
+    DataSet d;
+    const size_t T = 12, N = 3;
+    int32_t in[12], target[12];
+    if (data_test_counting(&d, 20011)) return;
+    uint64_t windows = data_train_windows(&d, 1, N, T);
+    CHECK_EQ(windows, (data_shard_length(&d, 1, N, T) - T) / T);
+    int32_t *order[5];
+    for (int variant = 0; variant < 5; variant++) {
+        /* epoch 0; epoch 5; worker 2; seed 8; epoch 0 again, backwards */
+        uint64_t seed = variant == 3 ? 8 : 7, epoch = variant == 1 ? 5 : 0;
+        size_t rank = variant == 2 ? 2 : 1;
+        order[variant] = calloc(windows + 100, sizeof(int32_t));
+        unsigned char *seen = calloc(20011, 1);
+        uint64_t windows_here = data_train_windows(&d, rank, N, T);
+        for (uint64_t i = 0; i < windows_here; i++) {
+            uint64_t k = variant == 4 ? windows_here - 1 - i : i;
+            CHECK_EQ(data_train_window(&d, seed, rank, N, T, epoch * windows_here + k, in, target),
+                     0);
+            for (size_t t = 0; t < T; t++) {
+                if (seen[in[t]]++) FAIL("token %d twice in an epoch", in[t]);
+                if (t + 1 < T) CHECK_EQ(target[t], in[t + 1]);
+                CHECK((uint64_t)in[t] / 1024 % N == rank && (uint64_t)in[t] < d.train_tokens);
+                int jump = target[t] - in[t]; /* 1, or to the worker's next block */
+                CHECK(jump == 1 || (jump == 1 + 1024 * (int)(N - 1) && in[t] % 1024 == 1023));
+            }
+            /* the window's place in the shard, whatever the offset and the worker's blocks */
+            int32_t at = in[0] / (1024 * (int32_t)N) * 1024 + in[0] % 1024;
+            if (k < windows) order[variant][k] = at / (int32_t)T;
+        }
+        free(seen);
+    }
+    CHECK(memcmp(order[0], order[4], windows * sizeof(int32_t)) == 0);
+    for (int variant = 1; variant < 4; variant++) {
+        uint64_t same = 0;
+        for (uint64_t i = 0; i < windows; i++) same += order[variant][i] == order[0][i];
+        CHECK(same < windows / 20);
+    }
+    uint64_t rising = 0; /* a shuffled order rises about half the time */
+    for (uint64_t i = 1; i < windows; i++) rising += order[0][i] > order[0][i - 1];
+    CHECK(rising > windows * 2 / 5 && rising < windows * 3 / 5);
+    for (int variant = 0; variant < 5; variant++) free(order[variant]);
+    data_close(&d);
+    data_test_end();
+}
+
+TEST(data_permutation_is_one_for_every_size) {
+    unsigned char seen[600];
+    for (uint64_t n = 1; n <= 600; n++) {
+        memset(seen, 0, sizeof seen);
+        for (uint64_t i = 0; i < n; i++) {
+            uint64_t j = data__permute(data__hash(3, n, 1), n, i);
+            CHECK(j < n);
+            if (j < n) CHECK_EQ(seen[j]++, 0);
+        }
+    }
+    CHECK(data__permute(1, (uint64_t)1 << 40, 12345) < (uint64_t)1 << 40);
+    CHECK(data__permute(1, UINT64_MAX, 12345) < UINT64_MAX);
+}
+
+TEST(data_shortest_possible_shard_has_one_window_inside_it) {
+    data_test_begin();
+    DataSet d;
+    int32_t in[9], target[9];
+    char error[512];
+    for (uint32_t n = 10; n < 24; n++) {
+        if (data_test_counting(&d, n)) return;
+        if (data_check_context(&d, 9, 1, error, sizeof error))
+            CHECK(d.train_tokens < 10);
+        else
+            for (uint64_t k = 0; k < 30; k++) {
+                CHECK_EQ(data_train_window(&d, 1, 0, 1, 9, k, in, target), 0);
+                CHECK(in[0] >= 0 && target[8] == in[0] + 9 && (uint64_t)target[8] < d.train_tokens);
+            }
+        data_close(&d);
+    }
+    data_test_end();
+}
+
+TEST(data_validation_counts_every_prediction_once_shifted_by_one) {
+    data_test_begin();
+    DataSet d;
+    char error[512];
+    int32_t in[1000], target[1000];
+    for (int separate = 0; separate < 2; separate++) {
+        if (data_test_counting(&d, 10000)) return;
+        int64_t first = 9000;
+        if (separate) {
+            const char *path = data_test_shard("val.bin", 20240520, 1, 1000, 1000, 400);
+            CHECK_EQ(data_open_val(&d, path, error, sizeof error), 0);
+            CHECK_EQ(d.train_tokens, 10000);
+            first = 400;
+        }
+        CHECK_EQ(d.val_tokens, 1000);
+        const size_t contexts[] = {1, 7, 64, 998, 999, 1000, 333};
+        for (size_t c = 0; c < 7; c++) {
+            size_t T = contexts[c];
+            int64_t next = first, total = 0;
+            for (uint64_t w = 0; w < data_val_windows(&d, T); w++) {
+                int64_t real = data_val_window(&d, T, w, in, target);
+                CHECK(real >= 1 && real <= (int64_t)T);
+                for (size_t t = 0; t < T; t++)
+                    if ((int64_t)t < real) {
+                        CHECK_EQ(in[t], next);
+                        CHECK_EQ(target[t], next + 1);
+                        next++;
+                    } else
+                        CHECK_EQ(target[t], -1);
+                total += real;
+            }
+            CHECK_EQ(total, 999);
+        }
+        data_close(&d);
+    }
+    data_test_end();
+}
+
+TEST(data_text_becomes_characters_in_order_of_code_point) {
+    data_test_begin();
+    DataSet d;
+    char error[512], out[DATA_DECODED], back[64];
+    const char *text = "z\xc3\xa9\x61\xe2\x82\xac\xf0\x9f\x99\x82"
+                       "a\n";
+    CHECK_EQ(
+        data_open(&d, data_test_write("u.txt", text, strlen(text)), "auto", error, sizeof error),
+        0);
+    CHECK(d.vocab.kind == DATA_CHARS && d.text.copy);
+    CHECK_EQ(d.vocab.size, 6);
+    CHECK_EQ(d.text.tokens, 7);
+    const int32_t expect[7] = {2, 3, 1, 4, 5, 1, 0};
+    int32_t got[7];
+    CHECK_EQ(data__read(&d.text, &d.vocab, 0, 7, got), 0);
+    size_t n = 0;
+    for (int i = 0; i < 7; i++) {
+        CHECK_EQ(got[i], expect[i]);
+        size_t m = data_decode(&d.vocab, (unsigned)got[i], out);
+        memcpy(back + n, out, m);
+        n += m;
+    }
+    CHECK(n == strlen(text) && !memcmp(back, text, n));
+    CHECK_EQ(data_decode(&d.vocab, 6, out), 0);
+    uint16_t tokens[16];
+    CHECK_EQ(data_encode(&d.vocab, text, tokens, 16), 7);
+    for (int i = 0; i < 7; i++) CHECK_EQ(tokens[i], expect[i]);
+    CHECK_EQ(data_encode(&d.vocab, text, tokens, 2), 7);
+    CHECK_EQ(data_encode(&d.vocab, "", tokens, 16), 0);
+    CHECK_EQ(data_encode(&d.vocab, "a\xc3\xa9q", tokens, 16), -4); /* q is at offset 3 */
+    CHECK_EQ(data_encode(&d.vocab, "a\xff", tokens, 16), -2);
+    CHECK_EQ(data_encode(&d.vocab, "a\xe2\x82", tokens, 16), -2);
+    data_close(&d);
+    CHECK_EQ(data_open(&d, data_test_path("u.txt"), "bytes", error, sizeof error), 0);
+    CHECK_EQ(d.text.tokens, strlen(text));
+    data_close(&d);
+    data_test_end();
+}
+
+TEST(data_of_all_byte_values_is_read_as_bytes_or_refused_as_characters) {
+    data_test_begin();
+    DataSet d;
+    char error[512], out[DATA_DECODED], all[1024];
+    int32_t got[1024];
+    for (int i = 0; i < 1024; i++) all[i] = (char)(unsigned char)(255 - i % 256);
+    const char *path = data_test_write("all", all, sizeof all);
+    CHECK_EQ(data_open(&d, path, "auto", error, sizeof error), 0);
+    CHECK(d.vocab.kind == DATA_BYTES && d.vocab.size == 256 && !d.text.copy);
+    CHECK_EQ(data__read(&d.text, &d.vocab, 0, 1024, got), 0);
+    for (int i = 0; i < 1024; i++) {
+        CHECK_EQ(got[i], 255 - i % 256);
+        CHECK_EQ(data_decode(&d.vocab, (unsigned)got[i], out), 1);
+        CHECK_EQ(out[0], all[i]);
+    }
+    data_close(&d);
+    data_test_refused(path, "chars", "not UTF-8 at byte 0;");
+    data_test_refused(data_test_write("late", "abc\n\xc3(", 6), "chars", "not UTF-8 at byte 4;");
+    const char *const invalid[] = {"a\x80",
+                                   "a\xc0\x80",
+                                   "a\xc1\xbf",
+                                   "a\xe0\x80\x80",
+                                   "a\xed\xa0\x80",
+                                   "a\xf4\x90\x80\x80",
+                                   "a\xf0\x80\x80\x80",
+                                   "a\xf8\x88\x80\x80\x80",
+                                   "a\xe2\x82",
+                                   "a\xfe",
+                                   "a\xc3"};
+    for (size_t i = 0; i < sizeof invalid / sizeof *invalid; i++) {
+        path = data_test_write("bad", invalid[i], strlen(invalid[i]));
+        data_test_refused(path, "chars", "not UTF-8 at byte 1;");
+        CHECK_EQ(data_open(&d, path, "auto", error, sizeof error), 0);
+        CHECK(d.vocab.kind == DATA_BYTES);
+        data_close(&d);
+    }
+    CHECK_EQ(data_open(&d, data_test_write("nul", "a\0b\0", 4), "auto", error, sizeof error), 0);
+    CHECK(d.vocab.kind == DATA_CHARS && d.vocab.size == 3 && d.vocab.code[0] == 0);
+    data_close(&d);
+    data_test_end();
+}
+
+TEST(data_of_more_than_65535_distinct_characters_is_refused) {
+    data_test_begin();
+    char *text = malloc(70000 * 4);
+    for (uint32_t i = 0; text && i < 70000; i++) {
+        uint32_t c = 0x20000 + i;
+        const unsigned char four[4] = {
+            (unsigned char)(0xf0 | c >> 18), (unsigned char)(0x80 | (c >> 12 & 63)),
+            (unsigned char)(0x80 | (c >> 6 & 63)), (unsigned char)(0x80 | (c & 63))};
+        memcpy(text + 4 * i, four, 4);
+    }
+    DataSet d;
+    char error[512];
+    data_test_refused(data_test_write("wide", text, 65536 * 4), "auto",
+                      "65536 distinct characters, at most 65535");
+    CHECK_EQ(data_open(&d, data_test_write("full", text, 65535 * 4), "auto", error, sizeof error),
+             0);
+    int32_t last = 0;
+    CHECK_EQ(data__read(&d.text, &d.vocab, 65534, 1, &last), 0);
+    CHECK_EQ(last, 65534);
+    data_close(&d);
+    free(text);
+    data_test_end();
+}
+
+TEST(data_token_files_join_in_order_of_name_and_windows_cross_their_borders) {
+    data_test_begin();
+    DataSet d;
+    char error[512], out[DATA_DECODED];
+    /* written out of order; 10 sorts before 9, as strings do */
+    data_test_shard("x_9.bin", 20240520, 1, 23, 23, 1003);
+    data_test_shard("x_00.bin", 20240520, 1, 1000, 1000, 0);
+    data_test_shard("x_10.bin", 20240520, 1, 3, 3, 1000);
+    CHECK_EQ(data_open(&d, data_test_path("x_*.bin"), "auto", error, sizeof error), 0);
+    CHECK_EQ(d.text.files, 3);
+    CHECK_EQ(d.text.tokens, 1026);
+    CHECK_EQ(d.vocab.size, 50257);
+    int32_t got[40];
+    for (uint64_t at = 0; at + 40 <= 1026; at++) {
+        CHECK_EQ(data__read(&d.text, &d.vocab, at, 40, got), 0);
+        for (int i = 0; i < 40; i++) CHECK_EQ(got[i], at + (uint64_t)i);
+    }
+    uint16_t token;
+    CHECK_EQ(data_encode(&d.vocab, "hello", &token, 1), -1);
+    CHECK(data_decode(&d.vocab, 50256, out) == 7 && !memcmp(out, "[50256]", 7));
+    CHECK_EQ(data_decode(&d.vocab, 50257, out), 0);
+    data_close(&d);
+    data_test_refused(data_test_path("y_*.bin"), "auto", "no file matches");
+    data_test_write("x_text", "hello", 5);
+    data_test_refused(data_test_path("x_text"), "gpt2:50257",
+                      "text file cannot have the vocabulary 'gpt2:50257'");
+    data_test_refused(data_test_path("x_9.bin"), "chars",
+                      "token file cannot have the vocabulary 'chars'");
+    CHECK(data_open(&d, data_test_path("x_*"), "auto", error, sizeof error) < 0);
+    CHECK(strstr(error, "x_text") && strstr(error, "do not mix"));
+    const unsigned char big[4] = {0xff, 0xff, 0, 0};
+    FILE *f = fopen(data_test_shard("big", 20240520, 1, 40, 40, 0), "r+b");
+    if (f) {
+        fseek(f, 1024 + 2 * 7, SEEK_SET);
+        fwrite(big, 1, 2, f);
+        fclose(f);
+    }
+    CHECK_EQ(data_open(&d, data_test_path("big"), "auto", error, sizeof error), 0);
+    CHECK_EQ(d.vocab.size, 65536);
+    data_close(&d);
+    CHECK_EQ(data_open(&d, data_test_path("big"), "gpt2:50257", error, sizeof error), 0);
+    CHECK_EQ(data__read(&d.text, &d.vocab, 0, 7, got), 0);
+    CHECK_EQ(data__read(&d.text, &d.vocab, 7, 1, got), DATA_CHANGED);
+    data_close(&d);
+    data_test_end();
+}
+
+TEST(data_that_cannot_be_used_is_refused_with_a_sentence_naming_it) {
+    data_test_begin();
+    data_test_refused(data_test_path("missing.txt"), "auto", "No such file");
+    data_test_refused(data_test_folder, "auto", "is a directory");
+    data_test_refused("/dev/null", "auto", "not a regular file");
+    data_test_refused(data_test_write("empty.txt", "", 0), "auto", "file is empty; give a text");
+    data_test_refused(data_test_write("empty.bin", "", 0), "auto", "file is empty");
+    data_test_refused(data_test_write("t.txt", "hello", 5), "words", "'words' is no vocabulary");
+    data_test_refused(data_test_path("t.txt"), "chars:61-", "is no vocabulary");
+    data_test_refused(data_test_path("t.txt"), "chars:61-6b", "character U+6C at byte 2 is not in");
+    data_test_refused(data_test_path("t.txt"), "bytes:61-6b", "byte value 6C at byte 2 is not in");
+    data_test_refused(data_test_shard("magic.bin", 0, 1, 9, 9, 0), "auto",
+                      "not a token file (magic 0, expected 20240520)");
+    data_test_refused(data_test_write("short.bin", "ab", 2), "auto", "not a token file");
+    data_test_refused(data_test_shard("version.bin", 20240520, 7, 9, 9, 0), "auto",
+                      "version 7, expected 1");
+    data_test_refused(data_test_shard("cut.bin", 20240520, 1, 100, 37, 0), "auto",
+                      "header promises 100 tokens, the file holds 37: it is truncated");
+    data_test_refused(data_test_shard("long.bin", 20240520, 1, 37, 100, 0), "auto",
+                      "something was added");
+    data_test_refused(data_test_shard("none.bin", 20240520, 1, 0, 0, 0), "auto",
+                      "promises 0 tokens");
+    data_test_refused(data_test_shard("minus.bin", 20240520, 1, UINT32_MAX, 3, 0), "auto",
+                      "truncated");
+    const char *path = data_test_shard("header.bin", 20240520, 1, 9, 9, 0);
+    CHECK_EQ(truncate(path, 500), 0);
+    data_test_refused(path, "auto", "truncated");
+    if (geteuid()) { /* root may read everything */
+        path = data_test_write("locked.txt", "hello", 5);
+        chmod(path, 0);
+        data_test_refused(path, "auto", "Permission denied");
+    }
+    DataSet d;
+    char error[512];
+    CHECK_EQ(data_open(&d, data_test_write("one.txt", "x", 1), "auto", error, sizeof error), 0);
+    CHECK(data_check_context(&d, 1, 1, error, sizeof error) < 0);
+    CHECK(strstr(
+        error,
+        "one.txt: too short: 0 tokens to train 1 worker, each needs at least context + 1 = 2"));
+    data_close(&d);
+    CHECK_EQ(
+        data_open(&d, data_test_write("ten.txt", "abcdefghij", 10), "auto", error, sizeof error),
+        0);
+    CHECK(data_check_context(&d, 8, 1, error, sizeof error) < 0 &&
+          strstr(error, "1 tokens to validate on"));
+    CHECK(data_check_context(&d, 4, 2, error, sizeof error) < 0 && strstr(error, "2 workers"));
+    CHECK(data_check_context(&d, 0, 1, error, sizeof error) < 0);
+    CHECK(data_open_val(&d, data_test_write("other.txt", "abcxyz", 6), error, sizeof error) < 0);
+    CHECK(strstr(error, "other.txt: character U+78 at byte 3"));
+    CHECK(data_open_val(&d, data_test_path("long.bin"), error, sizeof error) < 0);
+    CHECK(data_open_val(&d, data_test_shard("v.bin", 20240520, 1, 9, 9, 0), error, sizeof error) <
+          0);
+    CHECK(strstr(error, "v.bin: is a token file") && d.val_tokens == 1 && d.train_tokens == 9);
+    CHECK_EQ(data_open_val(&d, data_test_write("good.txt", "abcba", 5), error, sizeof error), 0);
+    CHECK(d.val_tokens == 5 && d.train_tokens == 10);
+    CHECK_EQ(data_check_context(&d, 8, 1, error, sizeof error), 0);
+    data_close(&d);
+    data_test_end();
+}
+
+TEST(data_file_that_shrinks_or_is_edited_while_open_gives_a_code_and_no_crash) {
+    data_test_begin();
+    DataSet d;
+    char error[512], text[20000];
+    int32_t in[64], target[64];
+    memset(text, 'a', sizeof text);
+    const char *path = data_test_write("s.txt", text, sizeof text);
+    CHECK_EQ(data_open(&d, path, "auto", error, sizeof error), 0);
+    CHECK_EQ(data_train_window(&d, 1, 0, 1, 64, 0, in, target), 0);
+    FILE *f = fopen(path, "r+b");
+    memset(text, 'b', sizeof text);
+    if (f) {
+        fwrite(text, 1, sizeof text, f);
+        fclose(f);
+    }
+    CHECK_EQ(data_train_window(&d, 1, 0, 1, 64, 0, in, target), DATA_CHANGED);
+    CHECK_EQ(truncate(path, 10), 0);
+    CHECK_EQ(data_train_window(&d, 1, 0, 1, 64, 0, in, target), DATA_CHANGED);
+    CHECK_EQ(data_val_window(&d, 64, 0, in, target), DATA_CHANGED);
+    CHECK(strstr(data_strerror(DATA_CHANGED), "shrank"));
+    for (int code = -8; code < 3; code++) CHECK(*data_strerror(code));
+    data_close(&d);
+    data_test_end();
+}
+
+TEST(data_beyond_two_gigabytes_is_read_at_the_right_place) {
+    if (sizeof(size_t) < 8) return;
+    data_test_begin();
+    const uint32_t count = 1250000000; /* 2.5 GB each, sparse */
+    for (int k = 0; k < 2; k++) {
+        const char *path = data_test_shard(k ? "h1.bin" : "h0.bin", 20240520, 1, count, 0, 0);
+        CHECK_EQ(truncate(path, 1024 + 2 * (off_t)count), 0);
+        FILE *f = fopen(path, "r+b");
+        const unsigned char mark[2] = {0x39, (unsigned char)(0x30 + k)};
+        if (!f) continue;
+        fseeko(f, 1024 + 2 * (off_t)(count - 5), SEEK_SET);
+        fwrite(mark, 1, 2, f);
+        fclose(f);
+    }
+    DataSet d;
+    char error[512];
+    int32_t got[3];
+    CHECK_EQ(data_open(&d, data_test_path("h?.bin"), "auto", error, sizeof error), 0);
+    CHECK_EQ(d.text.tokens, 2500000000);
+    CHECK_EQ(d.train_tokens, 2250000000);
+    CHECK_EQ(data__read(&d.text, &d.vocab, count - 6, 3, got),
+             0); /* beyond byte 2^31 of its file */
+    CHECK(got[0] == 0 && got[1] == 0x3039 && got[2] == 0);
+    CHECK_EQ(data__read(&d.text, &d.vocab, 2 * (uint64_t)count - 6, 3, got),
+             0); /* beyond token 2^31 */
+    CHECK(got[0] == 0 && got[1] == 0x3139 && got[2] == 0);
+    int32_t in[8], target[8];
+    CHECK_EQ(data_val_window(&d, 8, data_val_windows(&d, 8) - 1, in, target), 7);
+    CHECK(in[3] == 0x3139 && target[2] == 0x3139);
+    CHECK_EQ(data_train_window(&d, 1, 6, 7, 8, 30000000000, in, target), 0);
+    data_close(&d);
+    data_test_end();
+}
+
+TEST(data_vocabulary_survives_export_and_import) {
+    data_test_begin();
+    const char *const texts[] = {"hello\n", "\n !ABC", "z\xc3\xa9z\xe2\x82\xac\xf0\x9f\x99\x82",
+                                 "\xff\x01\xfe"};
+    const char *const expect[] = {"chars:a,65,68,6c,6f", "chars:a,20-21,41-43",
+                                  "chars:7a,e9,20ac,1f642", "bytes:1,fe-ff"};
+    for (int i = 0; i < 4; i++) {
+        DataSet d, again;
+        DataVocab v;
+        char error[512], text[64], twice[64];
+        const char *path = data_test_write("v.txt", texts[i], strlen(texts[i]));
+        CHECK_EQ(data_open(&d, path, "auto", error, sizeof error), 0);
+        size_t n = data_vocab_export(&d.vocab, text, sizeof text);
+        CHECK(n == strlen(expect[i]) && !strcmp(text, expect[i]));
+        for (size_t small = 0; small <= n; small++) { /* like snprintf */
+            memset(twice, 'X', sizeof twice);
+            CHECK_EQ(data_vocab_export(&d.vocab, twice, small), n);
+            if (small) CHECK(strlen(twice) == small - 1 && !memcmp(twice, text, small - 1));
+            CHECK(twice[small] == 'X');
+        }
+        CHECK_EQ(data_vocab_import(&v, text, n), 0);
+        CHECK(v.kind == d.vocab.kind && v.size == d.vocab.size);
+        CHECK(v.size == d.vocab.size && !memcmp(v.code, d.vocab.code, v.size * sizeof *v.code));
+        CHECK(!memcmp(v.id, d.vocab.id, 0x110000 * sizeof *v.id));
+        CHECK_EQ(data_open(&again, path, text, error, sizeof error),
+                 0); /* as the vocabulary in use */
+        data_close(&again);
+        data_vocab_free(&v);
+        data_close(&d);
+    }
+    DataVocab v;
+    char text[32];
+    CHECK_EQ(data_vocab_import(&v, "gpt2:50257", 10), 0);
+    CHECK(data_vocab_export(&v, text, sizeof text) == 10 && !strcmp(text, "gpt2:50257"));
+    data_vocab_free(&v);
+    data_test_end();
+}
+
+TEST(data_malformed_vocabularies_are_refused) {
+    const char *const bad[] = {"",
+                               ":",
+                               "chars",
+                               "chars:",
+                               "char:61",
+                               "chars:61,",
+                               "chars:,61",
+                               "chars:61-",
+                               "chars:-61",
+                               "chars:62-61",
+                               "chars:61,61",
+                               "chars:62,61",
+                               "chars:61-63,62",
+                               "chars:110000",
+                               "chars:0-10ffff",
+                               "chars:d800",
+                               "chars:d7ff-d801",
+                               "bytes:100",
+                               "bytes:ff-100",
+                               "chars:61 ",
+                               "chars:6A",
+                               "chars:00000061",
+                               "chars:ffffffffffffffff",
+                               "gpt2:",
+                               "gpt2:0",
+                               "gpt2:65537",
+                               "gpt2:9999999999",
+                               "gpt2:12x",
+                               "gpt3:5",
+                               "chars:0-ffff",
+                               "chars:0-d7ff,e000-11000"};
+    DataVocab v;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char *exact =
+            malloc(strlen(bad[i]) + 1); /* no NUL behind, so that a sanitizer sees overreads */
+        memcpy(exact, bad[i], strlen(bad[i]));
+        exact = realloc(exact, strlen(bad[i]) ? strlen(bad[i]) : 1);
+        if (data_vocab_import(&v, exact, strlen(bad[i])) >= 0) {
+            FAIL("'%s' was accepted", bad[i]);
+            data_vocab_free(&v);
+        }
+        free(exact);
+    }
+    uint64_t state = 99;
+    const char letters[] = "chars:bytes:gpt2:0123456789abcdef,,,---";
+    for (int i = 0; i < 3000; i++) {
+        char text[40] = "bytes:";
+        size_t n = 6 + (size_t)(test_uniform(&state) * 12);
+        for (size_t k = 6; k < n; k++)
+            text[k] = letters[(size_t)(test_uniform(&state) * (sizeof letters - 1))];
+        if (data_vocab_import(&v, text, n)) continue;
+        char again[64]; /* whatever is accepted means something: it exports and imports the same */
+        DataVocab w;
+        size_t m = data_vocab_export(&v, again, sizeof again);
+        CHECK_EQ(data_vocab_import(&w, again, m), 0);
+        CHECK(v.size == w.size && v.size > 0 && !memcmp(v.code, w.code, v.size * sizeof *v.code));
+        data_vocab_free(&v);
+        data_vocab_free(&w);
+    }
+}
+
+TEST(data_floor_is_the_number_beside_the_text_or_zero) {
+    data_test_begin();
+    const char *const good = "0.5351925\n", *const bad[] = {"",      "\n",    "-1\n",  "0\n",
+                                                            "nan\n", "inf\n", "1 2\n", "x"};
+    const char *path = data_test_write("t.txt", "hello", 5);
+    CHECK(data_floor(path) == 0);
+    data_test_write("t.txt.entropy", good, strlen(good));
+    CHECK_NEAR(data_floor(path), 0.5351925, 1e-12);
+    DataSet d;
+    char error[512];
+    CHECK_EQ(data_open(&d, path, "auto", error, sizeof error), 0);
+    CHECK_NEAR(d.floor, 0.5351925, 1e-12);
+    data_close(&d);
+    for (size_t i = 0; i < 8; i++) {
+        data_test_write("t.txt.entropy", bad[i], strlen(bad[i]));
+        CHECK(data_floor(path) == 0);
+    }
+    data_test_end();
+}
+
+/* -- the corpus: an LL(1) parser of its own, which shares the compiled tables and no code */
+
+/* the word, with its blank, or the single character at s */
+static size_t play_test_token(const char *s, const char *end) {
+    const char *p = s;
+    if (p < end && *p == ' ') p++;
+    if (p == end) return 0;
+    int letter = (*p | 32) >= 'a' && (*p | 32) <= 'z';
+    if (!letter) return p == s ? 1 : 0; /* a blank before punctuation is no token */
+    while (p < end && (*p | 32) >= 'a' && (*p | 32) <= 'z') p++;
+    return (size_t)(p - s);
+}
+
+/* can the alternative, in this voice, begin with the token? how many ways */
+static int play_test_begins(const PlayGrammar *g, const PlayAlternative *a, const char *token,
+                            size_t n, int depth) {
+    const PlayPart *part = g->part + a->first;
+    if (depth > 50) return 99; /* left recursion */
+    if (part->symbol < 0) return part->length == n && !memcmp(part->text, token, n);
+    int ways = 0;
+    for (int i = 0; i < g->count[part->symbol]; i++)
+        ways +=
+            play_test_begins(g, &g->alternative[g->first[part->symbol] + i], token, n, depth + 1);
+    return ways;
+}
+
+static const char *play_test_parse(const PlayGrammar *g, int symbol, int voice, const char *s,
+                                   const char *end, double *nats) {
+    size_t n = s ? play_test_token(s, end) : 0;
+    if (!n) return NULL;
+    const PlayAlternative *chosen = NULL;
+    double total = 0;
+    for (int i = 0; i < g->count[symbol]; i++) {
+        const PlayAlternative *a = &g->alternative[g->first[symbol] + i];
+        total += a->weight[voice];
+        if (play_test_begins(g, a, s, n, 0)) chosen = a;
+    }
+    if (!chosen || !chosen->weight[voice]) return NULL;
+    *nats -= log(chosen->weight[voice] / total);
+    for (int i = 0; s && i < chosen->count; i++) {
+        const PlayPart *part = &g->part[chosen->first + i];
+        if (part->symbol >= 0)
+            s = play_test_parse(g, part->symbol, voice, s, end, nats);
+        else if (play_test_token(s, end) == part->length && !memcmp(s, part->text, part->length))
+            s += part->length;
+        else
+            s = NULL;
+    }
+    return s;
+}
+
+static PlayGrammar play_test_grammar;
+
+TEST(play_alternatives_begin_with_words_of_their_own_so_the_text_tells_its_derivation) {
+    const PlayGrammar *g = &play_test_grammar;
+    play_init(&play_test_grammar);
+    for (int p = 0; p < g->parts; p++) { /* the terminals are the only possible first words */
+        if (g->part[p].symbol >= 0) continue;
+        const char *word = g->part[p].text;
+        size_t n = g->part[p].length;
+        CHECK_EQ(play_test_token(word, word + n), n); /* every terminal is one token of the text */
+        for (int symbol = 0; symbol < PLAY_SYMBOLS; symbol++) {
+            int ways = 0;
+            for (int i = 0; i < g->count[symbol]; i++)
+                ways += play_test_begins(g, &g->alternative[g->first[symbol] + i], word, n, 0);
+            if (ways > 1)
+                FAIL("%d ways to begin <%s> with '%.*s'", ways, play_rules[symbol].name, (int)n,
+                     word);
+        }
+    }
+    for (int a = 0; a < g->alternatives; a++)
+        CHECK(g->alternative[a].count > 0); /* none is empty */
+    for (int i = 0; i < PLAY_TURNS; i++)
+        for (int j = 0; j < PLAY_TURNS; j++)
+            if (i != j)
+                CHECK(strncmp(play_turns[i].head, play_turns[j].head, strlen(play_turns[i].head)) !=
+                      0);
+}
+
+TEST(play_text_parsed_again_has_the_probability_the_generator_claims) {
+    const PlayGrammar *g = &play_test_grammar;
+    PlayText t;
+    play_init(&play_test_grammar);
+    play_write(g, &t, 300000, 17);
+    const char *s = t.bytes, *end = t.bytes + t.length;
+    double nats = 0;
+    for (int before = -1, now; s && s < end; before = now) {
+        for (now = 0; now < PLAY_TURNS; now++) {
+            size_t n = strlen(play_turns[now].head);
+            if ((size_t)(end - s) > n && !memcmp(s, play_turns[now].head, n)) break;
+        }
+        if (now == PLAY_TURNS) break;
+        double total = 0;
+        for (int j = 0; before >= 0 && j < PLAY_TURNS; j++) total += play_turns[before].next[j];
+        if (before >= 0) nats -= log(play_turns[before].next[now] / total);
+        s += strlen(play_turns[now].head);
+        s = play_test_parse(g, play_symbol(play_turns[now].symbol, strlen(play_turns[now].symbol)),
+                            play_turns[now].voice, s, end, &nats);
+    }
+    CHECK(s == end);
+    CHECK_NEAR(nats, t.nats, 1e-6 * nats);
+    free(t.bytes);
+}
+
+TEST(play_exact_entropy_agrees_with_the_text_within_four_standard_errors) {
+    const PlayGrammar *g = &play_test_grammar;
+    enum { TEXTS = 24 };
+    double rate[TEXTS], mean = 0, variance = 0;
+    play_init(&play_test_grammar);
+    for (int k = 0; k < TEXTS; k++) {
+        PlayText t;
+        play_write(g, &t, 1000000, (uint64_t)k + 100);
+        rate[k] = t.nats / (double)t.length;
+        mean += rate[k] / TEXTS;
+        free(t.bytes);
+    }
+    for (int k = 0; k < TEXTS; k++) variance += (rate[k] - mean) * (rate[k] - mean) / (TEXTS - 1);
+    CHECK_NEAR(mean, g->entropy, 4 * sqrt(variance / TEXTS));
+    CHECK(sqrt(variance / TEXTS) < 1e-3 * mean); /* sharp enough to notice a wrong weight */
+    CHECK(g->entropy > 0.5 && g->entropy < 1);
+    for (int symbol = 0; symbol < PLAY_SYMBOLS;
+         symbol++) /* the equations hold, not only the sweep */
+        for (int v = 0; v < PLAY_VOICES; v++)
+            CHECK(play_sweep(&play_test_grammar, symbol, v) < 1e-14);
+}
+
+TEST(play_same_seed_gives_the_same_text_and_another_seed_another) {
+    PlayText a, b, c;
+    unsigned char seen[256] = {0};
+    int distinct = 0;
+    play_init(&play_test_grammar);
+    play_write(&play_test_grammar, &a, 200000, 1);
+    play_write(&play_test_grammar, &b, 200000, 1);
+    play_write(&play_test_grammar, &c, 200000, 2);
+    CHECK(a.length == b.length && !memcmp(a.bytes, b.bytes, a.length) && a.nats == b.nats);
+    CHECK(memcmp(a.bytes, c.bytes, 100000) != 0);
+    uint64_t hash = 0; /* and on every machine: the tables hold integers only */
+    for (size_t i = 0; i < a.length; i++) {
+        hash = test_hash(hash ^ (unsigned char)a.bytes[i]);
+        distinct += !seen[(unsigned char)a.bytes[i]];
+        seen[(unsigned char)a.bytes[i]] = 1;
+    }
+    CHECK(distinct >= 40 && distinct <= 65);
+    if (hash != 0x271f4d551b12add4u) FAIL("the text of seed 1 has hash 0x%016" PRIx64, hash);
+    for (size_t i = 0; i < a.length; i++)
+        CHECK(a.bytes[i] == '\n' || (a.bytes[i] >= ' ' && a.bytes[i] < 127));
+    free(a.bytes);
+    free(b.bytes);
+    free(c.bytes);
+}
+/* ------------------------------------------------------------------------------------------------
+ * safetensors.h */
+#include "safetensors.h"
+#include <signal.h>
+#include <sys/resource.h>
+
+static char st_test_dir[64], st_test_error[256];
+
+/* a path in a directory of its own, which st_test_end removes */
+static const char *st_test_path(const char *name) {
+    static char path[2][128];
+    static int turn;
+    if (!*st_test_dir) {
+        snprintf(st_test_dir, sizeof st_test_dir, "/tmp/test_safetensors_XXXXXX");
+        if (!mkdtemp(st_test_dir)) FAIL("cannot make %s", st_test_dir);
+    }
+    turn = !turn;
+    snprintf(path[turn], sizeof path[turn], "%s/%s", st_test_dir, name);
+    return path[turn];
+}
+
+static void st_test_end(void) {
+    const char *names[] = {"x.safetensors", "x.safetensors.tmp", "y.safetensors"};
+    for (size_t i = 0; i < 3; i++) unlink(st_test_path(names[i]));
+    CHECK(!rmdir(st_test_dir)); /* nothing else was left behind */
+    *st_test_dir = 0;
+}
+
+static void st_test_put(const char *path, const void *bytes, size_t n) {
+    FILE *file = fopen(path, "wb");
+    if (!file || fwrite(bytes, 1, n, file) != n || fclose(file)) FAIL("cannot write %s", path);
+}
+
+static unsigned char *st_test_get(const char *path, size_t *n) {
+    FILE *file = fopen(path, "rb");
+    unsigned char *bytes = calloc(1, 1 << 16);
+    *n = file && bytes ? fread(bytes, 1, 1 << 16, file) : 0;
+    if (file) fclose(file);
+    return bytes;
+}
+
+/* the file must not open, and the sentence must name the path and hold `reason` */
+static int st_test_refused(const char *path, const char *reason) {
+    StFile f;
+    *st_test_error = 0;
+    if (!st_open(&f, path, st_test_error, sizeof st_test_error)) {
+        st_close(&f);
+        return 0;
+    }
+    return !f.map && !f.entries && strstr(st_test_error, path) == st_test_error &&
+           strstr(st_test_error, reason) != NULL;
+}
+
+static const float st_test_weight[6] = {1, -2, 3.5f, 0, 1e-30f, -0.0f};
+static const uint64_t st_test_seed[1] = {0xfedcba9876543210u};
+static const StTensor st_test_tensors[] = {
+    {"layer.weight", "F32", {3, 2}, 2, st_test_weight},
+    {"empty", "U32", {4, 0}, 2, NULL},
+    {"seed", "U64", {0}, 0, st_test_seed},
+    {"text", "U8", {5}, 1, "hello"},
+};
+static const StPair st_test_meta[] = {{"step", "12"}, {"heads", "3"}};
+
+static int st_test_write(const char *path) {
+    return st_write(path, st_test_tensors, 4, st_test_meta, 2, st_test_error, sizeof st_test_error);
+}
+
+TEST(tensors_and_metadata_survive_a_round_trip) {
+    const char *path = st_test_path("x.safetensors");
+    StFile f;
+    float weight[6];
+    uint64_t seed = 0;
+    CHECK_EQ(st_test_write(path), 0);
+    if (st_open(&f, path, st_test_error, sizeof st_test_error)) FAIL("%s", st_test_error);
+    CHECK_EQ(f.n, 4);
+    CHECK_EQ(f.verified, 1);
+    CHECK_EQ((f.data - f.map) % 64, 0);
+    CHECK_EQ(st_read_f32(&f, "layer.weight", weight, 6, st_test_error, 256), 0);
+    CHECK(!memcmp(weight, st_test_weight, sizeof weight));
+    CHECK_EQ(st_read(&f, "seed", "U64", &seed, 1, st_test_error, 256), 0);
+    CHECK(seed == st_test_seed[0]);
+    const StEntry *e = st_find(&f, "layer.weight");
+    CHECK(e && e->rank == 2 && e->shape[0] == 3 && e->shape[1] == 2 && e->begin == 0);
+    e = st_find(&f, "text");
+    CHECK(e && !strcmp(e->dtype, "U8") && !memcmp(st_data(&f, e), "hello", 5));
+    e = st_find(&f, "empty");
+    CHECK(e && e->count == 0 && e->begin == e->end);
+    CHECK(!st_find(&f, "layer.weigh") && !st_find(&f, ""));
+    CHECK(st_meta(&f, "step") && !strcmp(st_meta(&f, "step"), "12"));
+    CHECK(!st_meta(&f, "stop"));
+    st_close(&f);
+    st_close(&f);
+    CHECK_EQ(st_write(path, NULL, 0, NULL, 0, st_test_error, 256), 0); /* nothing at all */
+    CHECK_EQ(st_open(&f, path, st_test_error, 256), 0);
+    CHECK(f.n == 0 && f.verified && !st_find(&f, "x"));
+    st_close(&f);
+    st_test_end();
+}
+
+TEST(a_tensor_of_another_name_dtype_or_size_is_not_read) {
+    const char *path = st_test_path("x.safetensors");
+    StFile f;
+    float out[7] = {7, 7, 7, 7, 7, 7, 7};
+    CHECK_EQ(st_test_write(path), 0);
+    CHECK_EQ(st_open(&f, path, st_test_error, 256), 0);
+    CHECK(st_read_f32(&f, "weight", out, 6, st_test_error, 256) < 0);
+    CHECK(strstr(st_test_error, "there is no tensor 'weight'"));
+    CHECK(st_read_f32(&f, "seed", out, 1, st_test_error, 256) < 0);
+    CHECK(strstr(st_test_error, "'seed' is U64, expected F32"));
+    CHECK(st_read_f32(&f, "layer.weight", out, 7, st_test_error, 256) < 0);
+    CHECK(strstr(st_test_error, "has 6 elements, expected 7"));
+    CHECK(strstr(st_test_error, path) == st_test_error);
+    for (int i = 0; i < 7; i++) CHECK_EQ(out[i], 7);
+    st_close(&f);
+    st_test_end();
+}
+
+TEST(equal_tensors_make_equal_files) {
+    const char *x = st_test_path("x.safetensors"), *y = st_test_path("y.safetensors");
+    size_t n, m;
+    CHECK(!st_test_write(x) && !st_test_write(y) && !st_test_write(x));
+    unsigned char *a = st_test_get(x, &n), *b = st_test_get(y, &m);
+    CHECK(n > 64 && n == m && !memcmp(a, b, n));
+    free(a);
+    free(b);
+    st_test_end();
+}
+
+TEST(every_flipped_bit_of_a_file_is_noticed) {
+    const char *path = st_test_path("x.safetensors");
+    size_t n;
+    CHECK_EQ(st_test_write(path), 0);
+    unsigned char *bytes = st_test_get(path, &n);
+    int fd = open(path, O_WRONLY);
+    for (size_t bit = 0; bit < 8 * n; bit++) {
+        unsigned char damaged = bytes[bit / 8] ^ (unsigned char)(1 << bit % 8);
+        CHECK_EQ(pwrite(fd, &damaged, 1, (off_t)(bit / 8)), 1);
+        if (!st_test_refused(path, ": ")) FAIL("bit %zu of byte %zu", bit % 8, bit / 8);
+        CHECK_EQ(pwrite(fd, bytes + bit / 8, 1, (off_t)(bit / 8)), 1);
+    }
+    close(fd);
+    CHECK(!st_test_refused(path, "")); /* all bits are back */
+    bytes[n - 1] ^= 32;
+    st_test_put(path, bytes, n);
+    CHECK(st_test_refused(path, ": checksum does not match: the file is damaged"));
+    free(bytes);
+    st_test_end();
+}
+
+TEST(every_truncation_and_every_extra_byte_is_noticed) {
+    const char *path = st_test_path("x.safetensors");
+    size_t n;
+    CHECK_EQ(st_test_write(path), 0);
+    unsigned char *bytes = st_test_get(path, &n);
+    for (size_t length = n; length-- > 0;) {
+        CHECK(!truncate(path, (off_t)length));
+        if (!st_test_refused(path, ": ")) FAIL("cut to %zu of %zu bytes", length, n);
+    }
+    for (size_t extra = 1; extra <= 65; extra++) {
+        st_test_put(path, bytes, n + extra); /* zeros follow */
+        if (!st_test_refused(path, ": the tensors take")) FAIL("%zu bytes too many", extra);
+    }
+    free(bytes);
+    st_test_end();
+}
+
+#define ST_TEST_A "\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}"
+
+static const struct StTestHeader {
+    const char *json;
+    size_t data;
+    const char *reason; /* NULL: a good header */
+} st_test_headers[] = {
+    {"{" ST_TEST_A "}", 8, NULL},
+    {"{" ST_TEST_A "}   ", 8, NULL},
+    {"{ \"__metadata__\" : { } ,\n\t" ST_TEST_A "\r}", 8, NULL},
+    {"{}", 0, NULL},
+    {"{\"s\":{\"data_offsets\":[0,2],\"dtype\":\"BF16\",\"shape\":[]}}", 2, NULL},
+    {"{\"b\":{\"dtype\":\"I64\",\"shape\":[1],\"data_offsets\":[8,16]}," ST_TEST_A "}", 16, NULL},
+    {"", 0, "there is no header"},
+    {" {}", 0, "there is no header"},
+    {"[]", 0, "there is no header"},
+    {"{", 0, "expected '\"'"},
+    {"{" ST_TEST_A, 8, "expected ','"},
+    {"{" ST_TEST_A ",}", 8, "expected '\"'"},
+    {"{" ST_TEST_A "}}", 8, "something follows"},
+    {"{" ST_TEST_A "}\n", 8, "something follows"},
+    {"{" ST_TEST_A "} x", 8, "something follows"},
+    {"{" ST_TEST_A "," ST_TEST_A "}", 8, "tensor 'a' overlaps"},
+    {"{\"a\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]},"
+     "\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}",
+     1, "two tensors are named"},
+    {"{" ST_TEST_A "}", 9, "the tensors take 8 bytes, the file has 9"},
+    {"{" ST_TEST_A "}", 7, "the tensors take 8 bytes, the file has 7"},
+    {"{" ST_TEST_A ",\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8,
+     "overlaps"},
+    {"{" ST_TEST_A ",\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[9,13]}}", 13,
+     "a hole"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[1,9]}}", 9, "a hole"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[3],\"data_offsets\":[0,8]}}", 8, "needs 12 bytes"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]}}", 8, "needs 8 bytes"},
+    {"{\"a\":{\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "'a' needs dtype, shape and two"},
+    {"{\"a\":{\"dtype\":\"F32\",\"data_offsets\":[0,8]}}", 8, "'a' needs dtype, shape and two"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2]}}", 8, "'a' needs dtype, shape and two"},
+    {"{\"a\":{}}", 8, "'a' needs dtype, shape and two"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0]}}", 8, "and two data_offsets"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8,8]}}", 8, "too many numbers"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,2],\"data_offsets\":[0,8]}}", 8,
+     "too many numbers"},
+    {"{\"a\":{\"dtype\":\"F32\",\"dtype\":\"F32\"}}", 8, "'a' has twice the key 'dtype'"},
+    {"{\"a\":{\"dtype\":\"F32\",\"color\":\"red\"}}", 8, "'a' has the unknown key 'color'"},
+    {"{\"a\":{\"dtype\":\"F31\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "unknown dtype"},
+    {"{\"a\":{\"dtype\":32,\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "expected '\"'"},
+    {"{\"a\":{\"dtype\":\"U8\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,0]}}", 0,
+     "a shape that overflows"},
+    {"{\"a\":{\"dtype\":\"F64\",\"shape\":[2305843009213693952],\"data_offsets\":[0,0]}}", 0,
+     "a shape that overflows"},
+    {"{\"a\":{\"dtype\":\"U8\",\"shape\":[18446744073709551616],\"data_offsets\":[0,0]}}", 0,
+     "a number is too large"},
+    {"{\"a\":{\"dtype\":\"U8\",\"shape\":[8],\"data_offsets\":[18446744073709551608,"
+     "18446744073709551615]}}",
+     8, "needs 8 bytes"},
+    {"{\"a\":{\"dtype\":\"U8\",\"shape\":[8],\"data_offsets\":[18446744073709551607,"
+     "18446744073709551615]}}",
+     8, "a hole"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[-2],\"data_offsets\":[0,8]}}", 8, "an unsigned integer"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2.0],\"data_offsets\":[0,8]}}", 8, "expected ','"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2e0],\"data_offsets\":[0,8]}}", 8, "expected ','"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[02],\"data_offsets\":[0,8]}}", 8, "an unsigned integer"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[2,],\"data_offsets\":[0,8]}}", 8, "an unsigned integer"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[", 8, "an unsigned integer"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[[2]],\"data_offsets\":[0,8]}}", 8,
+     "an unsigned integer"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":null}}", 8, "expected '['"},
+    {"{\"a\":[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[", 8, "expected '{'"},
+    {"{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{\"a\":{", 8, "the unknown key 'a'"},
+    {"{\"a\"}", 0, "expected ':'"},
+    {"{\"a", 0, "a string does not end"},
+    {"{\"a\\", 0, "unknown escape"},
+    {"{\"a\\x\":{}}", 0, "unknown escape"},
+    {"{\"\\u12", 0, "four hexadecimal digits"},
+    {"{\"\\u12g4\":{}}", 0, "four hexadecimal digits"},
+    {"{\"\\u0000\":{}}", 0, "NUL in a string"},
+    {"{\"\\ud83d\":{}}", 0, "half a surrogate pair"},
+    {"{\"\\ud83d", 0, "half a surrogate pair"},
+    {"{\"\\ud83d\\u", 0, "half a surrogate pair"},
+    {"{\"\\ud83d\\udE", 0, "four hexadecimal digits"},
+    {"{\"\\ud83d\\u0041\":{}}", 0, "half a surrogate pair"},
+    {"{\"\\ude00\":{}}", 0, "half a surrogate pair"},
+    {"{\"a\nb\":{}}", 0, "a control character"},
+    {"{\"\xff\":{}}", 0, "not UTF-8"},
+    {"{\"\xc0\xaf\":{}}", 0, "not UTF-8"},
+    {"{\"\xe2\x82\":{}}", 0, "not UTF-8"},
+    {"{\"\xed\xa0\x80\":{}}", 0, "not UTF-8"},
+    {"{\"\xf0\x80\x80\x80\":{}}", 0, "not UTF-8"},
+    {"{\"\xf4\x90\x80\x80\":{}}", 0, "not UTF-8"},
+    {"{\"__metadata__\":{\"k\":1}}", 0, "expected '\"'"},
+    {"{\"__metadata__\":{\"k\":\"1\",\"k\":\"2\"}}", 0, "the metadata has 'k' twice"},
+    {"{\"__metadata__\":{},\"__metadata__\":{}}", 0, "two __metadata__"},
+    {"{\"__metadata__\":{\"checksum\":\"0123456789abcdef\"}}", 0, "of an unknown kind"},
+    {"{\"__metadata__\":{\"checksum_kind\":\"st64\"}}", 0, "of an unknown kind"},
+    {"{\"__metadata__\":{\"checksum\":\"\",\"checksum_kind\":\"st64\"}}", 0, "does not match"},
+    {"{\"__metadata__\":{\"checksum\":\"0123456789abcdef\",\"checksum_kind\":\"st64\"}}", 0,
+     "does not match"},
+};
+
+static void st_test_craft(const char *path, uint64_t length, const char *json, size_t n,
+                          size_t data) {
+    unsigned char *bytes = calloc(1, 8 + n + data);
+    memcpy(bytes, &length, 8);
+    memcpy(bytes + 8, json, n);
+    st_test_put(path, bytes, 8 + n + data);
+    free(bytes);
+}
+
+TEST(every_malformed_header_is_refused_with_a_sentence) {
+    const char *path = st_test_path("x.safetensors");
+    for (size_t i = 0; i < sizeof st_test_headers / sizeof *st_test_headers; i++) {
+        const struct StTestHeader *h = &st_test_headers[i];
+        st_test_craft(path, strlen(h->json), h->json, strlen(h->json), h->data);
+        if (st_test_refused(path, h->reason ? h->reason : "") != (h->reason != NULL))
+            FAIL("row %zu, %s, says: %s", i, h->json, st_test_error);
+    }
+    st_test_end();
+}
+
+TEST(a_header_length_that_does_not_fit_is_refused) {
+    const char *path = st_test_path("x.safetensors"), *good = "{" ST_TEST_A "}";
+    const uint64_t lengths[] = {65,         1000,       1ull << 31,    1ull << 32,
+                                1ull << 63, UINT64_MAX, UINT64_MAX - 7};
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        st_test_craft(path, lengths[i], good, strlen(good), 8);
+        CHECK(st_test_refused(path, "does not fit"));
+    }
+    for (size_t n = 0; n < 8; n++) {
+        st_test_put(path, "\0\0\0\0\0\0\0", n);
+        CHECK(st_test_refused(path, "too short"));
+    }
+    st_test_craft(path, ST_HEADER_MAX + 1, good, strlen(good), 8);
+    CHECK(!truncate(path, 8 + ST_HEADER_MAX + 1)); /* sparse */
+    CHECK(st_test_refused(path, "is too long"));
+    unlink(path);
+    CHECK(st_test_refused(path, "No such file"));
+    CHECK(st_test_refused(st_test_dir, "not a regular file"));
+    CHECK(st_test_refused("/dev/null", "not a regular file"));
+    st_test_end();
+}
+
+TEST(random_damage_to_an_unchecked_header_is_refused_or_harmless) {
+    const char *path = st_test_path("x.safetensors");
+    const char *json = "{\"__metadata__\":{\"k\\u00e9y\":\"v\\n\"}," ST_TEST_A
+                       ",\"b\":{\"dtype\":\"U8\",\"shape\":[3,1],\"data_offsets\":[8,11]}}";
+    size_t n = strlen(json);
+    char damaged[256];
+    uint64_t seed = 20;
+    for (int round = 0; round < 3000; round++) {
+        memcpy(damaged, json, n);
+        for (int k = 0; k < 1 + round % 3; k++) {
+            size_t at = (size_t)(test_uniform(&seed) * (double)n);
+            char c = (char)(test_uniform(&seed) * 256 - 128);
+            damaged[at] = round & 1 ? c : json[(size_t)(test_uniform(&seed) * (double)n)];
+        }
+        st_test_craft(path, n, damaged, n, 11);
+        StFile f;
+        *st_test_error = 0;
+        if (st_open(&f, path, st_test_error, sizeof st_test_error)) {
+            CHECK(strlen(st_test_error) > strlen(path) + 2);
+            continue;
+        }
+        for (size_t i = 0; i < f.n; i++) CHECK(f.entries[i].end <= 11);
+        st_close(&f);
+    }
+    st_test_end();
+}
+
+TEST(a_foreign_file_without_a_checksum_is_read_but_not_called_verified) {
+    const char *path = st_test_path("x.safetensors");
+    const char *json = "{\"__metadata__\":{\"format\":\"pt\"},\"\\u0061\\/\\ud83d\\ude00\":"
+                       "{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]}}";
+    StFile f;
+    st_test_craft(path, strlen(json), json, strlen(json), 3);
+    CHECK_EQ(st_open(&f, path, st_test_error, 256), 0);
+    CHECK_EQ(f.verified, 0);
+    CHECK(st_find(&f, "a/\xf0\x9f\x98\x80"));
+    CHECK(st_meta(&f, "format") && !strcmp(st_meta(&f, "format"), "pt"));
+    st_close(&f);
+    st_test_end();
+}
+
+TEST(escaped_names_and_metadata_survive_a_round_trip) {
+    const char *path = st_test_path("x.safetensors");
+    const char *odd =
+        "\"quoted\\\" \t\n\r\b\f\x01\x1f / \x7f gr\xc3\xbc\xc3\x9f \xf0\x9f\x98\x80 {}[]:,";
+    StTensor t[] = {{odd, "U8", {2}, 1, "xy"}, {"", "U8", {1}, 1, "z"}};
+    StPair meta[] = {{odd, odd}, {"", ""}, {"a", "\\u0041"}};
+    StFile f;
+    CHECK_EQ(st_write(path, t, 2, meta, 3, st_test_error, 256), 0);
+    if (st_open(&f, path, st_test_error, 256)) FAIL("%s", st_test_error);
+    CHECK(f.verified && st_find(&f, odd) && st_find(&f, ""));
+    CHECK(st_meta(&f, odd) && !strcmp(st_meta(&f, odd), odd));
+    CHECK(st_meta(&f, "") && !*st_meta(&f, ""));
+    CHECK(st_meta(&f, "a") && !strcmp(st_meta(&f, "a"), "\\u0041"));
+    st_close(&f);
+    st_test_end();
+}
+
+/* st_write must fail with this reason, and leave the old file and nothing else */
+static void st_test_write_fails(const char *path, const StTensor *t, size_t n, const StPair *meta,
+                                size_t n_meta, const char *reason, rlim_t file_size) {
+    char temporary[256];
+    size_t before, after;
+    struct rlimit old, limit;
+    unsigned char *a = st_test_get(path, &before);
+    CHECK(!getrlimit(RLIMIT_FSIZE, &old));
+    limit = old;
+    if (file_size < limit.rlim_cur) limit.rlim_cur = file_size;
+    *st_test_error = 0;
+    setrlimit(RLIMIT_FSIZE, &limit);
+    int result = st_write(path, t, n, meta, n_meta, st_test_error, sizeof st_test_error);
+    setrlimit(RLIMIT_FSIZE, &old);
+    CHECK_EQ(result, -1);
+    if (strstr(st_test_error, path) != st_test_error || !strstr(st_test_error, reason))
+        FAIL("says '%s' and not '%s'", st_test_error, reason);
+    unsigned char *b = st_test_get(path, &after);
+    CHECK(before == after && !memcmp(a, b, before));
+    snprintf(temporary, sizeof temporary, "%s.tmp", path);
+    CHECK(access(temporary, F_OK));
+    free(a);
+    free(b);
+}
+
+TEST(a_file_that_could_not_be_read_back_is_not_written) {
+    const char *path = st_test_path("x.safetensors");
+    StTensor twice[] = {{"a", "U8", {2}, 1, "xy"}, {"a", "U8", {1}, 1, "z"}};
+    StTensor meta_name = {"__metadata__", "U8", {2}, 1, "xy"}, float31 = {"a", "F31", {1}, 1, "xy"};
+    StTensor huge = {"a", "F32", {SIZE_MAX / 2, 3}, 2, "xy"}, latin1 = {"\xe9", "U8", {1}, 1, "x"};
+    StPair own = {"checksum", "1"}, bad = {"path", "caf\xe9"};
+    CHECK_EQ(st_test_write(path), 0);
+    st_test_write_fails(path, twice, 2, NULL, 0, "two tensors are named 'a'", RLIM_INFINITY);
+    st_test_write_fails(path, &meta_name, 1, NULL, 0, "two __metadata__", RLIM_INFINITY);
+    st_test_write_fails(path, &float31, 1, NULL, 0, "unknown dtype", RLIM_INFINITY);
+    st_test_write_fails(path, &huge, 1, NULL, 0, "overflows", RLIM_INFINITY);
+    st_test_write_fails(path, &latin1, 1, NULL, 0, "not UTF-8", RLIM_INFINITY);
+    st_test_write_fails(path, NULL, 0, &own, 1, "the metadata has 'checksum' twice", RLIM_INFINITY);
+    st_test_write_fails(path, NULL, 0, &bad, 1, "not UTF-8", RLIM_INFINITY);
+    st_test_end();
+}
+
+TEST(a_failed_write_leaves_the_old_file_and_no_temporary_one) {
+    const char *path = st_test_path("x.safetensors"), *sub = st_test_path("sub.safetensors");
+    st_test_write_fails("/nonexistent/x.safetensors", st_test_tensors, 4, NULL, 0, "its directory",
+                        RLIM_INFINITY);
+    CHECK(!mkdir(sub, 0755)); /* a directory cannot be replaced by a file */
+    st_test_write_fails(sub, st_test_tensors, 4, NULL, 0, "cannot rename", RLIM_INFINITY);
+    CHECK(!rmdir(sub));
+
+    CHECK_EQ(st_test_write(path), 0);
+    uid_t user = geteuid(); /* root may write anywhere, so be somebody else for a moment */
+    if (!chmod(st_test_dir, 0555) && (user || !seteuid(65534))) {
+        st_test_write_fails(path, st_test_tensors, 2, NULL, 0, "Permission denied", RLIM_INFINITY);
+        if (!user) CHECK(!seteuid(0));
+    }
+    CHECK(!chmod(st_test_dir, 0755));
+
+    size_t size;
+    free(st_test_get(path, &size));
+    void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
+    for (size_t limit = 0; limit < size; limit += 83) /* a short write, then EFBIG */
+        st_test_write_fails(path, st_test_tensors, 4, st_test_meta, 2, "File too large", limit);
+    signal(SIGXFSZ, handler);
+
+    char temporary[256]; /* what an interrupted run left is in nobody's way */
+    snprintf(temporary, sizeof temporary, "%s.tmp", path);
+    st_test_put(temporary, "half a file", 11);
+    CHECK_EQ(st_test_write(path), 0);
+    CHECK(access(temporary, F_OK));
+    CHECK(!st_test_refused(path, ""));
+    st_test_end();
+}
+
+TEST(the_checksum_does_not_depend_on_how_the_bytes_are_cut) {
+    unsigned char bytes[300];
+    char whole[17], parts[17];
+    uint64_t seed = 7;
+    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (unsigned char)(test_uniform(&seed) * 256);
+    for (size_t n = 0; n < sizeof bytes; n++) {
+        StHash a = st__hash_start(), b = st__hash_start();
+        st__hash_add(&a, bytes, n);
+        for (size_t i = 0, step; i < n; i += step) {
+            step = 1 + (size_t)(test_uniform(&seed) * 70);
+            if (step > n - i) step = n - i;
+            st__hash_add(&b, bytes + i, step);
+        }
+        st__hash_digits(&a, whole);
+        st__hash_digits(&b, parts);
+        if (strcmp(whole, parts)) FAIL("%zu bytes: %s and %s", n, whole, parts);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * the model: PyTorch's numbers, a double precision transcription with central differences, itself */
+#define TESTING
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#include "train_gpt.c"
+#pragma GCC diagnostic pop
+
+/* A model with its team, ready to run. */
+static void model_open(Gpt *g, GptShape shape, size_t B, int threads) {
+    Team *team = calloc(1, sizeof *team);
+    gpt_layout(g, &shape);
+    g->params = floats(g->parameters);
+    g->grads = floats(g->parameters);
+    if (!team || team_start(team, threads, 0)) abort();
+    gpt_allocate(g, B, 1, team);
+    gpt_init(g);
+}
+
+static void model_close(Gpt *g) {
+    team_stop(g->team);
+    free(g->team);
+    gpt_free(g);
+}
+
+/* GPT-2 in double, written as the formulas read: one token's residual stream at a time, every layer over
+ * the whole sequence. w(kind, layer) are doubles; returns the sum of the losses, logits when wanted. */
+typedef struct Plain {
+    const Gpt *g;
+    const double *w;
+} Plain;
+
+static const double *plain(const Plain *p, int kind, int l) {
+    size_t i = p->g->place[(size_t)l * TENSOR_KINDS + (size_t)kind];
+    return i == SIZE_MAX ? NULL : p->w + p->g->tensor[i].offset;
+}
+static void plain_norm(double *out, const double *x, const double *w, const double *b, size_t C) {
+    double mean = 0, variance = 0;
+    for (size_t c = 0; c < C; c++) mean += x[c] / (double)C;
+    for (size_t c = 0; c < C; c++) variance += (x[c] - mean) * (x[c] - mean) / (double)C;
+    for (size_t c = 0; c < C; c++) out[c] = (x[c] - mean) / sqrt(variance + 1e-5) * w[c] + (b ? b[c] : 0);
+}
+static void plain_linear(double *out, const double *x, const double *w, const double *b, size_t n, size_t k) {
+    for (size_t i = 0; i < n; i++) {
+        out[i] = b ? b[i] : 0;
+        for (size_t j = 0; j < k; j++) out[i] += w[i * k + j] * x[j];
+    }
+}
+static double plain_loss(const Plain *p, const int32_t *in, const int32_t *target, size_t T, double *logits) {
+    size_t C = (size_t)p->g->s.width, V = (size_t)p->g->s.vocab, NH = (size_t)p->g->s.heads, HS = C / NH;
+    double *x = calloc(T * C, 8), *qkv = calloc(T * 3 * C, 8), *h = calloc(4 * C + C + C, 8), *n = h + 4 * C, *y = n + C, loss = 0;
+    double *score = calloc(T, 8), *out = calloc(V, 8);
+    for (size_t t = 0; t < T; t++)
+        for (size_t c = 0; c < C; c++) x[t * C + c] = plain(p, WTE, 0)[(size_t)in[t] * C + c] + plain(p, WPE, 0)[t * C + c];
+    for (int l = 0; l < p->g->s.layers; l++) {
+        for (size_t t = 0; t < T; t++) {
+            plain_norm(n, x + t * C, plain(p, LN1W, l), plain(p, LN1B, l), C);
+            plain_linear(qkv + t * 3 * C, n, plain(p, QKVW, l), plain(p, QKVB, l), 3 * C, C);
+        }
+        for (size_t t = 0; t < T; t++) {
+            for (size_t k = 0; k < NH; k++) {
+                double sum = 0;
+                for (size_t s = 0; s <= t; s++) {
+                    score[s] = 0;
+                    for (size_t c = k * HS; c < (k + 1) * HS; c++) score[s] += qkv[t * 3 * C + c] * qkv[s * 3 * C + C + c];
+                    sum += score[s] = exp(score[s] / sqrt((double)HS));
+                }
+                for (size_t c = k * HS; c < (k + 1) * HS; c++) {
+                    y[c] = 0;
+                    for (size_t s = 0; s <= t; s++) y[c] += score[s] / sum * qkv[s * 3 * C + 2 * C + c];
+                }
+            }
+            plain_linear(n, y, plain(p, ATTW, l), plain(p, ATTB, l), C, C);
+            for (size_t c = 0; c < C; c++) x[t * C + c] += n[c];
+            plain_norm(n, x + t * C, plain(p, LN2W, l), plain(p, LN2B, l), C);
+            plain_linear(h, n, plain(p, FCW, l), plain(p, FCB, l), 4 * C, C);
+            for (size_t c = 0; c < 4 * C; c++) h[c] *= 0.5 * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (h[c] + 0.044715 * h[c] * h[c] * h[c])));
+            plain_linear(y, h, plain(p, OUTW, l), plain(p, OUTB, l), C, 4 * C);
+            for (size_t c = 0; c < C; c++) x[t * C + c] += y[c];
+        }
+    }
+    for (size_t t = 0; t < T; t++) {
+        double sum = 0;
+        plain_norm(n, x + t * C, plain(p, LNFW, 0), plain(p, LNFB, 0), C);
+        plain_linear(out, n, plain(p, p->g->s.untied ? HEAD : WTE, 0), NULL, V, C);
+        for (size_t v = 0; v < V; v++) sum += exp(out[v]);
+        if (target[t] >= 0) loss += log(sum) - out[target[t]];
+        if (logits) memcpy(logits + t * V, out, V * 8);
+    }
+    free(x), free(qkv), free(h), free(score), free(out);
+    return loss;
+}
+
+static double plain_mean_loss(const Plain *p, const int32_t *in, const int32_t *target, size_t B, size_t T) {
+    double sum = 0, real = 0;
+    for (size_t b = 0; b < B; b++) sum += plain_loss(p, in + b * T, target + b * T, T, NULL);
+    for (size_t i = 0; i < B * T; i++) real += target[i] >= 0;
+    return sum / real;
+}
+
+static void random_tokens(int32_t *tokens, size_t n, int vocab, uint64_t seed) {
+    for (size_t i = 0; i < n; i++) tokens[i] = (int32_t)(test_hash(seed * 1000003 + i) % (uint64_t)vocab);
+}
+
+/* Relative distance |a - b| / |b| of two vectors. */
+static double distance(const float *a, const float *b, size_t n) {
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < n; i++) {
+        difference += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+        norm += (double)b[i] * (double)b[i];
+    }
+    return sqrt(difference / (norm + 1e-300));
+}
+
+TEST(logits_loss_and_every_gradient_agree_with_pytorch) {
+    char error[512], key[128];
+    StFile f;
+    if (st_open(&f, "test/fixture.safetensors", error, sizeof error)) {
+        FAIL("%s", error);
+        return;
+    }
+    for (int model = 0; model < 2; model++) {
+        const char *keys[] = {"layers", "heads", "width", "context", "vocab", "bias", "untied", "batch"};
+        int n[8];
+        for (int i = 0; i < 8; i++) {
+            snprintf(key, sizeof key, "%c.%s", 'a' + model, keys[i]);
+            n[i] = atoi(st_meta(&f, key) ? st_meta(&f, key) : "0");
+        }
+        Gpt g;
+        model_open(&g, (GptShape){n[0], n[1], n[2], n[3], n[4], n[5], n[6], 0, 1}, (size_t)n[7], 1);
+        size_t BT = (size_t)(n[7] * n[3]), V = (size_t)n[4], real = 0;
+        int32_t *in = calloc(BT, 4), *target = calloc(BT, 4);
+        float *logits = floats(BT * V), *want = floats(g.parameters);
+        double loss = 0;
+        snprintf(key, sizeof key, "%c.inputs", 'a' + model);
+        CHECK_EQ(st_read(&f, key, "I32", in, BT, error, sizeof error), 0);
+        snprintf(key, sizeof key, "%c.targets", 'a' + model);
+        CHECK_EQ(st_read(&f, key, "I32", target, BT, error, sizeof error), 0);
+        snprintf(key, sizeof key, "%c.loss", 'a' + model);
+        CHECK_EQ(st_read(&f, key, "F64", &loss, 1, error, sizeof error), 0);
+        snprintf(key, sizeof key, "%c.logits", 'a' + model);
+        CHECK_EQ(st_read_f32(&f, key, logits, BT * V, error, sizeof error), 0);
+        for (size_t i = 0; i < g.tensors; i++) {
+            snprintf(key, sizeof key, "%c.%s", 'a' + model, g.tensor[i].name);
+            CHECK_EQ(st_read_f32(&f, key, g.params + g.tensor[i].offset, tensor_size(&g.tensor[i]), error, sizeof error), 0);
+            snprintf(key, sizeof key, "%c.grad.%s", 'a' + model, g.tensor[i].name);
+            CHECK_EQ(st_read_f32(&f, key, want + g.tensor[i].offset, tensor_size(&g.tensor[i]), error, sizeof error), 0);
+        }
+        for (size_t i = 0; i < BT; i++) real += target[i] >= 0;
+        Pass p = {.B = (size_t)n[7], .T = (size_t)n[3], .in = in};
+        gpt_pass(&g, p);
+        CHECK_NEAR(distance(g.logits, logits, BT * V), 0, 1e-6);
+        p.target = target;
+        p.train = 1;
+        CHECK_NEAR(gpt_pass(&g, p) / (double)real, loss, 1e-6);
+        for (size_t i = 0; i < g.tensors; i++) {
+            double d = distance(g.grads + g.tensor[i].offset, want + g.tensor[i].offset, tensor_size(&g.tensor[i]));
+            if (!(d <= 1e-5)) FAIL("model %c, gradient of %s: relative error %g", 'a' + model, g.tensor[i].name, d);
+        }
+        free(in), free(target), free(logits), free(want);
+        model_close(&g);
+    }
+    st_close(&f);
+}
+
+/* Gradients of a few entries of every tensor against central differences of the double transcription. */
+static void check_central_differences(GptShape shape, size_t B, size_t T) {
+    Gpt g;
+    model_open(&g, shape, B, 2);
+    double *w = calloc(g.parameters, sizeof *w);
+    int32_t *in = calloc(B * T, 4), *target = calloc(B * T, 4);
+    random_tokens(in, B * T, shape.vocab, 5);
+    random_tokens(target, B * T, shape.vocab, 6);
+    target[3] = target[B * T - 1] = -1;
+    float *noise = floats(g.parameters);
+    test_fill(noise, g.parameters, 7);
+    for (size_t i = 0; i < g.parameters; i++) g.params[i] += 0.1f * noise[i];
+    for (size_t i = 0; i < g.parameters; i++) w[i] = (double)g.params[i];
+    Pass pass = {.B = B, .T = T, .in = in, .target = target, .train = 1};
+    double loss = gpt_pass(&g, pass) / (double)(B * T - 2);
+    Plain p = {&g, w};
+    CHECK_NEAR(loss, plain_mean_loss(&p, in, target, B, T), 1e-5);
+    for (size_t i = 0; i < g.tensors; i++) {
+        size_t n = tensor_size(&g.tensor[i]);
+        double scale = sqrt(sm_sum_squares(g.grads + g.tensor[i].offset, n) / (double)n);
+        CHECK(scale > 0);
+        for (int k = 0; k < 3; k++) {
+            size_t at = g.tensor[i].offset + test_hash(i * 7 + (size_t)k) % n;
+            double keep = w[at], e = 1e-5;
+            w[at] = keep + e;
+            double up = plain_mean_loss(&p, in, target, B, T);
+            w[at] = keep - e;
+            double down = plain_mean_loss(&p, in, target, B, T);
+            w[at] = keep;
+            double want = (up - down) / (2 * e), have = (double)g.grads[at];
+            if (!(fabs(have - want) <= 1e-5 * fabs(want) + 2e-5 * scale))
+                FAIL("%s, entry %zu: gradient %g, central difference %g (scale %g)", g.tensor[i].name, at, have, want, scale);
+        }
+    }
+    free(w), free(in), free(target), free(noise);
+    model_close(&g);
+}
+
+TEST(gradients_agree_with_central_differences_in_double) {
+    check_central_differences((GptShape){2, 3, 24, 9, 17, 0, 0, 0, 1}, 2, 9);
+    check_central_differences((GptShape){1, 2, 16, 7, 11, 1, 1, 0, 2}, 3, 7);
+    check_central_differences((GptShape){2, 1, 12, 20, 13, 1, 0, 0, 3}, 2, 11); /* shorter than the context */
+}
+
+TEST(gradients_agree_with_central_differences_over_several_blocks_of_attention) {
+    check_central_differences((GptShape){1, 2, 12, 150, 7, 0, 0, 0, 4}, 1, 150);
+}
+
+TEST(dropout_masks_are_the_same_in_both_directions_and_keep_the_mean) {
+    Gpt g;
+    enum { B = 2, T = 70 };
+    int32_t in[B * T], target[B * T];
+    model_open(&g, (GptShape){2, 2, 16, T, 11, 1, 1, 0.3, 9}, B, 2);
+    random_tokens(in, B * T, 11, 1);
+    random_tokens(target, B * T, 11, 2);
+    float *direction = floats(g.parameters), *keep = floats(g.parameters);
+    test_fill(direction, g.parameters, 3);
+    for (size_t i = 0; i < g.parameters; i++) g.params[i] += 0.1f * direction[i];
+    memcpy(keep, g.params, g.parameters * sizeof(float));
+    Pass p = {.B = B, .T = T, .in = in, .target = target, .d = {0.3, 77}, .train = 1};
+    gpt_pass(&g, p);
+    for (size_t i = 0; i < g.tensors; i++) { /* along the gradient of each tensor, so that nothing cancels */
+        size_t n = tensor_size(&g.tensor[i]);
+        float *w = g.params + g.tensor[i].offset, *dw = g.grads + g.tensor[i].offset;
+        double norm = sqrt(sm_sum_squares(dw, n)), loss[2];
+        memcpy(direction, dw, n * sizeof(float));
+        for (int side = 0; side < 2; side++) {
+            for (size_t j = 0; j < n; j++) w[j] += (side ? -1 : 1) * (float)(4e-3 / norm) * direction[j];
+            p.train = 0;
+            loss[side] = gpt_pass(&g, p) / (B * T);
+            memcpy(w, keep + g.tensor[i].offset, n * sizeof(float));
+        }
+        double slope = (loss[0] - loss[1]) / 8e-3;
+        if (fabs(slope - norm) > 0.01 * norm + 2e-4) FAIL("%s: slope %g along a gradient of norm %g", g.tensor[i].name, slope, norm);
+    }
+    float ones[10000];
+    double sum = 0, zeros = 0;
+    for (size_t i = 0; i < 10000; i++) ones[i] = 1;
+    drop(ones, 10000, &p.d, drop_key(&p.d, 1, DROP_MLP), 0);
+    for (size_t i = 0; i < 10000; i++) sum += (double)ones[i], zeros += ones[i] == 0;
+    CHECK_NEAR(zeros / 10000, 0.3, 0.02);
+    CHECK_NEAR(sum / 10000, 1, 0.03);
+    free(direction), free(keep);
+    model_close(&g);
+}
+
+TEST(gradient_bits_do_not_depend_on_the_number_of_compute_threads) {
+    enum { B = 3, T = 70 };
+    int32_t in[B * T], target[B * T];
+    random_tokens(in, B * T, 37, 1);
+    random_tokens(target, B * T, 37, 2);
+    float *first = NULL;
+    for (int threads = 1; threads <= 5; threads += threads == 3 ? 2 : 1) {
+        Gpt g;
+        model_open(&g, (GptShape){2, 3, 48, T, 37, 1, 0, 0.1, 9}, B, threads);
+        gpt_pass(&g, (Pass){.B = B, .T = T, .in = in, .target = target, .d = {0.1, 5}, .train = 1});
+        if (!first) {
+            first = floats(g.parameters);
+            memcpy(first, g.grads, g.parameters * sizeof(float));
+        }
+        CHECK(memcmp(first, g.grads, g.parameters * sizeof(float)) == 0);
+        model_close(&g);
+    }
+    free(first);
+}
+
+TEST(a_loss_does_not_depend_on_the_other_sequences_of_its_batch) {
+    enum { B = 5, T = 24 };
+    int32_t in[B * T], target[B * T];
+    float alone[T];
+    Gpt g;
+    random_tokens(in, B * T, 21, 1);
+    random_tokens(target, B * T, 21, 2);
+    model_open(&g, (GptShape){2, 2, 32, T, 21, 0, 0, 0, 9}, B, 1);
+    gpt_pass(&g, (Pass){.B = 1, .T = T, .in = in + 3 * T, .target = target + 3 * T});
+    memcpy(alone, g.losses, sizeof alone);
+    gpt_pass(&g, (Pass){.B = B, .T = T, .in = in, .target = target});
+    CHECK(memcmp(alone, g.losses + 3 * T, sizeof alone) == 0);
+    model_close(&g);
+}
+
+TEST(cached_sampling_gives_the_logits_of_the_whole_forward_pass) {
+    enum { T = 70, V = 19 };
+    int32_t in[T];
+    float logits[V];
+    for (int bias = 0; bias < 2; bias++) {
+        Gpt g;
+        model_open(&g, (GptShape){2, 2, 24, T, V, bias, bias, 0, 3}, 1, 1);
+        g.cache = floats(2 * 2 * T * 24);
+        for (size_t i = 0; i < g.parameters; i++) g.params[i] *= 5;
+        random_tokens(in, T, V, 4);
+        gpt_pass(&g, (Pass){.B = 1, .T = T, .in = in});
+        float *all = floats(T * V);
+        memcpy(all, g.logits, T * V * sizeof(float));
+        for (size_t t = 0; t < T; t++) {
+            gpt_next(&g, in[t], t, logits);
+            if (distance(logits, all + t * V, V) > 1e-5) FAIL("position %zu differs by %g", t, distance(logits, all + t * V, V));
+        }
+        free(all);
+        model_close(&g);
+    }
+}
+
+TEST(samples_follow_temperature_and_top_k) {
+    float logits[4] = {0, 1, 2, -1}, sorted[4];
+    double count[4] = {0}, sum = 0;
+    CHECK_EQ(sample_token(logits, sorted, 4, 0, 0, 0.9), 2);
+    CHECK_EQ(sample_token(logits, sorted, 4, 1, 1, 0.0001), 2);
+    for (int i = 0; i < 10000; i++) count[sample_token(logits, sorted, 4, 0.5, 0, (i + 0.5) / 10000)]++;
+    for (int v = 0; v < 4; v++) sum += exp((double)logits[v] / 0.5);
+    for (int v = 0; v < 4; v++) CHECK_NEAR(count[v] / 10000, exp((double)logits[v] / 0.5) / sum, 1e-3);
+    memset(count, 0, sizeof count);
+    for (int i = 0; i < 1000; i++) count[sample_token(logits, sorted, 4, 1, 2, (i + 0.5) / 1000)]++;
+    CHECK_EQ(count[0] + count[3], 0);
+    CHECK_NEAR(count[1] / 1000, 1 / (1 + exp(1.0)), 2e-3);
+}
+
+TEST(the_fast_exponential_and_tangent_are_accurate) {
+    for (double x = -86; x < 88; x += 0.00917) {
+        double relative = (double)fast_exp((float)x) / exp((double)(float)x) - 1;
+        if (fabs(relative) > 3e-7) FAIL("exp(%g): relative error %g", x, relative);
+    }
+    for (double x = -12; x < 12; x += 0.00131) CHECK_NEAR((double)fast_tanh((float)x), tanh((double)(float)x), 2e-7);
+    CHECK(fast_exp(-1000) == 0 && fast_exp(0) == 1 && isnan(fast_exp(NAN)));
+}
+
+TEST(initial_parameters_are_those_of_nanogpt_in_distribution) {
+    Gpt g;
+    model_open(&g, (GptShape){4, 4, 128, 64, 65, 0, 0, 0, 1337}, 1, 1);
+    CHECK_EQ(g.parameters, 804096); /* ecosystem notes, 5.2 */
+    for (size_t i = 0; i < g.tensors; i++) {
+        const SmTensor *t = &g.tensor[i];
+        double rms = sqrt(sm_sum_squares(g.params + t->offset, tensor_size(t)) / (double)tensor_size(t));
+        double want = strstr(t->name, "ln_") ? 1 : strstr(t->name, "c_proj") ? 0.02 / sqrt(8) : 0.02;
+        CHECK_NEAR(rms / want, 1, 0.03);
+    }
+    model_close(&g);
+}
+
+TEST(schedules_start_and_end_where_they_should) {
+    Options o = {.schedule = "cosine", .steps = 2000, .warmup = 100, .final_lr = 0.1, .cooldown = 0.2};
+    CHECK_NEAR(schedule(&o, 0), 1.0 / 101, 1e-12);
+    CHECK_NEAR(schedule(&o, 100), 1, 1e-12);
+    CHECK_NEAR(schedule(&o, 1050), 0.55, 1e-12);
+    CHECK_NEAR(schedule(&o, 2000), 0.1, 1e-12);
+    o = (Options){.schedule = "linear", .steps = 200};
+    CHECK_NEAR(schedule(&o, 0), 1, 1e-12);
+    CHECK_NEAR(schedule(&o, 199), 0.005, 1e-12);
+    o = (Options){.schedule = "wsd", .steps = 100, .cooldown = 0.2};
+    CHECK_NEAR(schedule(&o, 80), 1, 1e-12);
+    CHECK_NEAR(schedule(&o, 90), 0.5, 1e-12);
+}
+
+TEST(a_flag_reads_back_what_it_prints) {
+    Options o;
+    int given[FLAG_COUNT];
+    char text[64], error[1024];
+    char *argv[] = {(char *)"train_gpt", (char *)"--lr", (char *)"0.0003", (char *)"--weight_decay=1e-1", (char *)"--untied", NULL};
+    parse_flags(&o, 5, argv, given);
+    CHECK_NEAR(o.lr, 3e-4, 0);
+    CHECK_NEAR(o.weight_decay, 0.1, 0);
+    CHECK(o.untied && !o.bias);
+    for (size_t i = 0; i < FLAG_COUNT; i++) {
+        Options copy = o;
+        char before[64];
+        snprintf(before, sizeof before, "%s", flag_text(&o, &flags[i], text, sizeof text));
+        CHECK_EQ(flag_parse(&copy, &flags[i], flags[i].kind == FLAG_TEXT || !*before ? flags[i].fallback : before, error, sizeof error), 0);
+        if (flags[i].kind != FLAG_TEXT && strcmp(before, flag_text(&copy, &flags[i], text, sizeof text)) != 0)
+            FAIL("--%s prints '%s' and reads '%s'", flags[i].name, before, text);
+    }
+}
+/* ------------------------------------------------------------------------------------------------
+ * signmuon.h and signmuon.c: every method row against its equations in double, every bit counted */
+
+#include "comm.h"
+#include "safetensors.h"
+#include "signmuon.h"
+
+/* ---- matrices with known singular values ---- */
+
+/* q (n x k) <- k random orthonormal columns: Gram-Schmidt, twice, in double */
+static void sm_orthonormal(double *q, size_t n, size_t k, uint64_t seed) {
+    uint64_t state = seed << 24;
+    for (size_t i = 0; i < n * k; i++) q[i] = test_normal(&state);
+    for (size_t j = 0; j < k; j++) {
+        for (size_t again = 0; again < 2; again++)
+            for (size_t p = 0; p < j; p++) {
+                double dot = 0;
+                for (size_t i = 0; i < n; i++) dot += q[i * k + j] * q[i * k + p];
+                for (size_t i = 0; i < n; i++) q[i * k + j] -= dot * q[i * k + p];
+            }
+        double norm = 0;
+        for (size_t i = 0; i < n; i++) norm += q[i * k + j] * q[i * k + j];
+        for (size_t i = 0; i < n; i++) q[i * k + j] /= sqrt(norm);
+    }
+}
+
+/* G = U diag(sigma) V^T of rank r, and its polar factor U V^T */
+typedef struct SmKnown {
+    size_t m, n, r;
+    double u[40 * 40], v[40 * 40], sigma[40], polar[40 * 40], exact[40 * 40];
+    float g[40 * 40];
+} SmKnown;
+
+static void sm_known(SmKnown *k, size_t m, size_t n, size_t r, const double *sigma, uint64_t seed) {
+    k->m = m, k->n = n, k->r = r;
+    sm_orthonormal(k->u, m, r, 2 * seed + 1);
+    sm_orthonormal(k->v, n, r, 2 * seed + 2);
+    memcpy(k->sigma, sigma, r * sizeof *sigma);
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) {
+            double polar = 0, g = 0;
+            for (size_t p = 0; p < r; p++) {
+                polar += k->u[i * r + p] * k->v[j * r + p];
+                g += k->u[i * r + p] * sigma[p] * k->v[j * r + p];
+            }
+            k->polar[i * n + j] = polar;
+            k->exact[i * n + j] = g;
+            k->g[i * n + j] = (float)g;
+        }
+}
+
+/* entry (p,q) of U^T O V: the diagonal holds O's singular values when O shares G's vectors */
+static double sm_known_core(const SmKnown *k, const float *o, size_t p, size_t q) {
+    double sum = 0;
+    for (size_t i = 0; i < k->m; i++)
+        for (size_t j = 0; j < k->n; j++)
+            sum += k->u[i * k->r + p] * (double)o[i * k->n + j] * k->v[j * k->r + q];
+    return sum;
+}
+
+enum { SM_CANARY = 8192 };
+
+/* sm_polar inside a scratch of exactly the promised size; a canary stands behind it, so that a
+ * tall matrix that is not transposed first, and needs more, is noticed */
+static void sm_polar_guarded(float *out, const float *g, size_t m, size_t n,
+                             const SmNewtonSchulz *ns) {
+    size_t size = sm_lmo_scratch(m, n);
+    float *scratch = malloc((size + SM_CANARY) * sizeof *scratch);
+    for (size_t i = 0; i < size + SM_CANARY; i++) scratch[i] = 12345.0f;
+    sm_polar(out, g, m, n, ns, scratch);
+    for (size_t i = size; i < size + SM_CANARY; i++) CHECK(scratch[i] == 12345.0f);
+    free(scratch);
+}
+
+/* ---- the double precision transcription: papers/signmuon.md 1.1, 1.2, 2.1, 2.5; lmo_family.md 2.1, 2.6 ---- */
+
+enum { SM_REF_WORKERS = 3, SM_REF_SIZE = 640, SM_REF_STEPS = 20 };
+
+/* y (m x n) <- a (m x m) x */
+static void sm_ref_product(double *y, const double *a, const double *x, size_t m, size_t n) {
+    for (size_t i = 0; i < m; i++)
+        for (size_t j = 0; j < n; j++) {
+            y[i * n + j] = 0;
+            for (size_t p = 0; p < m; p++) y[i * n + j] += a[i * m + p] * x[p * n + j];
+        }
+}
+
+/* X <- (a + b A + c A^2) X, A = X X^T, on the normalised matrix; no transposition, since none is needed */
+static void sm_ref_newton_schulz(double *x, size_t m, size_t n, const char *name) {
+    static const double jordan[3] = {3.4445, -4.7750, 2.0315};
+    static const double express[8][3] = {
+        {8.28721201814563, -23.595886519098837, 17.300387312530933},
+        {4.107059111542203, -2.9478499167379106, 0.5448431082926601},
+        {3.9486908534822946, -2.908902115962949, 0.5518191394370137},
+        {3.3184196573706015, -2.488488024314874, 0.51004894012372},
+        {2.300652019954817, -1.6689039845747493, 0.4188073119525673},
+        {1.891301407787398, -1.2679958271945868, 0.37680408948524835},
+        {1.8750014808534479, -1.2500016453999487, 0.3750001645474248},
+        {1.875, -1.25, 0.375}};
+    int is_jordan = strcmp(name, "jordan5") == 0,
+        steps = strcmp(name, "polar-express8") == 0 ? 8 : 5;
+    double norm = 0, a[40 * 40], once[40 * 40], twice[40 * 40];
+    for (size_t i = 0; i < m * n; i++) norm += x[i] * x[i];
+    norm = sqrt(norm) * (is_jordan ? 1 : 1.01);
+    for (size_t i = 0; i < m * n; i++) x[i] /= norm;
+    for (int k = 0; k < steps; k++) {
+        double s = is_jordan || k == 7 ? 1 : 1.01;
+        const double *c = is_jordan ? jordan : express[k];
+        for (size_t i = 0; i < m * m; i++) {
+            a[i] = 0;
+            for (size_t p = 0; p < n; p++) a[i] += x[i / m * n + p] * x[i % m * n + p];
+        }
+        sm_ref_product(once, a, x, m, n);
+        sm_ref_product(twice, a, once, m, n);
+        for (size_t i = 0; i < m * n; i++)
+            x[i] = c[0] / s * x[i] + c[1] / (s * s * s) * once[i] +
+                   c[2] / (s * s * s * s * s) * twice[i];
+    }
+}
+
+/* X <- (X X^T)^(-1/2) X on the range of X: eigenvectors of the Gram matrix by cyclic Jacobi rotations */
+static void sm_ref_exact(double *x, size_t m, size_t n) {
+    double a[40 * 40], q[40 * 40], p[40 * 40], y[40 * 40], largest = 0;
+    for (size_t i = 0; i < m * m; i++) {
+        a[i] = 0;
+        q[i] = i % (m + 1) == 0;
+        for (size_t k = 0; k < n; k++) a[i] += x[i / m * n + k] * x[i % m * n + k];
+    }
+    for (int sweep = 0; sweep < 14; sweep++)
+        for (size_t i = 0; i + 1 < m; i++)
+            for (size_t j = i + 1; j < m; j++) {
+                if (a[i * m + j] == 0) continue;
+                double angle = 0.5 * atan2(2 * a[i * m + j], a[i * m + i] - a[j * m + j]);
+                double c = cos(angle), s = sin(angle);
+                for (size_t k = 0; k < m; k++) {
+                    double ki = a[k * m + i], kj = a[k * m + j], qi = q[k * m + i],
+                           qj = q[k * m + j];
+                    a[k * m + i] = c * ki + s * kj;
+                    a[k * m + j] = c * kj - s * ki;
+                    q[k * m + i] = c * qi + s * qj;
+                    q[k * m + j] = c * qj - s * qi;
+                }
+                for (size_t k = 0; k < m; k++) {
+                    double ik = a[i * m + k], jk = a[j * m + k];
+                    a[i * m + k] = c * ik + s * jk;
+                    a[j * m + k] = c * jk - s * ik;
+                }
+            }
+    for (size_t i = 0; i < m; i++) largest = fmax(largest, a[i * m + i]);
+    for (size_t i = 0; i < m * m; i++) {
+        p[i] = 0;
+        for (size_t k = 0; k < m; k++)
+            if (a[k * m + k] > 1e-13 * largest)
+                p[i] += q[i / m * m + k] * q[i % m * m + k] / sqrt(a[k * m + k]);
+    }
+    sm_ref_product(y, p, x, m, n);
+    memcpy(x, y, m * n * sizeof *x);
+}
+
+static void sm_ref_polar(double *x, size_t m, size_t n, const SmNewtonSchulz *ns) {
+    if (strcmp(ns->name, "exact") == 0)
+        sm_ref_exact(x, m, n);
+    else
+        sm_ref_newton_schulz(x, m, n, ns->name);
+}
+
+typedef struct SmRef {
+    const SmConfig *config;
+    int workers;
+    double
+        margin; /* how near to zero a number came whose sign was taken, relative to its matrix's RMS */
+    double w[SM_REF_SIZE], m[SM_REF_WORKERS][SM_REF_SIZE], v[SM_REF_SIZE];
+} SmRef;
+
+static void sm_ref_sign(SmRef *r, double *u, size_t n) {
+    double rms = 0;
+    for (size_t i = 0; i < n; i++) rms += u[i] * u[i];
+    rms = sqrt(rms / (double)n);
+    for (size_t i = 0; i < n; i++) {
+        r->margin = fmin(r->margin, fabs(u[i]) / rms);
+        u[i] = u[i] > 0 ? 1 : -1;
+    }
+}
+
+/* u_j <- momentum, with or without Nesterov's look-ahead */
+static void sm_ref_momentum(SmRef *r, double u[][SM_REF_SIZE], size_t at, size_t n) {
+    double mu = r->config->momentum;
+    for (int j = 0; j < r->workers; j++)
+        for (size_t i = 0; i < n; i++) {
+            double g = u[j][i], *m = &r->m[j][at + i];
+            *m = mu * *m + (1 - mu) * g;
+            u[j][i] = r->config->nesterov ? (1 - mu) * g + mu * *m : *m;
+        }
+}
+
+/* d <- sum of the workers' vectors */
+static void sm_ref_sum(const SmRef *r, double *d, double u[][SM_REF_SIZE], size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        d[i] = 0;
+        for (int j = 0; j < r->workers; j++) d[i] += u[j][i];
+    }
+}
+static void sm_ref_mean(const SmRef *r, double *d, double u[][SM_REF_SIZE], size_t n) {
+    sm_ref_sum(r, d, u, n);
+    for (size_t i = 0; i < n; i++) d[i] /= r->workers;
+}
+/* odd worker counts only: no ties */
+static void sm_ref_vote(SmRef *r, double *d, double u[][SM_REF_SIZE], size_t n) {
+    for (int j = 0; j < r->workers; j++) sm_ref_sign(r, u[j], n);
+    sm_ref_sum(r, d, u, n);
+    for (size_t i = 0; i < n; i++) d[i] = d[i] > 0 ? 1 : -1;
+}
+
+/* d <- the direction that a method makes of the workers' gradients u_j of one m x n matrix at `at`.
+ * Returns 1 when its entries are +-1, 0 when they are not, -1 for a method that nobody wrote down here. */
+static int sm_ref_direction(SmRef *r, const char *method, double *d, double u[][SM_REF_SIZE],
+                            size_t at, size_t m, size_t n) {
+    const SmNewtonSchulz *ns = r->config->ns;
+    size_t size = m * n;
+    if (strcmp(method, "adamw") == 0) return sm_ref_mean(r, d, u, size), 0;
+    if (strcmp(method, "signsgd") == 0) return sm_ref_vote(r, d, u, size), 1;
+    if (strcmp(method, "lion") == 0) {
+        for (int j = 0; j < r->workers; j++)
+            for (size_t i = 0; i < size; i++) {
+                double g = u[j][i], old = r->m[j][at + i], b1 = r->config->beta1,
+                       b2 = r->config->momentum;
+                u[j][i] = b1 * old + (1 - b1) * g;
+                r->m[j][at + i] = b2 * old + (1 - b2) * g;
+            }
+        return sm_ref_vote(r, d, u, size), 1;
+    }
+    sm_ref_momentum(r, u, at, size);
+    if (strcmp(method, "sgd") == 0) return sm_ref_mean(r, d, u, size), 0;
+    if (strcmp(method, "signum") == 0) return sm_ref_vote(r, d, u, size), 1;
+    if (strcmp(method, "muon") == 0)
+        return sm_ref_mean(r, d, u, size), sm_ref_polar(d, m, n, ns), 0;
+    if (strcmp(method, "muonusign") == 0)
+        return sm_ref_vote(r, d, u, size), sm_ref_polar(d, m, n, ns), 0;
+    if (strcmp(method, "muonsign") == 0)
+        return sm_ref_vote(r, d, u, size), sm_ref_polar(d, m, n, ns), sm_ref_sign(r, d, size), 1;
+    int after = strcmp(method, "signmuon") == 0;
+    if (!after && strcmp(method, "muon-avgpolar") != 0) return -1;
+    for (int j = 0; j < r->workers; j++) sm_ref_polar(u[j], m, n, ns);
+    if (after)
+        sm_ref_vote(r, d, u, size);
+    else
+        sm_ref_mean(r, d, u, size);
+    return after;
+}
+
+/* papers/signmuon.md 2.5, lmo_family.md 2.2 */
+static double sm_ref_gain(const char *name, double m, double n, int sign) {
+    double aspect = sqrt(fmax(1, m / n));
+    if (strcmp(name, "none") == 0) return 1;
+    if (strcmp(name, "fro") == 0) return 1 / sqrt(m * n);
+    if (strcmp(name, "unit-gain") == 0) return sign ? 1 / sqrt(n) : aspect;
+    if (strcmp(name, "aspect") == 0) return aspect;
+    if (strcmp(name, "rms") == 0) return 0.2 * (sign ? 1 : sqrt(fmax(m, n)));
+    FAIL("nobody wrote down the formula of the gain %s", name);
+    return 0;
+}
+
+/* ---- a small model, whose tensors lie apart so that a write into the gaps would show ---- */
+
+enum {
+    SM_WTE,
+    SM_QKV,
+    SM_NORM,
+    SM_TALL,
+    SM_WIDE,
+    SM_BIAS,
+    SM_TENSORS,
+    SM_SIZE = 620,
+    SM_MAX_WORKERS = 5
+};
+static const SmTensor sm_tensors[SM_TENSORS] = {
+    /* name, offset, rows, cols, blocks, hidden, decay, sparse */
+    {"wte", 5, 70, 3, 1, 0, 1, 1},    {"qkv", 220, 6, 10, 3, 1, 1, 0},
+    {"norm", 404, 1, 10, 1, 0, 0, 0}, {"tall", 420, 14, 6, 1, 1, 1, 0},
+    {"wide", 510, 5, 12, 1, 1, 1, 0}, {"bias", 580, 1, 7, 1, 0, 0, 0}};
+
+typedef struct SmCase {
+    SmConfig config;
+    const char *backend;
+    int workers, threads, steps;
+    double lr, aux_lr;
+    uint64_t seed;
+    const SmTensor *tensors;
+    size_t count;
+    void (*gradient)(float *g, const struct SmCase *c, int worker, int step);
+    const float (*path)[SM_SIZE]; /* what the parameters should be after each step, or NULL */
+    float tolerance;
+} SmCase;
+
+/* what the workers leave behind, in memory that processes share */
+typedef struct SmResult {
+    float params[SM_MAX_WORKERS][SM_SIZE];
+    double agreement[SM_MAX_WORKERS];
+    uint64_t sent[SM_MAX_WORKERS][COMM_KINDS], received[SM_MAX_WORKERS][COMM_KINDS];
+    int wrong_step;
+    size_t wrong_at;
+    float wrong_is, wrong_expected;
+} SmResult;
+
+static double sm_noise(uint64_t a, uint64_t b, uint64_t c, uint64_t d) {
+    uint64_t state = test_hash(test_hash(a << 40 | b << 20 | c) + d);
+    return 3.4 * test_uniform(&state) - 1.7;
+}
+
+/* Signal and noise, different for every worker and step. Row r of the embedding is first seen at a step of
+ * its own, by all workers; some are never seen. */
+static void sm_gradient(float *g, const SmCase *c, int worker, int step) {
+    for (size_t i = 0; i < SM_SIZE; i++)
+        g[i] = (float)(sm_noise(c->seed, 99, 0, i) +
+                       sm_noise(c->seed, (uint64_t)worker, 1 + (uint64_t)step, i));
+    for (size_t row = 0; row < sm_tensors[SM_WTE].rows; row++)
+        if (test_hash(row) % 25 > (uint64_t)step)
+            for (size_t k = 0; k < 3; k++) g[sm_tensors[SM_WTE].offset + row * 3 + k] = 0;
+}
+/* the same for every worker */
+static void sm_gradient_shared(float *g, const SmCase *c, int worker, int step) {
+    (void)worker;
+    sm_gradient(g, c, 0, step);
+}
+
+static void sm_start(float *params, uint64_t seed) {
+    test_fill(params, SM_SIZE, 1000 + seed);
+    for (size_t i = 0; i < SM_SIZE; i++) params[i] *= 0.5f;
+}
+
+static SmConfig sm_config(const char *method, const char *aux) {
+    const SmMethod *m = sm_method(method);
+    return (SmConfig){.method = m,
+                      .aux = sm_method(aux),
+                      .worker_map = m->worker_map,
+                      .server_map = m->server_map,
+                      .local_map = "none",
+                      .reply = m->reply,
+                      .gain = sm_gain("none"),
+                      .ns = sm_newton_schulz("jordan5"),
+                      .momentum = 0.9,
+                      .beta1 = 0.85,
+                      .beta2 = 0.97,
+                      .epsilon = 1e-8,
+                      .decay = 0.3,
+                      .seed = 7};
+}
+static SmCase sm_case(const char *method, const char *aux, int workers) {
+    return (SmCase){.config = sm_config(method, aux),
+                    .backend = "threads",
+                    .workers = workers,
+                    .threads = 1,
+                    .steps = 6,
+                    .lr = 0.02,
+                    .aux_lr = 0.03,
+                    .seed = 3,
+                    .tensors = sm_tensors,
+                    .count = SM_TENSORS,
+                    .gradient = sm_gradient};
+}
+
+typedef struct SmRun {
+    const SmCase *c;
+    SmResult *result;
+} SmRun;
+
+static int sm_case_worker(Comm *comm, void *arg) {
+    const SmCase *c = ((SmRun *)arg)->c;
+    SmResult *result = ((SmRun *)arg)->result;
+    size_t bytes = sm_optimizer_bytes(&c->config, c->tensors, c->count, c->workers, c->threads);
+    void *arena = aligned_alloc(64, bytes);
+    float grads[SM_SIZE], *params = result->params[comm->rank];
+    if (!arena) return 1;
+    memset(arena, 0, bytes);
+    SmOptimizer *o = sm_optimizer_init(arena, &c->config, c->tensors, c->count, comm);
+    sm_start(params, c->seed);
+    for (int step = 0; step < c->steps; step++) {
+        c->gradient(grads, c, comm->rank, step);
+        sm_optimizer_step(o, params, grads, (uint64_t)step, c->lr, c->aux_lr);
+        for (size_t i = 0; c->path && comm->rank == 0 && i < SM_SIZE; i++)
+            if (!(fabsf(params[i] - c->path[step][i]) <= c->tolerance) && result->wrong_step < 0) {
+                result->wrong_step = step, result->wrong_at = i;
+                result->wrong_is = params[i], result->wrong_expected = c->path[step][i];
+            }
+    }
+    memcpy(result->sent[comm->rank], comm->sent, sizeof comm->sent);
+    memcpy(result->received[comm->rank], comm->received, sizeof comm->received);
+    result->agreement[comm->rank] = sm_optimizer_agreement(o);
+    free(arena);
+    return 0;
+}
+
+/* Run a case and check that all replicas are the same bits. */
+static void sm_case_run(const SmCase *c, SmResult *out) {
+    char error[256] = "";
+    SmResult *shared =
+        mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (shared == MAP_FAILED) {
+        FAIL("no shared memory");
+        return;
+    }
+    shared->wrong_step = -1;
+    SmRun run = {c, shared};
+    CommOptions options = {
+        .backend = comm_backend(c->backend), .workers = c->workers, .threads = c->threads};
+    CHECK_EQ(comm_run(&options, sm_case_worker, &run, error, sizeof error), 0);
+    if (*error) FAIL("%s", error);
+    *out = *shared;
+    munmap(shared, sizeof *shared);
+    for (int j = 1; j < c->workers; j++)
+        if (memcmp(out->params[0], out->params[j], sizeof out->params[0]) != 0)
+            FAIL("%s, aux %s: replica %d of %d is another model", c->config.method->name,
+                 c->config.aux->name, j, c->workers);
+}
+
+static int sm_same(const SmResult *a, const SmResult *b) {
+    return memcmp(a->params[0], b->params[0], sizeof a->params[0]) == 0;
+}
+
+/* ---- one step in double, and the test that compares ---- */
+
+static void sm_ref_step(SmRef *r, const SmCase *c, float g[][SM_SIZE], int step) {
+    static double u[SM_REF_WORKERS][SM_REF_SIZE], d[SM_REF_SIZE];
+    const SmConfig *o = r->config;
+    for (size_t k = 0; k < c->count; k++) {
+        const SmTensor *t = &c->tensors[k];
+        const char *method = t->hidden ? o->method->name : o->aux->name;
+        double lr = t->hidden ? c->lr : c->aux_lr, decay = t->decay ? o->decay : 0;
+        size_t n = t->rows * t->cols;
+        for (size_t at = t->offset; at < t->offset + n * t->blocks; at += t->sparse ? t->cols : n) {
+            size_t rows = t->sparse ? 1 : t->rows, size = rows * t->cols, touched = 0;
+            for (int j = 0; j < r->workers; j++)
+                for (size_t i = 0; i < size; i++) {
+                    u[j][i] = (double)g[j][at + i] + (o->coupled_decay ? decay * r->w[at + i] : 0);
+                    touched += u[j][i] != 0 || r->m[j][at + i] != 0;
+                }
+            if (t->sparse && !touched && strcmp(method, "adamw") != 0)
+                continue; /* nobody has seen this row */
+            int sign = sm_ref_direction(r, method, d, u, at, rows, t->cols);
+            if (sign < 0) FAIL("nobody wrote down the equations of the method %s", method);
+            double gain =
+                t->hidden ? sm_ref_gain(o->gain->name, (double)rows, (double)t->cols, sign) : 1;
+            for (size_t i = 0; i < size; i++) {
+                double *w = &r->w[at + i], *m = &r->m[0][at + i], *v = &r->v[at + i];
+                if (!o->coupled_decay) *w -= lr * decay * *w;
+                if (strcmp(method, "adamw") == 0) {
+                    *m = o->beta1 * *m + (1 - o->beta1) * d[i];
+                    *v = o->beta2 * *v + (1 - o->beta2) * d[i] * d[i];
+                    d[i] = *m / (1 - pow(o->beta1, step + 1)) /
+                           (sqrt(*v / (1 - pow(o->beta2, step + 1))) + o->epsilon);
+                    *w -= lr * d[i];
+                } else {
+                    *w -= lr * gain * d[i];
+                }
+            }
+        }
+    }
+}
+
+/* The path of the parameters in double; returns how near a sign came to being undecided. */
+static double sm_ref_path(const SmCase *c, float path[][SM_SIZE]) {
+    static SmRef r;
+    static float start[SM_SIZE], g[SM_REF_WORKERS][SM_SIZE];
+    memset(&r, 0, sizeof r);
+    r.config = &c->config, r.workers = c->workers, r.margin = INFINITY;
+    sm_start(start, c->seed);
+    for (size_t i = 0; i < SM_SIZE; i++) r.w[i] = (double)start[i];
+    for (int step = 0; step < c->steps && r.margin > 2e-5; step++) {
+        for (int j = 0; j < c->workers; j++) c->gradient(g[j], c, j, step);
+        sm_ref_step(&r, c, g, step);
+        for (size_t i = 0; i < SM_SIZE; i++) path[step][i] = (float)r.w[i];
+    }
+    return r.margin;
+}
+
+/* A sign of a number that is nearly zero is nobody's fault; so data are drawn, in double, until no sign
+ * in the whole run is in doubt. Then fp32 has to agree everywhere, at every step. */
+TEST(every_method_row_follows_its_equations_in_double_for_twenty_steps) {
+    static float path[SM_REF_STEPS][SM_SIZE];
+    static SmResult result;
+    size_t gains = 0;
+    while (sm_gain_row(gains)) gains++;
+    for (size_t row = 0; sm_method_row(row); row++)
+        for (int workers = 1; workers <= 3; workers += 2)
+            for (size_t k = 0; k < 8; k++) {
+                static const char *const ns[] = {"jordan5", "polar-express5", "exact",
+                                                 "polar-express8"};
+                SmCase c = sm_case(sm_method_row(row)->name, k & 4 ? "signum" : "adamw", workers);
+                c.steps = SM_REF_STEPS;
+                c.config.nesterov = k & 1, c.config.coupled_decay = k >> 1 & 1;
+                c.config.gain = sm_gain_row((k + row) % gains);
+                c.config.ns = sm_newton_schulz(ns[(k + row / 2) % 4]);
+                c.tolerance = 5e-6f;
+                c.path = (const float(*)[SM_SIZE])path;
+                SmTensor tensors[SM_TENSORS];
+                memcpy(tensors, sm_tensors, sizeof tensors);
+                tensors[SM_WTE].decay =
+                    !c.config.coupled_decay; /* coupled decay touches every row */
+                c.tensors = tensors;
+                for (c.seed = 1; c.seed < 200 && !(sm_ref_path(&c, path) > 2e-5); c.seed++)
+                    continue;
+                CHECK(c.seed < 200);
+                sm_case_run(&c, &result);
+                if (result.wrong_step >= 0)
+                    FAIL("%s, aux %s, %d workers, nesterov %d, coupled decay %d, gain %s, ns %s, "
+                         "seed %d: parameter %d "
+                         "after step %d is %.7g, expected %.7g",
+                         c.config.method->name, c.config.aux->name, workers, c.config.nesterov,
+                         c.config.coupled_decay, c.config.gain->name, c.config.ns->name,
+                         (int)c.seed, (int)result.wrong_at, result.wrong_step,
+                         (double)result.wrong_is, (double)result.wrong_expected);
+            }
+}
+
+/* ---- Newton-Schulz ---- */
+
+/* Singular values of 1e-3 (or 1e-2) .. 1 of the norm, on a fine grid, fifteen small ones and the one that
+ * fills the norm up at a time, through matrices that are wide, tall and fp32. papers/lmo_family.md 2.6 */
+TEST(newton_schulz_brings_singular_values_into_the_bands_of_the_table) {
+    static const struct {
+        const char *name;
+        double lo, min, max;
+    } band[] = {{"jordan5", 1e-3, 0.4705, 1.2024},        {"jordan5", 1e-2, 0.6818, 1.1344},
+                {"polar-express5", 1e-3, 0.8462, 1.1236}, {"polar-express5", 1e-2, 0.8703, 1.1236},
+                {"polar-express8", 1e-3, 1.0, 1.0},       {"exact", 1e-3, 1.0, 1.0}};
+    static SmKnown k;
+    float o[40 * 40];
+    for (size_t row = 0; sm_newton_schulz_row(row); row++) {
+        size_t known = 0;
+        for (size_t b = 0; b < sizeof band / sizeof *band; b++)
+            known += strcmp(band[b].name, sm_newton_schulz_row(row)->name) == 0;
+        if (!known) FAIL("no band is known for %s", sm_newton_schulz_row(row)->name);
+    }
+    for (size_t b = 0; b < sizeof band / sizeof *band; b++) {
+        double least = 9, most = 0;
+        const SmNewtonSchulz *ns = sm_newton_schulz(band[b].name);
+        double lo = band[b].lo * ns->safety; /* the table's lo is what the polynomial sees */
+        for (size_t matrix = 0; matrix < 24; matrix++) {
+            double sigma[16], left = 1;
+            for (size_t p = 1; p < 16;
+                 p++) { /* log grid over lo .. 0.24; every p sweeps it with the matrices */
+                sigma[p] = lo * pow(0.24 / lo, (double)((p - 1) * 24 + matrix) / (15 * 24 - 1));
+                left -= sigma[p] * sigma[p];
+            }
+            sigma[0] = sqrt(left);
+            if (matrix % 2) { /* and over 0.24 .. 0.7, where two values fill the norm */
+                double big = 0.24 + 0.46 * (double)matrix / 23;
+                for (size_t p = 2; p < 16; p++) sigma[p] = lo;
+                sigma[1] = big;
+                sigma[0] = sqrt(1 - big * big - 14 * lo * lo);
+            }
+            sm_known(&k, matrix % 3 ? 18 : 25, matrix % 3 ? 25 : 18, 16, sigma, 40 + matrix);
+            sm_polar_guarded(o, k.g, k.m, k.n, ns);
+            for (size_t p = 0; p < 16; p++) {
+                double s = sm_known_core(&k, o, p, p);
+                least = fmin(least, s), most = fmax(most, s);
+                CHECK_NEAR(sm_known_core(&k, o, p, (p + 1) % 16), 0, 1e-3);
+            }
+        }
+        double tolerance = band[b].min == 1 ? 1e-4 : 1e-3;
+        if (!(least >= band[b].min - tolerance && most <= band[b].max + tolerance))
+            FAIL("%s from %g: %.4f .. %.4f, expected within %.4f .. %.4f", band[b].name, band[b].lo,
+                 least, most, band[b].min, band[b].max);
+        if (!(least <= band[b].min + 0.005 &&
+              most >= band[b].max - 0.005)) /* the band is not loose either */
+            FAIL("%s from %g: %.4f .. %.4f does not fill %.4f .. %.4f", band[b].name, band[b].lo,
+                 least, most, band[b].min, band[b].max);
+    }
+}
+
+TEST(newton_schulz_equals_its_transcription_and_the_known_polar_factor_on_every_shape) {
+    static const size_t shape[][2] = {{1, 1},  {1, 9},  {9, 1},  {2, 3},   {3, 2},
+                                      {6, 10}, {17, 5}, {5, 33}, {40, 23}, {20, 20}};
+    static SmKnown k;
+    for (size_t row = 0; sm_newton_schulz_row(row); row++)
+        for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
+            const SmNewtonSchulz *ns = sm_newton_schulz_row(row);
+            size_t m = shape[s][0], n = shape[s][1], r = m < n ? m : n;
+            double sigma[40], x[40 * 40];
+            float o[40 * 40], input[40 * 40];
+            for (size_t p = 0; p < r; p++) sigma[p] = 3.0 / (double)(p + 1) + 0.3;
+            sm_known(&k, m, n, r, sigma, 7 + s);
+            memcpy(x, k.exact, sizeof x);
+            memcpy(input, k.g, sizeof input);
+            sm_polar_guarded(o, k.g, m, n, ns);
+            CHECK(memcmp(input, k.g, m * n * sizeof *input) == 0);
+            sm_ref_polar(x, m, n, ns);
+            for (size_t i = 0; i < m * n; i++) {
+                CHECK_NEAR(o[i], x[i], 2e-5);
+                if (ns->steps == 0 || ns->steps == 8) CHECK_NEAR(o[i], k.polar[i], 2e-5);
+            }
+        }
+}
+
+TEST(the_polar_factor_of_zero_is_zero_of_the_transpose_the_transpose_and_scale_is_invisible) {
+    static const size_t shape[][2] = {{6, 10}, {1, 7}, {16, 24}, {3, 40}};
+    for (size_t row = 0; sm_newton_schulz_row(row); row++)
+        for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
+            const SmNewtonSchulz *ns = sm_newton_schulz_row(row);
+            size_t m = shape[s][0], n = shape[s][1];
+            float g[960], t[960], wide[960], tall[960], scaled[960];
+            test_fill(g, m * n, 5 + s);
+            for (size_t i = 0; i < m * n; i++) t[i % n * m + i / n] = g[i];
+            sm_polar_guarded(wide, g, m, n, ns);
+            sm_polar_guarded(tall, t, n, m, ns);
+            for (size_t i = 0; i < m * n; i++) CHECK(wide[i] == tall[i % n * m + i / n]);
+            for (int power = -40; power <= 40; power += 10) {
+                for (size_t i = 0; i < m * n; i++) scaled[i] = ldexpf(g[i], power);
+                sm_polar_guarded(scaled, scaled, m, n, ns); /* out may be g */
+                CHECK(memcmp(scaled, wide, m * n * sizeof *wide) == 0);
+            }
+            memset(g, 0, sizeof g);
+            sm_polar_guarded(wide, g, m, n, ns);
+            for (size_t i = 0; i < m * n; i++) CHECK(wide[i] == 0);
+        }
+    CHECK(sm_newton_schulz("jordan") == NULL);
+}
+
+/* test/fixture.safetensors, written by test/make_fixture.py */
+TEST(polar_factors_and_adamw_equal_pytorchs_numbers) {
+    static const size_t shape[3][2] = {{24, 16}, {16, 24}, {20, 20}};
+    static const char *const kind[] = {"polar", "ns_jordan"}, *const ns[] = {"exact", "jordan5"};
+    StFile file;
+    char error[256], name[64];
+    if (st_open(&file, "test/fixture.safetensors", error, sizeof error)) {
+        FAIL("%s", error);
+        return;
+    }
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < 2; k++) {
+            size_t m = shape[i][0], n = shape[i][1];
+            float g[600], expect[600], o[600];
+            snprintf(name, sizeof name, "polar.%d.in", i);
+            CHECK(!st_read_f32(&file, name, g, m * n, error, sizeof error));
+            snprintf(name, sizeof name, "%s.%d.out", kind[k], i);
+            CHECK(!st_read_f32(&file, name, expect, m * n, error, sizeof error));
+            sm_polar_guarded(o, g, m, n, sm_newton_schulz(ns[k]));
+            for (size_t j = 0; j < m * n; j++) CHECK_NEAR(o[j], expect[j], 2e-5);
+        }
+    float p[40], g[5 * 40], expect[5 * 40], m[40] = {0}, v[40] = {0};
+    CHECK(!st_read_f32(&file, "adamw.p0", p, 40, error, sizeof error));
+    CHECK(!st_read_f32(&file, "adamw.g", g, 200, error, sizeof error));
+    CHECK(!st_read_f32(&file, "adamw.p", expect, 200, error, sizeof error));
+    for (uint64_t t = 0; t < 5; t++) {
+        sm_adamw(p, m, v, g + t * 40, 40, t + 1, 1e-3, 0.9, 0.99, 1e-8, (float)(1 - 1e-3 * 0.1));
+        for (size_t i = 0; i < 40; i++) CHECK_NEAR(p[i], expect[t * 40 + i], 1e-6);
+    }
+    st_close(&file);
+}
+
+/* ---- theorems ---- */
+
+/* <G, sgn(polar(G))> on the 4 x 4 instance of papers/signmuon.md 2.7, Theorem 1; negative: the step ascends */
+static double sm_theorem1(double sigma, const SmNewtonSchulz *ns) {
+    static const double o[16] = {101, 20, 2, -2,  -20, 97, 20,   -20,
+                                 -2,  20, 2, 101, -2,  20, -101, -2};
+    static const double u[4] = {10, -3, 10, 10}, v[4] = {10, 3, -10, 10};
+    double exact[16], inner = 0;
+    float g[16], polar[16];
+    uint64_t bits;
+    for (size_t i = 0; i < 16; i++) {
+        exact[i] = sigma * u[i / 4] * v[i % 4] / 309 + o[i] / 103;
+        g[i] = (float)exact[i];
+    }
+    sm_polar_guarded(polar, g, 4, 4, ns);
+    sm_pack(&bits, polar, 16, SM_COIN, 1);
+    for (size_t i = 0; i < 16; i++) inner += bits >> i & 1 ? exact[i] : -exact[i];
+    return inner;
+}
+
+TEST(signmuon_ascends_on_the_instance_of_theorem_1_and_newton_schulz_decides_by_its_steps) {
+    static const double sigmas[] = {2, 12, 13, 100, 1000};
+    for (size_t i = 0; i < 5; i++)
+        CHECK_NEAR(sm_theorem1(sigmas[i], sm_newton_schulz("exact")), (532 - 43 * sigmas[i]) / 103,
+                   1e-9 * sigmas[i]);
+    CHECK(sm_theorem1(12, sm_newton_schulz("exact")) > 0 &&
+          sm_theorem1(13, sm_newton_schulz("exact")) < 0);
+    static const struct {
+        double sigma;
+        int steps;
+        double inner;
+    } jordan[] = {{1000, 5, 3470.95}, {1000, 6, -412.311}, {1000, 8, 3470.95},
+                  {100, 5, -36.583},  {100, 6, -36.583},   {100, 8, -36.583}};
+    for (size_t i = 0; i < sizeof jordan / sizeof *jordan; i++) {
+        SmNewtonSchulz ns = *sm_newton_schulz("jordan5");
+        ns.steps = jordan[i].steps;
+        for (size_t k = 5; k < 8; k++)
+            memcpy(ns.coefficient[k], ns.coefficient[0], sizeof ns.coefficient[k]);
+        CHECK_NEAR(sm_theorem1(jordan[i].sigma, &ns), jordan[i].inner, 0.005);
+        CHECK((sm_theorem1(13, &ns) < 0) == (ns.steps == 5)); /* sigma 13: only five steps ascend */
+        CHECK(sm_theorem1(300, &ns) < 0 || ns.steps != 5);
+        CHECK(sm_theorem1(300, &ns) > 0 || ns.steps == 5);
+    }
+    static const double o[16] = {101, 20, 2, -2,  -20, 97, 20,   -20,
+                                 -2,  20, 2, 101, -2,  20, -101, -2};
+    for (size_t i = 0; i < 16; i++) { /* the instance is what it claims to be: O is orthogonal */
+        double dot = 0;
+        for (size_t k = 0; k < 4; k++) dot += o[i / 4 * 4 + k] * o[i % 4 * 4 + k];
+        CHECK_NEAR(dot, i / 4 == i % 4 ? 103 * 103 : 0, 1e-9);
+    }
+}
+
+/* <G, sgn(O)> >= sigma_1 sqrt(r d) (phi - 1 + 1/kappa), phi = |O|_1 / sqrt(r d); signmuon.md 2.7 */
+TEST(the_descent_bound_of_the_sign_of_the_polar_factor_holds_for_every_rank) {
+    static SmKnown k;
+    double tightest = 1;
+    for (uint64_t trial = 0; trial < 280; trial++) {
+        size_t r = 1 + trial % 7, m = r + test_hash(trial) % 9 * (trial & 1),
+               n = r + 1 + test_hash(trial + 1000) % 12;
+        double sigma[7], l1 = 0, inner = 0,
+                         kappa = pow(10, 3 * (double)(test_hash(trial + 2000) % 100) / 99);
+        for (size_t p = 0; p < r; p++)
+            sigma[p] =
+                trial & 2 && p ? 1 / kappa : pow(kappa, -(double)p / (r > 1 ? (double)r - 1 : 1));
+        kappa = sigma[0] / sigma[r - 1];
+        sm_known(&k, m, n, r, sigma, trial);
+        float o[40 * 40], s[40 * 40];
+        uint64_t bits[25];
+        for (size_t i = 0; i < m * n; i++)
+            o[i] = (float)k.polar[i]; /* rounded to fp32, G has full rank */
+        if (r == m) sm_polar_guarded(o, k.g, m, n, sm_newton_schulz("exact"));
+        sm_pack(bits, o, m * n, SM_PLUS, 0);
+        sm_unpack(s, bits, NULL, m * n);
+        for (size_t i = 0; i < m * n; i++) {
+            l1 += fabs(k.polar[i]);
+            inner += k.exact[i] * (double)s[i];
+        }
+        double root = sqrt((double)(r * m * n)),
+               bound = sigma[0] * root * (l1 / root - 1 + 1 / kappa);
+        if (!(inner >= bound - 1e-4 * root))
+            FAIL("trial %d: %d x %d of rank %d, kappa %.3g: %.6g < %.6g", (int)trial, (int)m,
+                 (int)n, (int)r, kappa, inner, bound);
+        tightest = fmin(tightest, (inner - bound) / root);
+    }
+    CHECK(tightest < 1e-6); /* rank one meets it with equality */
+}
+
+/* ---- the vote ---- */
+
+/* A byte per sign: votes[v * n + i] is +1, -1 or, for one who abstains, 0. Sets *decided. */
+static int sm_model_vote(const signed char *votes, size_t voters, size_t n, size_t i, SmZero ties,
+                         uint64_t key, size_t first_word, int *decided) {
+    int sum = 0;
+    for (size_t v = 0; v < voters; v++) sum += votes[v * n + i];
+    *decided = sum != 0 || ties != SM_ABSTAIN;
+    if (sum != 0) return sum > 0;
+    if (ties == SM_COIN)
+        return (int)(test_hash(key + 0x9e3779b97f4a7c15u * (first_word + i / 64)) >> i % 64 & 1);
+    return ties == SM_PLUS;
+}
+
+TEST(the_packed_vote_equals_a_byte_per_sign_for_any_number_of_voters_words_and_every_rule) {
+    enum { WORDS = 19, MOST = 300 };
+    static signed char votes[MOST * WORDS * 64];
+    static uint64_t bits[MOST][WORDS], present[MOST][WORDS];
+    const uint64_t *ballots[MOST], *presents[MOST];
+    for (size_t v = 0; v < MOST; v++) ballots[v] = bits[v], presents[v] = present[v];
+    for (size_t round = 0; round < 74; round++) {
+        static const size_t many[] = {127, 128, 200, 255};
+        size_t voters = round < 70 ? round + 1 : many[round - 70],
+               words = 1 + test_hash(round) % WORDS, n = words * 64;
+        for (int abstain = 0; abstain < 2; abstain++) {
+            int tied = 0;
+            for (size_t v = 0; v < voters; v++)
+                for (size_t w = 0; w < words; w++) {
+                    uint64_t random = test_hash(round << 32 | v << 16 | w),
+                             zero = abstain ? test_hash(~random) & test_hash(random + 1) : 0;
+                    if (v % 2 && w % 2)
+                        random = ~bits[v - 1][w],
+                        zero = abstain ? ~present[v - 1][w] : 0;                 /* many ties */
+                    if (w == 0) random = round & 1 ? ~(uint64_t)0 : 0, zero = 0; /* unanimous */
+                    bits[v][w] = random & ~zero, present[v][w] = ~zero;
+                    for (size_t i = 0; i < 64; i++)
+                        votes[v * n + w * 64 + i] = (signed char)(zero >> i & 1     ? 0
+                                                                  : random >> i & 1 ? 1
+                                                                                    : -1);
+                }
+            for (int ties = SM_COIN; ties <= SM_ABSTAIN; ties++) {
+                uint64_t vote[WORDS + 1], decided[WORDS + 1], key = test_hash(round + 77);
+                size_t first = round % 3 * 11;
+                vote[words] = decided[words] = 42;
+                sm_vote(vote, decided, ballots, abstain ? presents : NULL, voters, words,
+                        (SmZero)ties, key, first);
+                CHECK(vote[words] == 42 && decided[words] == 42);
+                for (size_t i = 0; i < n; i++) {
+                    int clear, expect = sm_model_vote(votes, voters, n, i, (SmZero)ties, key, first,
+                                                      &clear);
+                    tied += !clear;
+                    if ((int)(vote[i / 64] >> i % 64 & 1) != expect ||
+                        (int)(decided[i / 64] >> i % 64 & 1) != clear) {
+                        FAIL("%d voters, %d words, abstain %d, ties %d, bit %d", (int)voters,
+                             (int)words, abstain, ties, (int)i);
+                        break;
+                    }
+                }
+            }
+            if (words > 1 && (voters % 2 == 0 || abstain)) CHECK(tied > 0);
+        }
+    }
+}
+
+TEST(the_vote_does_not_depend_on_where_a_shard_begins) {
+    enum { WORDS = 37, VOTERS = 4 };
+    uint64_t bits[VOTERS][WORDS], present[VOTERS][WORDS], whole[WORDS], sure[WORDS], part[WORDS],
+        part_sure[WORDS];
+    for (size_t v = 0; v < VOTERS; v++)
+        for (size_t w = 0; w < WORDS; w++) {
+            bits[v][w] = test_hash(v << 8 | w);
+            present[v][w] = test_hash(v << 20 | w);
+            bits[v][w] &= present[v][w];
+        }
+    for (int rule = 0; rule < 6; rule++) {
+        const uint64_t *b[VOTERS] = {bits[0], bits[1], bits[2], bits[3]},
+                       *p[VOTERS] = {present[0], present[1], present[2], present[3]};
+        sm_vote(whole, sure, b, rule & 1 ? p : NULL, VOTERS, WORDS, (SmZero)(rule / 2), 9, 0);
+        for (size_t cut = 1; cut < WORDS; cut++)
+            for (size_t side = 0; side < 2; side++) {
+                size_t first = side ? cut : 0, n = side ? WORDS - cut : cut;
+                for (size_t v = 0; v < VOTERS; v++)
+                    b[v] = bits[v] + first, p[v] = present[v] + first;
+                sm_vote(part + first, part_sure + first, b, rule & 1 ? p : NULL, VOTERS, n,
+                        (SmZero)(rule / 2), 9, first);
+                if (side)
+                    CHECK(memcmp(part, whole, sizeof whole) == 0 &&
+                          memcmp(part_sure, sure, sizeof sure) == 0);
+            }
+    }
+}
+
+/* Pr(k of n) */
+static double sm_binomial(int n, int k, double p) {
+    return exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) + k * log(p) +
+               (n - k) * log(1 - p));
+}
+
+/* papers/signmuon.md 3: A = Pr(right) - Pr(wrong) when each voter is right with probability 0.65 */
+TEST(votes_align_as_the_binomial_says_and_ten_voters_align_like_nine) {
+    static const struct {
+        int voters;
+        double alignment;
+    } table[] = {{1, .300},   {3, .4365},  {5, .5297},  {7, .6003}, {9, .6566},
+                 {10, .6566}, {11, .7026}, {15, .7735}, {21, .8456}};
+    enum { WORDS = 1000 };
+    static uint64_t bits[21][WORDS], vote[WORDS], decided[WORDS];
+    const uint64_t *ballots[21];
+    double nine = 0;
+    for (size_t v = 0; v < 21; v++) {
+        ballots[v] = bits[v];
+        for (size_t i = 0; i < WORDS * 64; i++)
+            bits[v][i / 64] |= (uint64_t)(test_hash(v << 40 | i) < (uint64_t)(0.65 * 0x1p64))
+                               << i % 64;
+    }
+    for (size_t row = 0; row < sizeof table / sizeof *table; row++) {
+        int n = table[row].voters;
+        double right = 0, tie = n % 2 ? 0 : sm_binomial(n, n / 2, 0.65), count = 0, ties = 0,
+               N = WORDS * 64;
+        for (int k = n / 2 + 1; k <= n; k++) right += sm_binomial(n, k, 0.65);
+        double alignment = right - (1 - right - tie);
+        CHECK_NEAR(alignment, table[row].alignment, 6e-5);
+        if (n == 9) nine = alignment;
+        if (n == 10) CHECK_NEAR(alignment, nine, 1e-12);
+        if (n == 10) CHECK_NEAR(tie, 0.1536, 5e-5);
+        sm_vote(vote, NULL, ballots, NULL, (size_t)n, WORDS, SM_COIN, 4, 0);
+        for (size_t w = 0; w < WORDS; w++) count += __builtin_popcountll(vote[w]);
+        double chance = right + tie / 2;
+        CHECK_NEAR(count / N, chance, 4 * sqrt(chance * (1 - chance) / N));
+        sm_vote(vote, decided, ballots, NULL, (size_t)n, WORDS, SM_ABSTAIN, 4, 0);
+        for (size_t w = 0; w < WORDS; w++) ties += 64 - __builtin_popcountll(decided[w]);
+        CHECK_NEAR(ties / N, tie, 4 * sqrt(tie * (1 - tie) / N));
+    }
+}
+
+/* ---- zeros, ties and coins ---- */
+
+TEST(a_zero_tosses_a_fair_coin_that_depends_on_rank_and_step_and_comes_out_the_same_again) {
+    enum { N = 64 * 800 + 13, WORDS = 801 };
+    static float x[N];
+    static uint64_t bits[4][WORDS], here[WORDS];
+    const uint64_t key[4] = {sm_key(1, 1, 5), sm_key(1, 2, 5), sm_key(1, 1, 6), sm_key(2, 1, 5)};
+    for (size_t i = 1; i < N; i += 3) x[i] = i & 1 ? 1.0f : -1.0f;
+    for (size_t i = 2; i < N; i += 6) x[i] = -0.0f;
+    for (int k = 0; k < 4; k++) {
+        double plus = 0, zeros = 0, as_first = 0;
+        sm_pack(bits[k], x, N, SM_COIN, key[k]);
+        for (size_t i = 0; i < N; i++) {
+            int bit = bits[k][i / 64] >> i % 64 & 1;
+            if (x[i] != 0)
+                CHECK_EQ(bit, x[i] > 0);
+            else
+                zeros++, plus += bit, as_first += bit == (int)(bits[0][i / 64] >> i % 64 & 1);
+        }
+        CHECK_NEAR(plus / zeros, 0.5, 2 / sqrt(zeros)); /* four standard errors */
+        if (k) CHECK_NEAR(as_first / zeros, 0.5, 2 / sqrt(zeros));
+    }
+    sm_pack(bits[1], x, N, SM_COIN, key[0]);
+    CHECK(memcmp(bits[0], bits[1], sizeof bits[0]) == 0);
+    sm_pack(bits[0], x, N, SM_PLUS, key[0]);
+    sm_pack(bits[1], x, N, SM_ABSTAIN, key[0]);
+    sm_present(here, x, N);
+    for (size_t i = 0; i < N; i++) {
+        CHECK_EQ(bits[0][i / 64] >> i % 64 & 1, x[i] >= 0);
+        CHECK_EQ(bits[1][i / 64] >> i % 64 & 1, x[i] > 0);
+        CHECK_EQ(here[i / 64] >> i % 64 & 1, x[i] != 0);
+    }
+}
+
+TEST(what_is_not_finite_is_seen_before_it_becomes_a_bit) {
+    float x[77];
+    test_fill(x, 77, 3);
+    x[3] = 3e38f, x[4] = -3e38f, x[5] = 0;
+    CHECK(sm_finite(x, 77) && sm_finite(x, 0));
+    for (size_t i = 0; i < 77; i++) {
+        static const float bad[] = {NAN, INFINITY, -INFINITY};
+        float was = x[i];
+        x[i] = bad[i % 3];
+        CHECK(!sm_finite(x, 77));
+        CHECK(sm_finite(x, i) && sm_finite(x + i + 1, 76 - i));
+        x[i] = was;
+    }
+}
+
+/* two workers, or two pairs, that want the opposite of each other; nobody wants a zero */
+static void sm_gradient_opposed(float *g, const SmCase *c, int worker, int step) {
+    sm_gradient(g, c, 0, step + 100);
+    for (size_t i = 0; i < SM_SIZE; i++) g[i] = worker % 2 ? -g[i] : g[i];
+}
+static void sm_gradient_opposed_swapped(float *g, const SmCase *c, int worker, int step) {
+    sm_gradient_opposed(g, c, worker + 1, step);
+}
+
+TEST(a_tied_vote_follows_the_hash_and_not_the_rank) {
+    uint64_t yes = test_hash(8), no = ~yes, vote;
+    const uint64_t *ballots[2] = {&yes, &no}, *swapped[2] = {&no, &yes};
+    sm_vote(&vote, NULL, ballots, NULL, 2, 1, SM_COIN, 5, 3);
+    CHECK(vote == test_hash(5 + 3 * 0x9e3779b97f4a7c15u));
+    sm_vote(&vote, NULL, swapped, NULL, 2, 1, SM_COIN, 5, 3);
+    CHECK(vote == test_hash(5 + 3 * 0x9e3779b97f4a7c15u));
+
+    static SmResult first, other;
+    static float start[SM_SIZE];
+    SmCase c = sm_case("signum", "signum", 2);
+    c.gradient = sm_gradient_opposed, c.steps = 1, c.config.decay = 0;
+    sm_start(start, c.seed);
+    sm_case_run(&c, &first);
+    size_t up = 0, all = 0;
+    for (size_t k = 0; k < SM_TENSORS; k++)
+        for (size_t i = 0; i < sm_tensors[k].rows * sm_tensors[k].cols * sm_tensors[k].blocks;
+             i++, all++) {
+            float moved =
+                first.params[0][sm_tensors[k].offset + i] - start[sm_tensors[k].offset + i];
+            CHECK_NEAR(fabsf(moved), sm_tensors[k].hidden ? c.lr : c.aux_lr, 1e-6);
+            up += moved > 0;
+        }
+    CHECK_NEAR((double)up / (double)all, 0.5, 2 / sqrt((double)all));
+    c.steps = 4;
+    sm_case_run(&c, &first);
+    for (int variant = 0; variant < 3;
+         variant++) { /* the same coins whoever is who, however counted */
+        SmCase d = c;
+        if (variant == 0) d.gradient = sm_gradient_opposed_swapped;
+        if (variant == 1) d.workers = 4;          /* other shards, other owners */
+        if (variant == 2) d.config.int8_wire = 1; /* every worker tosses for itself */
+        sm_case_run(&d, &other);
+        CHECK(sm_same(&first, &other));
+    }
+    c.config.seed++;
+    sm_case_run(&c, &other);
+    CHECK(!sm_same(&first, &other));
+}
+
+TEST(ties_that_say_plus_move_everything_one_way_and_ties_that_abstain_move_nothing) {
+    static SmResult r;
+    static float start[SM_SIZE];
+    for (int wire = 0; wire < 2; wire++)
+        for (int rule = SM_PLUS; rule <= SM_ABSTAIN; rule++)
+            for (int after = 0; after < 2; after++) {
+                SmCase c = sm_case(after ? "signmuon" : "signsgd", "signum", 2);
+                c.gradient = sm_gradient_opposed, c.steps = 1, c.config.ties = (SmZero)rule,
+                c.config.int8_wire = wire;
+                sm_start(start, c.seed);
+                sm_case_run(&c, &r);
+                for (size_t k = 0; k < SM_TENSORS; k++)
+                    for (size_t i = 0;
+                         i < sm_tensors[k].rows * sm_tensors[k].cols * sm_tensors[k].blocks; i++) {
+                        size_t at = sm_tensors[k].offset + i;
+                        double lr = sm_tensors[k].hidden ? c.lr : c.aux_lr,
+                               keep = sm_tensors[k].decay ? 1 - lr * c.config.decay : 1;
+                        CHECK_NEAR(r.params[0][at],
+                                   keep * (double)start[at] - (rule == SM_PLUS ? lr : 0), 2e-7);
+                    }
+            }
+}
+
+static void sm_gradient_zero(float *g, const SmCase *c, int worker, int step) {
+    (void)c, (void)worker, (void)step;
+    memset(g, 0, SM_SIZE * sizeof *g);
+}
+/* worker 0 wants something, the others nothing at all */
+static void sm_gradient_lone(float *g, const SmCase *c, int worker, int step) {
+    if (worker == 0)
+        sm_gradient(g, c, 0, step + 100);
+    else
+        sm_gradient_zero(g, c, worker, step);
+}
+
+TEST(zero_gradients_toss_coins_of_every_workers_own_unless_they_say_plus_or_abstain) {
+    static SmResult r;
+    static float start[SM_SIZE];
+    sm_start(start, 3);
+    SmCase c = sm_case("signmuon", "adamw", 2);
+    c.gradient = sm_gradient_zero, c.steps = 1;
+    sm_case_run(
+        &c,
+        &r); /* coins of two: half agree and are confirmed, half tie and are confirmed half the time */
+    CHECK_NEAR(r.agreement[0], 0.75, 4 * sqrt(0.1875 / 324));
+    CHECK_NEAR(r.agreement[0] + r.agreement[1], 1.5, 4 * sqrt(0.25 / 324));
+    c.workers = 1;
+    sm_case_run(&c, &r);
+    CHECK(r.agreement[0] == 1);
+
+    for (int wire = 0; wire < 2; wire++)
+        for (int rule = SM_PLUS; rule <= SM_ABSTAIN; rule++) {
+            float g[SM_SIZE];
+            SmCase d = sm_case("signsgd", "signsgd", 3);
+            d.gradient = sm_gradient_lone, d.steps = 1, d.config.zeros = (SmZero)rule,
+            d.config.int8_wire = wire;
+            d.config.decay = 0;
+            sm_gradient_lone(g, &d, 0, 0);
+            sm_case_run(&d, &r);
+            for (size_t k = 0; k < SM_TENSORS; k++)
+                for (size_t i = 0;
+                     i < sm_tensors[k].rows * sm_tensors[k].cols * sm_tensors[k].blocks; i++) {
+                    size_t at = sm_tensors[k].offset + i;
+                    if (g[at] == 0) continue;
+                    double lr = sm_tensors[k].hidden ? d.lr : d.aux_lr,
+                           vote = rule == SM_PLUS || g[at] > 0 ? 1 : -1;
+                    CHECK_NEAR(r.params[0][at], (double)start[at] - lr * vote, 2e-7);
+                }
+        }
+}
+
+/* ---- norms ---- */
+
+TEST(every_norms_lmo_has_unit_norm_and_reaches_the_dual_norm_at_every_scale) {
+    static const size_t shape[][2] = {{6, 10}, {14, 6}, {1, 9}, {33, 20}};
+    static SmKnown k;
+    for (size_t row = 0; sm_norm_row(row); row++)
+        for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
+            const SmNorm *norm = sm_norm_row(row);
+            size_t m = shape[s][0], n = shape[s][1], r = m < n ? m : n;
+            double sigma[40], dual = 0, inner = 0, unit = 0, column[40] = {0}, side[40] = {0},
+                              nuclear = 0;
+            float o[1600], scaled[1600], input[1600],
+                *scratch = malloc(sm_lmo_scratch(m, n) * sizeof *scratch);
+            for (size_t p = 0; p < r; p++) sigma[p] = p ? 1.5 / (double)p : 4, nuclear += sigma[p];
+            sm_known(&k, m, n, r, sigma, 300 + s);
+            memcpy(input, k.g, sizeof input);
+            norm->lmo(o, k.g, m, n, sm_newton_schulz("exact"), scratch);
+            CHECK(memcmp(input, k.g, m * n * sizeof *input) == 0);
+            for (size_t i = 0; i < m * n; i++) inner += k.exact[i] * (double)o[i];
+            if (strcmp(norm->name, "spectral") == 0) {
+                dual = nuclear;
+                for (size_t p = 0; p < r; p++)
+                    for (size_t q = 0; q < r; q++)
+                        CHECK_NEAR(sm_known_core(&k, o, p, q), p == q, 1e-5);
+                unit = 1;
+            } else if (strcmp(norm->name, "sign") == 0) {
+                for (size_t i = 0; i < m * n; i++)
+                    dual += fabs(k.exact[i]), unit = fmax(unit, fabs((double)o[i]));
+            } else if (strcmp(norm->name, "frobenius") == 0) {
+                for (size_t p = 0; p < r; p++) dual += sigma[p] * sigma[p];
+                for (size_t i = 0; i < m * n; i++) unit += (double)o[i] * (double)o[i];
+                dual = sqrt(dual), unit = sqrt(unit);
+            } else if (strcmp(norm->name, "column") == 0 || strcmp(norm->name, "row") == 0) {
+                size_t by_column = norm->name[0] == 'c', lines = by_column ? n : m;
+                for (size_t i = 0; i < m * n; i++) {
+                    side[by_column ? i % n : i / n] += k.exact[i] * k.exact[i];
+                    column[by_column ? i % n : i / n] += (double)o[i] * (double)o[i];
+                }
+                for (size_t i = 0; i < lines; i++) {
+                    dual += sqrt(side[i]), unit = fmax(unit, sqrt(column[i]));
+                    CHECK_NEAR(column[i], 1, 1e-5);
+                }
+            } else if (strcmp(norm->name, "nuclear") == 0) {
+                dual = sigma[0];
+                for (size_t i = 0; i < m * n; i++) /* one singular value, which is 1 */
+                    CHECK_NEAR(o[i], k.u[i / n * r] * k.v[i % n * r], 1e-5);
+                unit = 1;
+            } else {
+                FAIL("nobody wrote down the norm %s", norm->name);
+            }
+            if (!(fabs(inner - dual) <= 2e-5 * dual))
+                FAIL("%s: <G, O> = %.8g, dual norm %.8g", norm->name, inner, dual);
+            if (!(fabs(unit - 1) <= 1e-5)) FAIL("%s: |O| = %.8g", norm->name, unit);
+            for (int power = -6; power <= 6; power += 2) {
+                for (size_t i = 0; i < m * n; i++) scaled[i] = k.g[i] * (float)pow(10, power);
+                norm->lmo(scaled, scaled, m, n, sm_newton_schulz("exact"),
+                          scratch); /* out may be g */
+                for (size_t i = 0; i < m * n; i++) CHECK_NEAR(scaled[i], o[i], 2e-6);
+            }
+            memset(scaled, 0, sizeof scaled);
+            norm->lmo(scaled, scaled, m, n, sm_newton_schulz("jordan5"), scratch);
+            for (size_t i = 0; i < m * n; i++) CHECK(scaled[i] == 0);
+            free(scratch);
+        }
+    CHECK(sm_norm("none") == NULL);
+}
+
+/* ---- bits ---- */
+
+TEST(bits_unpack_to_the_signs_that_were_packed_and_bits_past_the_end_are_zero) {
+    static const size_t sizes[] = {1, 2, 63, 64, 65, 127, 128, 129, 200, 640, 641};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        size_t n = sizes[s], words = (n + 63) / 64;
+        float *x = malloc(n * sizeof *x), *back = malloc(n * sizeof *back);
+        uint64_t *bits = malloc(words * 8),
+                 *present = malloc(words * 8); /* exact sizes, for the sanitizer */
+        CHECK_EQ(sm_words(n), words);
+        for (int rule = SM_COIN; rule <= SM_ABSTAIN; rule++) {
+            test_fill(x, n, s + 1);
+            for (size_t i = rule == SM_ABSTAIN ? 0 : n; i < n; i += 5) x[i] = 0;
+            memset(bits, 0xff, words * 8), memset(present, 0xff, words * 8);
+            sm_pack(bits, x, n, (SmZero)rule, 3);
+            sm_present(present, x, n);
+            sm_unpack(back, bits, rule == SM_ABSTAIN ? present : NULL, n);
+            for (size_t i = 0; i < n; i++) CHECK(back[i] == (float)((x[i] > 0) - (x[i] < 0)));
+            memset(x, 0, n * sizeof *x);
+            if (rule != SM_ABSTAIN) sm_pack(bits, x, n, (SmZero)rule, 3);
+            if (n % 64) CHECK_EQ(bits[words - 1] >> n % 64, 0);
+            if (n % 64) CHECK_EQ(present[words - 1] >> n % 64, 0);
+        }
+        free(x), free(back), free(bits), free(present);
+    }
+    CHECK_EQ(sm_words(0), 0);
+}
+
+TEST(applying_bits_equals_a_naive_loop_with_decay_and_with_undecided_votes) {
+    static const size_t sizes[] = {1, 63, 64, 65, 190, 257};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+        for (int with = 0; with < 2; with++) {
+            size_t n = sizes[s], words = (n + 63) / 64;
+            float *w = malloc(n * sizeof *w), *start = malloc(n * sizeof *start);
+            uint64_t *bits = malloc(words * 8), *decided = malloc(words * 8);
+            for (size_t i = 0; i < words; i++)
+                bits[i] = test_hash(i + s), decided[i] = test_hash(~i - s);
+            test_fill(start, n, s + 9);
+            memcpy(w, start, n * sizeof *w);
+            sm_apply(w, bits, with ? decided : NULL, n, 0.37f, 0.83f);
+            for (size_t i = 0; i < n; i++) {
+                int plus = bits[i / 64] >> i % 64 & 1,
+                    here = !with || (decided[i / 64] >> i % 64 & 1);
+                CHECK_NEAR(w[i], 0.83 * (double)start[i] - (here ? 0.37 : 0) * (plus ? 1 : -1),
+                           4e-7);
+                CHECK(here || w[i] == 0.83f * start[i]);
+            }
+            free(w), free(start), free(bits), free(decided);
+        }
+}
+
+/* ---- gains and decay ---- */
+
+TEST(every_gain_equals_its_formula_and_unit_gain_moves_a_unit_on_every_shape) {
+    static const size_t shape[][2] = {{6, 10},    {14, 6}, {1, 7},     {9, 1},
+                                      {384, 128}, {5, 12}, {512, 128}, {128, 512}};
+    static SmKnown k;
+    for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
+        size_t m = shape[s][0], n = shape[s][1], r = m < n ? m : n;
+        for (size_t row = 0; sm_gain_row(row); row++)
+            for (int sign = 0; sign < 2; sign++)
+                CHECK_NEAR(sm_gain_row(row)->gain(m, n, sign),
+                           sm_ref_gain(sm_gain_row(row)->name, (double)m, (double)n, sign), 1e-12);
+        double unit = sm_gain("unit-gain")->gain(m, n, 1);
+        CHECK_NEAR(unit * sqrt((double)(m * n)) / sqrt((double)m), 1,
+                   1e-15); /* |gain * s|_F / sqrt(m) */
+        CHECK_NEAR(sm_gain("fro")->gain(m, n, 1) * sqrt((double)(m * n)), 1, 1e-15);
+        if (m > 40 || n > 40) continue;
+        double sigma[40], polar = 0;
+        for (size_t p = 0; p < r; p++) sigma[p] = 1 + (double)p;
+        sm_known(&k, m, n, r, sigma, s);
+        for (size_t i = 0; i < m * n; i++) polar += k.polar[i] * k.polar[i];
+        double gain = sm_gain("unit-gain")->gain(m, n, 0) *
+                      sqrt(polar / (double)m); /* min(m,n) <= m: 1 when it can be */
+        CHECK_NEAR(gain, 1, 1e-9);
+        CHECK_NEAR(sm_gain("rms")->gain(m, n, 0) * sqrt(polar / (double)(m * n)), 0.2, 1e-9);
+    }
+    CHECK(sm_gain("auto") == NULL);
+    SmConfig c = sm_config("signmuon", "adamw"), dense = sm_config("muon", "adamw");
+    c.gain = dense.gain = sm_gain("unit-gain");
+    CHECK_NEAR(sm_tensor_gain(&c, &sm_tensors[SM_QKV]), 1 / sqrt(10),
+               1e-12); /* a block's shape, not the stack's */
+    CHECK_NEAR(sm_tensor_gain(&dense, &sm_tensors[SM_TALL]), sqrt(14.0 / 6), 1e-12);
+    CHECK_NEAR(sm_tensor_gain(&c, &sm_tensors[SM_BIAS]), 1, 0);
+}
+
+static double sm_gamma(const float *x, size_t m, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < m * n; i++) sum += (double)x[i] * (double)x[i];
+    return sqrt(sum / (double)m);
+}
+static void sm_gradient_constant(float *g, const SmCase *c, int worker, int step) {
+    (void)worker, (void)step;
+    sm_gradient(g, c, 0, 500);
+}
+
+/* papers/signmuon.md 2.4 and 5(b) 9 */
+TEST(decoupled_decay_bounds_the_gain_of_a_layer_and_coupled_decay_cannot_change_a_steps_length) {
+    static SmResult r;
+    static float start[SM_SIZE];
+    for (int gradient = 0; gradient < 2; gradient++) {
+        SmCase c = sm_case("signmuon", "adamw", 1);
+        c.gradient = gradient ? sm_gradient : sm_gradient_constant;
+        c.steps = 150, c.lr = 0.1, c.config.decay = 0.5, c.config.gain = sm_gain("unit-gain");
+        sm_start(start, c.seed);
+        sm_case_run(&c, &r);
+        for (size_t k = SM_QKV; k <= SM_WIDE; k++)
+            for (size_t b = 0; b < sm_tensors[k].blocks && sm_tensors[k].hidden; b++) {
+                const SmTensor *t = &sm_tensors[k];
+                size_t at = t->offset + b * t->rows * t->cols;
+                double before = sm_gamma(start + at, t->rows, t->cols),
+                       after = sm_gamma(r.params[0] + at, t->rows, t->cols);
+                CHECK(after <= fmax(before, 1 / 0.5) * (1 + 1e-5));
+                if (!gradient)
+                    CHECK_NEAR(after, 2, 0.01); /* a constant sign walks up to the bound */
+            }
+    }
+    SmCase c = sm_case("signmuon", "adamw", 1);
+    c.steps = 1, c.config.coupled_decay = 1, c.config.decay = 0.2;
+    sm_start(start, c.seed);
+    sm_case_run(&c, &r);
+    for (size_t k = SM_QKV; k <= SM_WIDE; k++)
+        for (size_t i = 0; sm_tensors[k].hidden &&
+                           i < sm_tensors[k].rows * sm_tensors[k].cols * sm_tensors[k].blocks;
+             i++) {
+            size_t at = sm_tensors[k].offset + i;
+            CHECK_NEAR(fabsf(r.params[0][at] - start[at]), c.lr, 2e-7);
+        }
+}
+
+/* ---- many workers, threads, processes and wires: the same bits ---- */
+
+TEST(workers_with_identical_gradients_equal_one_worker_bit_for_bit) {
+    static SmResult one, many;
+    for (size_t row = 0; sm_method_row(row); row++)
+        for (int aux = 0; aux < 2; aux++) {
+            SmCase c = sm_case(sm_method_row(row)->name, aux ? "signum" : "adamw", 1);
+            c.gradient = sm_gradient_shared, c.config.nesterov = 1;
+            sm_case_run(&c, &one);
+            for (c.workers = 2; c.workers <= 5; c.workers++) {
+                sm_case_run(&c, &many);
+                if (!sm_same(&one, &many))
+                    FAIL("%s: %d workers differ from one", c.config.method->name, c.workers);
+            }
+        }
+}
+
+TEST(back_end_compute_threads_and_wire_change_no_bit_whatever_zeros_and_ties_mean) {
+    static SmResult base, other;
+    for (size_t row = 0; sm_method_row(row); row++)
+        for (int rule = 0; rule < 6; rule++) {
+            SmCase c =
+                sm_case(sm_method_row(row)->name, rule & 1 ? "signum" : "adamw", rule & 1 ? 4 : 3);
+            c.steps = 4;
+            c.config.zeros = (SmZero)(rule % 3), c.config.ties = (SmZero)(rule / 2);
+            if (rule & 2) c.gradient = sm_gradient_lone; /* exact zeros, and ties of four */
+            if (rule & 1 && rule > 3) c.gradient = sm_gradient_opposed;
+            sm_case_run(&c, &base);
+            for (int variant = 0; variant < 4; variant++) {
+                SmCase d = c;
+                if (variant == 0) d.backend = "processes";
+                if (variant == 1) d.threads = 2;
+                if (variant == 2) d.threads = 3, d.backend = "processes";
+                if (variant == 3) d.config.int8_wire = 1;
+                if (variant == 0 && rule > 1 && rule < 5) continue; /* forks are slow */
+                if (variant == 2 && rule != 5) continue;
+                sm_case_run(&d, &other);
+                if (!sm_same(&base, &other) ||
+                    memcmp(base.agreement, other.agreement, sizeof base.agreement) != 0)
+                    FAIL("%s: variant %d, rules %d", c.config.method->name, variant, rule);
+            }
+        }
+}
+
+TEST(a_polar_step_after_the_vote_needs_no_bytes_and_is_the_polar_factor_of_the_vote) {
+    static SmResult plain, after;
+    static float start[SM_SIZE];
+    SmCase c = sm_case("signmuon", "adamw", 3);
+    c.steps = 1, c.config.decay = 0, c.config.gain = sm_gain("aspect");
+    sm_start(start, c.seed);
+    SmCase d = c;
+    c.config.gain = sm_gain("none");
+    sm_case_run(&c, &plain);
+    d.config.local_map = "spectral";
+    sm_case_run(&d, &after);
+    CHECK(memcmp(plain.sent, after.sent, sizeof plain.sent) == 0);
+    CHECK_NEAR(sm_tensor_gain(&d.config, &sm_tensors[SM_TALL]), sqrt(14.0 / 6), 1e-12);
+    for (size_t k = 0; k < SM_TENSORS; k++)
+        for (size_t b = 0; b < sm_tensors[k].blocks && sm_tensors[k].hidden; b++) {
+            const SmTensor *t = &sm_tensors[k];
+            size_t n = t->rows * t->cols, at = t->offset + b * n;
+            double x[SM_REF_SIZE],
+                gain = sm_ref_gain("aspect", (double)t->rows, (double)t->cols, 0);
+            for (size_t i = 0; i < n; i++) x[i] = plain.params[0][at + i] < start[at + i] ? 1 : -1;
+            sm_ref_polar(x, t->rows, t->cols, d.config.ns);
+            for (size_t i = 0; i < n; i++)
+                CHECK_NEAR(after.params[0][at + i], (double)start[at + i] - c.lr * gain * x[i],
+                           3e-7);
+        }
+}
+
+/* ---- the embedding ---- */
+
+static void sm_gradient_rows(float *g, const SmCase *c, int worker, int step) {
+    sm_gradient(g, c, worker, step + 100); /* every row seen */
+    for (size_t i = 0; i < 70 * 3; i++)
+        if (i / 3 % 7 != 2 || worker != 1 || step == 0)
+            g[5 + i] = 0; /* rows 2, 9, ...: worker 1 alone, from step 1 */
+}
+
+TEST(an_embedding_row_that_no_worker_has_touched_stays_put_and_one_that_a_worker_touched_moves) {
+    static SmResult r;
+    static float start[SM_SIZE];
+    for (int variant = 0; variant < 12; variant++) {
+        SmCase c = sm_case("signmuon", variant & 1 ? "signsgd" : "signum", variant & 2 ? 4 : 3);
+        c.gradient = sm_gradient_rows, c.config.int8_wire = variant >> 2 & 1,
+        c.threads = variant < 8 ? 1 : 2;
+        for (c.steps = 1; c.steps <= 2; c.steps++) {
+            sm_start(start, c.seed);
+            sm_case_run(&c, &r);
+            for (size_t i = 0; i < 70 * 3; i++) {
+                float is = r.params[0][5 + i], was = start[5 + i];
+                if (i / 3 % 7 != 2 || c.steps == 1)
+                    CHECK(is == was);
+                else
+                    CHECK_NEAR(fabs((double)is - (1 - c.aux_lr * c.config.decay) * (double)was),
+                               c.aux_lr, 3e-7);
+            }
+        }
+    }
+}
+
+TEST(nothing_outside_the_tensors_is_written) {
+    static SmResult r;
+    static float start[SM_SIZE];
+    for (size_t row = 0; sm_method_row(row); row++) {
+        SmCase c = sm_case(sm_method_row(row)->name, row & 1 ? "signum" : "adamw", 2);
+        sm_start(start, c.seed);
+        sm_case_run(&c, &r);
+        size_t at = 0;
+        for (size_t k = 0; k <= SM_TENSORS; k++) {
+            size_t next = k < SM_TENSORS ? sm_tensors[k].offset : SM_SIZE;
+            for (; at < next; at++) CHECK(r.params[0][at] == start[at]);
+            if (k < SM_TENSORS)
+                at = next + sm_tensors[k].rows * sm_tensors[k].cols * sm_tensors[k].blocks;
+        }
+    }
+}
+
+/* ---- bytes ---- */
+
+/* By formula, for the tensors above: words of 64 bits, each block beginning a new one, and one bit per
+ * embedding row; with a server map the shards are whole blocks, so only the sum over workers is known. */
+TEST(every_worker_sends_the_bytes_of_the_formula) {
+    static SmResult r;
+    for (size_t row = 0; sm_method_row(row); row++)
+        for (int aux = 0; aux < 2; aux++)
+            for (int wire = 0; wire < 2; wire++)
+                for (int workers = 1; workers <= 5; workers++) {
+                    SmCase c = sm_case(sm_method_row(row)->name, aux ? "signum" : "adamw", workers);
+                    c.steps = 3, c.config.int8_wire = wire;
+                    sm_case_run(&c, &r);
+                    for (int hidden = 0; hidden < 2; hidden++) {
+                        const SmMethod *m = hidden ? c.config.method : c.config.aux;
+                        uint64_t elements = hidden ? 3 * 60 + 84 + 60 : 210 + 10 + 7,
+                                 n = (uint64_t)workers, sum = 0;
+                        uint64_t words = hidden ? 3 + 2 + 1 : 4 + 1 + 1 + 2, total = 0,
+                                 received = 0;
+                        int kind = hidden ? COMM_MATRICES : COMM_AUXILIARY,
+                            server = strcmp(m->server_map, "none") != 0;
+                        if (m->message == SM_DENSE)
+                            total = 2 * 4 * elements;
+                        else if (wire) /* the owner goes on alone, or the sums come back */
+                            total = 64 * words + (!server                ? 64 * words
+                                                  : m->reply == SM_DENSE ? 4 * elements
+                                                                         : 8 * words);
+                        else
+                            total = 8 * words +
+                                    (server && m->reply == SM_DENSE ? 4 * elements : 8 * words);
+                        for (uint64_t j = 0; j < n; j++) {
+                            uint64_t all = m->message == SM_DENSE ? elements : words,
+                                     unit = m->message == SM_DENSE ? 4
+                                            : wire                 ? 64
+                                                                   : 8;
+                            uint64_t mine = all * (j + 1) / n - all * j / n;
+                            if (!server)
+                                CHECK_EQ(r.sent[j][kind], 3 * unit * (all - mine + (n - 1) * mine));
+                            sum += r.sent[j][kind], received += r.received[j][kind];
+                        }
+                        if (sum !=
+                            3 * (n - 1) *
+                                total) /* 2 (N-1)/N of the message, on average over N workers */
+                            FAIL("%s, wire %d, %d workers: %d bytes, expected %d", m->name, wire,
+                                 workers, (int)sum, (int)(3 * (n - 1) * total));
+                        CHECK_EQ(received, sum);
+                    }
+                    for (int j = 0; j < workers; j++)
+                        CHECK_EQ(r.sent[j][COMM_CONTROL] + r.sent[j][COMM_OTHER], 0);
+                }
+}
+
+/* on tensors without padding and without an embedding, so that bits per weight is all there is */
+static void sm_gradient_plain(float *g, const SmCase *c, int worker, int step) {
+    for (size_t i = 0; i < SM_SIZE; i++)
+        g[i] = (float)sm_noise(c->seed, (uint64_t)worker, (uint64_t)step, i);
+}
+TEST(bits_per_weight_are_what_the_counters_count_for_every_method_and_rule) {
+    static const SmTensor plain[] = {
+        {"a", 0, 8, 16, 2, 1, 1, 0}, {"b", 256, 32, 4, 1, 1, 1, 0}, {"c", 384, 1, 128, 1, 0, 0, 0}};
+    static SmResult r;
+    for (size_t row = 0; sm_method_row(row); row++)
+        for (int aux = 0; aux < 3; aux++)
+            for (int rule = 0; rule < 8; rule++) {
+                static const char *const rules[] = {"adamw", "signum", NULL};
+                SmCase c = sm_case(sm_method_row(row)->name,
+                                   rules[aux] ? rules[aux] : sm_method_row(row)->name, 4);
+                c.tensors = plain, c.count = 3, c.steps = 1, c.gradient = sm_gradient_plain;
+                c.config.int8_wire = rule & 1, c.config.zeros = rule & 2 ? SM_ABSTAIN : SM_COIN,
+                c.config.ties = rule & 4 ? SM_ABSTAIN : SM_COIN;
+                sm_case_run(&c, &r);
+                for (int hidden = 0; hidden < 2; hidden++) {
+                    double bits = 0, weights = hidden ? 384 : 128;
+                    for (int j = 0; j < 4; j++)
+                        bits += 8 * (double)r.sent[j][hidden ? COMM_MATRICES : COMM_AUXILIARY] / 4 /
+                                weights;
+                    double said = sm_bits_per_weight(&c.config, hidden ? &plain[0] : &plain[2], 4);
+                    if (!(fabs(said - bits) < 1e-9))
+                        FAIL("%s%s, aux %s, int8 %d, zeros %s, ties %s: %g bits per weight said, "
+                             "%g sent",
+                             c.config.method->name, hidden ? "" : " (other tensors)",
+                             c.config.aux->name, rule & 1, rule & 2 ? "abstain" : "coin",
+                             rule & 4 ? "abstain" : "coin", said, bits);
+                }
+            }
+}
+
+/* ---- comm.h ---- */
+
+enum { COMM_TEST_LONG = 2500000 };
+typedef struct CommTest {
+    size_t unit;
+    int failures;
+} CommTest; /* in memory shared by the workers */
+
+static unsigned char comm_test_byte(int from, size_t i) {
+    return (unsigned char)((((size_t)from + 1) * 40503 + i) * 2654435761u >> 13);
+}
+
+static int comm_test_worker(Comm *c, void *arg) {
+    CommTest *t = arg;
+    size_t cuts[6] = {0}, n = (size_t)c->size, rank = (size_t)c->rank, bad = 0;
+    for (size_t j = 0; j < n; j++)
+        cuts[j + 1] = cuts[j] + t->unit * (j * 7 % 5) / 5 + j % 2; /* uneven; the first is empty */
+    cuts[n] += t->unit;
+    size_t total = cuts[n], mine = cuts[rank + 1] - cuts[rank];
+    unsigned char *message = malloc(total + 1), *inbox = malloc(n * mine + 1),
+                  *all = malloc(n * (t->unit + 1) + 1);
+    uint64_t sent = 0, received = 0;
+    if (!message || !inbox || !all) return 1;
+    for (size_t i = 0; i < total; i++) message[i] = comm_test_byte(c->rank, i);
+    inbox[n * mine] = message[total] = 42;
+    comm_alltoall(c, message, cuts, inbox, COMM_MATRICES);
+    for (size_t i = 0; i < n * mine; i++)
+        bad += inbox[i] != comm_test_byte((int)(i / mine), cuts[rank] + i % mine);
+    sent += total - mine, received += (n - 1) * mine;
+    bad += c->sent[COMM_MATRICES] != sent || c->received[COMM_MATRICES] != received;
+
+    for (size_t i = 0; i < total; i++)
+        message[i] = i >= cuts[rank] && i < cuts[rank + 1] ? message[i] : 0;
+    comm_allgather(c, message, cuts, COMM_MATRICES);
+    for (size_t j = 0; j < n; j++)
+        for (size_t i = cuts[j]; i < cuts[j + 1]; i++)
+            bad += message[i] != comm_test_byte((int)j, i);
+    sent += (n - 1) * mine, received += total - mine;
+    bad += c->sent[COMM_MATRICES] != sent || c->received[COMM_MATRICES] != received ||
+           c->messages[COMM_MATRICES] != 2 * (n - 1);
+    bad += inbox[n * mine] != 42 || message[total] != 42;
+
+    for (size_t bytes = 1; bytes <= t->unit + 1; bytes += t->unit) {
+        unsigned char *own = malloc(bytes);
+        if (!own) return 1;
+        for (size_t i = 0; i < bytes; i++) own[i] = comm_test_byte(c->rank + 50, i);
+        all[n * bytes] = 42;
+        comm_gather(c, own, bytes, all, COMM_CONTROL);
+        for (size_t i = 0; i < n * bytes; i++)
+            bad += all[i] != comm_test_byte((int)(i / bytes) + 50, i % bytes);
+        bad += all[n * bytes] != 42;
+        for (int root = 0; root < c->size; root++) {
+            for (size_t i = 0; i < bytes; i++)
+                own[i] = c->rank == root ? comm_test_byte(root + 90, i) : 0;
+            comm_broadcast(c, own, bytes, root, COMM_OTHER);
+            for (size_t i = 0; i < bytes; i++) bad += own[i] != comm_test_byte(root + 90, i);
+        }
+        bad += c->sent[COMM_AUXILIARY] != 0;
+        free(own);
+    }
+    bad += c->sent[COMM_CONTROL] != (n - 1) * (t->unit + 2) ||
+           c->sent[COMM_OTHER] != (n - 1) * (t->unit + 2);
+    if (bad) __atomic_fetch_add(&t->failures, 1, __ATOMIC_SEQ_CST);
+    free(message), free(inbox), free(all);
+    return 0;
+}
+
+TEST(collectives_deliver_every_byte_of_uneven_and_very_long_messages_on_every_back_end) {
+    CommTest *t = mmap(NULL, sizeof *t, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    for (size_t row = 0; comm_backend_row(row); row++)
+        for (int workers = 1; workers <= 5; workers++) {
+            size_t units[] = {1, 10, 1000, COMM_OUTBOX / 3 + 1, COMM_TEST_LONG};
+            for (size_t u = 0; u < 5; u++) {
+                char error[256] = "";
+                if (u > 2 && workers != (u == 3 ? 5 : 3)) continue;
+                CommOptions o = {
+                    .backend = comm_backend_row(row), .workers = workers, .threads = 1};
+                t->unit = units[u];
+                CHECK_EQ(comm_run(&o, comm_test_worker, t, error, sizeof error), 0);
+                if (t->failures || *error)
+                    FAIL("%s, %d workers, %d bytes: %d failed %s", o.backend->name, workers,
+                         (int)units[u], t->failures, error);
+                t->failures = 0;
+            }
+        }
+    munmap(t, sizeof *t);
+}
+
+static int comm_test_exit(Comm *c, void *arg) {
+    if (arg && c->rank == 1) raise(SIGKILL);
+    comm_barrier(c);
+    if (c->rank == 0) return 5;
+    nanosleep(&(struct timespec){0, 20000000}, NULL); /* the others come last, or try to */
+    return 6;
+}
+TEST(a_run_returns_worker_0s_status_and_a_killed_process_is_named) {
+    for (size_t row = 0; comm_backend_row(row); row++) {
+        char error[256] = "";
+        CommOptions o = {.backend = comm_backend_row(row), .workers = 3, .threads = 2};
+        CHECK_EQ(comm_run(&o, comm_test_exit, NULL, error, sizeof error), 5);
+    }
+    char error[256] = "";
+    CommOptions o = {.backend = comm_backend("processes"), .workers = 3, .threads = 1};
+    CHECK_EQ(comm_run(&o, comm_test_exit, error, error, sizeof error), COMM_DIED);
+    CHECK(strstr(error, "worker 1") && strstr(error, "signal 9"));
+    CHECK(comm_backend("carrier pigeons") == NULL);
+}
+
+/* ---- the header in somebody else's hands ---- */
+
+/* Run a command line; returns its exit status, and its first output in `out`. */
+static int sm_shell(char *out, size_t size, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+static int sm_shell(char *out, size_t size, const char *format, ...) {
+    char command[1200];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(command, sizeof command, format, list);
+    va_end(list);
+    FILE *f = popen(command, "r");
+    if (!f) return -1;
+    size_t n = fread(out, 1, size - 1, f);
+    out[n] = 0;
+    int status = pclose(f);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void sm_write(const char *directory, const char *name, const char *text, size_t n) {
+    char path[200];
+    snprintf(path, sizeof path, "%s/%s", directory, name);
+    FILE *f = fopen(path, "w");
+    if (!f || fwrite(text, 1, n, f) != n) FAIL("cannot write %s", path);
+    if (f) fclose(f);
+}
+
+static void sm_remove(const char *directory) {
+    char out[16];
+    CHECK_EQ(sm_shell(out, sizeof out, "rm -rf '%s'", directory), 0);
+}
+
+TEST(the_program_in_signmuon_h_compiles_and_three_workers_find_the_target) {
+    static char text[20000], out[3000];
+    char directory[] = "/tmp/test_signmuon_XXXXXX";
+    const char *cc = getenv("CC") ? getenv("CC") : "cc";
+    FILE *f = fopen("signmuon.h", "r");
+    CHECK(f != NULL && mkdtemp(directory) != NULL);
+    if (!f) return;
+    size_t n = fread(text, 1, sizeof text - 1, f);
+    text[n] = 0;
+    fclose(f);
+    char *begin = strstr(text, "\n#include <pthread.h>"), *end = strstr(text, "\n   MEMORY");
+    CHECK(begin && end && begin < end);
+    if (begin && end && begin < end) {
+        float found = 0, target = 1;
+        sm_write(directory, "three.c", begin, (size_t)(end - begin));
+        if (sm_shell(out, sizeof out,
+                     "%s -std=c11 -D_GNU_SOURCE -Wall -Wextra -I. -pthread -o %s/three %s/three.c "
+                     "-lm 2>&1",
+                     cc, directory, directory) ||
+            *out)
+            FAIL("%s: %s", cc, out);
+        CHECK_EQ(sm_shell(out, sizeof out, "%s/three", directory), 0);
+        CHECK_EQ(sscanf(out, "w[4] = %f (target %f)", &found, &target), 2);
+        CHECK_NEAR(target, 0.4, 1e-6);
+        CHECK_NEAR(found, target, 0.03);
+    }
+    sm_remove(directory);
+}
+
+TEST(signmuon_h_compiles_as_c_and_as_cpp_in_two_files_that_link) {
+    static const char one[] =
+        "#include \"signmuon.h\"\n"
+        "int two(void);\n"
+        "int main(void) {\n"
+        "    float g[6] = {3, 0, 0, 0, 2, 0}, o[6], s[300];\n"
+        "    if (sm_lmo_scratch(2, 3) > 300) return 1;\n"
+        "    sm_polar(o, g, 2, 3, sm_newton_schulz(\"exact\"), s);\n"
+        "    return !(o[0] > 0.999f && o[4] > 0.999f && o[1] < 0.001f) || two() != 42;\n"
+        "}\n";
+    static const char two[] =
+        "#include \"signmuon.h\"\n"
+        "int two(void);\n"
+        "int two(void) { return sm_method(\"signmuon\") && sm_norm(\"spectral\") ? 42 : 0; }\n";
+    static const struct {
+        const char *variable, *fallback, *language, *standard;
+    } compiler[] = {{"CC", "cc", "c", "c11"}, {"CXX", "c++", "c++", "c++17"}};
+    static char out[3000];
+    char directory[] = "/tmp/test_signmuon_XXXXXX";
+    CHECK(mkdtemp(directory) != NULL);
+    sm_write(directory, "one.c", one, sizeof one - 1);
+    sm_write(directory, "two.c", two, sizeof two - 1);
+    for (size_t k = 0; k < 2; k++) {
+        const char *program =
+            getenv(compiler[k].variable) ? getenv(compiler[k].variable) : compiler[k].fallback;
+        if (k == 1 && sm_shell(out, sizeof out, "%s --version 2>&1", program)) {
+            printf("    no C++ compiler named %s: not tried as C++\n", program);
+            continue;
+        }
+        if (sm_shell(out, sizeof out,
+                     "%s -x %s -std=%s -Wall -Wextra -Wpedantic -Wshadow -Werror -I. -o %s/both "
+                     "%s/one.c %s/two.c -lm 2>&1",
+                     program, compiler[k].language, compiler[k].standard, directory, directory,
+                     directory))
+            FAIL("%s: %s", program, out);
+        else
+            CHECK_EQ(sm_shell(out, sizeof out, "%s/both", directory), 0);
+    }
+    sm_remove(directory);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * train_gpt, the program: run as a user runs it, in a directory of its own that each test removes.
+ * The binary is ./train_gpt, or what the environment calls TRAIN_GPT. */
+#include "safetensors.h"
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+/* A model and a run of some milliseconds per step. */
+#define CLI_TINY                                                                                   \
+    "--data text.txt --layers 1 --heads 2 --width 32 --context 16 --batch 12 --eval-every 0 "      \
+    "--quiet --overwrite "
+
+enum { CLI_HANGS = -1000, CLI_PATIENCE = 60 /* s before a run is called hung */ };
+
+static char cli_program[4096], cli_folder[64], cli_line[8192];
+static char cli_out[1 << 16], cli_err[1 << 16]; /* of the last run that ended */
+static size_t cli_out_size;
+static int cli_held = -1; /* read end of a stderr that waits for its reader */
+
+/* ------------------------------------------------------------------------------------------------
+ * files */
+
+/* FOLDER/work/..., where the program runs; four may be held at once */
+__attribute__((format(printf, 1, 2))) static const char *cli_path(const char *format, ...) {
+    static char path[4][4096];
+    static int turn;
+    turn = (turn + 1) % 4;
+    size_t n = (size_t)snprintf(path[turn], sizeof path[turn], "%s/work/", cli_folder);
+    va_list list;
+    va_start(list, format);
+    vsnprintf(path[turn] + n, sizeof path[turn] - n, format, list);
+    va_end(list);
+    return path[turn];
+}
+
+static void cli_put(const char *name, const void *bytes, size_t n) {
+    FILE *file = fopen(cli_path("%s", name), "wb");
+    if (!file || fwrite(bytes, 1, n, file) != n || fclose(file)) FAIL("cannot write %s", name);
+}
+
+/* Reads a file into text (size bytes, zero-terminated); returns its length, or 0. */
+static size_t cli_get(const char *path, char *text, size_t size) {
+    FILE *file = fopen(path, "rb");
+    size_t n = file ? fread(text, 1, size - 1, file) : 0;
+    if (file) fclose(file);
+    text[n] = 0;
+    return n;
+}
+
+/* n bytes of pseudo-random words over an alphabet of `letters` strings */
+static void cli_write_words(const char *name, size_t n, const char *const *alphabet,
+                            size_t letters) {
+    uint64_t s = 7;
+    char *text = calloc(1, n + 64);
+    size_t used = 0;
+    while (used < n) {
+        uint64_t word = test_hash(s++) % 150;
+        for (uint64_t k = 0; k < 1 + test_hash(word) % 6; k++) {
+            const char *letter = alphabet[test_hash(word * 16 + k + 1000) % letters];
+            memcpy(text + used, letter, strlen(letter));
+            used += strlen(letter);
+        }
+        text[used++] = test_hash(s++) % 10 ? ' ' : '\n';
+    }
+    cli_put(name, text, used);
+    free(text);
+}
+
+static const char *const cli_alphabet[] = {"a", "b", "c", "d", "e", "f", "g", "h", "i", "k", "l",
+                                           "m", "n", "o", "p", "r", "s", "t", "u", "w", "y"};
+
+static int cli_remove_one(const char *path, const struct stat *s, int type, struct FTW *where) {
+    (void)s, (void)type, (void)where;
+    return remove(path);
+}
+
+static void cli_remove(const char *path) {
+    if (nftw(path, cli_remove_one, 16, FTW_DEPTH | FTW_PHYS)) FAIL("cannot remove %s", path);
+}
+
+/* FOLDER/work with text.txt (20 kB) and long.txt (30 kB), in TMPDIR, or on a memory disk, since every
+ * checkpoint is synced, or in /tmp */
+static void cli_begin(void) {
+    const char *program = getenv("TRAIN_GPT"), *place = getenv("TMPDIR");
+    if (!place) place = access("/dev/shm", W_OK | X_OK) ? "/tmp" : "/dev/shm";
+    if (!realpath(program ? program : "./train_gpt", cli_program))
+        FAIL("there is no %s: make train_gpt", program ? program : "./train_gpt");
+    snprintf(cli_folder, sizeof cli_folder, "%.40s/test_train_gpt_XXXXXX", place);
+    if (!mkdtemp(cli_folder) || mkdir(cli_path("%s", ""), 0777)) FAIL("cannot make %s", cli_folder);
+    cli_write_words("text.txt", 20000, cli_alphabet, sizeof cli_alphabet / sizeof *cli_alphabet);
+    cli_write_words("long.txt", 30000, cli_alphabet, sizeof cli_alphabet / sizeof *cli_alphabet);
+}
+
+static void cli_end(void) {
+    cli_remove(cli_folder);
+    *cli_folder = 0;
+}
+
+/* A hash of every name, kind, inode, size, time of change and byte below FOLDER/work. */
+static uint64_t cli_seen;
+static int cli_see(const char *path, const struct stat *s, int type, struct FTW *where) {
+    static char bytes[1 << 20];
+    const uint64_t facts[] = {(uint64_t)type,
+                              s->st_ino,
+                              (uint64_t)s->st_mtim.tv_sec,
+                              (uint64_t)s->st_mtim.tv_nsec,
+                              s->st_mode,
+                              type == FTW_D ? 0 : (uint64_t)s->st_size};
+    uint64_t h = 0;
+    (void)where;
+    for (const char *c = path; *c; c++) h = test_hash(h ^ (unsigned char)*c);
+    for (size_t i = 0; i < sizeof facts / sizeof *facts; i++) h = test_hash(h ^ facts[i]);
+    size_t n = type == FTW_F ? cli_get(path, bytes, sizeof bytes) : 0;
+    for (size_t i = 0; i < n; i++) h = (h ^ (unsigned char)bytes[i]) * 0x100000001b3u;
+    cli_seen += h; /* in any order */
+    return 0;
+}
+static uint64_t cli_snapshot(void) {
+    cli_seen = 0;
+    if (nftw(cli_path("%s", ""), cli_see, 16, FTW_PHYS)) FAIL("cannot walk %s", cli_folder);
+    return cli_seen;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * runs */
+
+static double cli_clock(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+static void cli_rest(void) { nanosleep(&(struct timespec){0, 1000000}, NULL); }
+
+/* In the child: standard input from nowhere, output to files, or stderr to the held pipe. */
+static void cli_redirect(int held) {
+    char path[128];
+    int in = open("/dev/null", O_RDONLY);
+    snprintf(path, sizeof path, "%s/stdout", cli_folder);
+    int out = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    snprintf(path, sizeof path, "%s/stderr", cli_folder);
+    int err = held >= 0 ? held : open(path, O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    if (dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0) _exit(99);
+    for (int fd = 3; fd < 256; fd++) close(fd);
+}
+
+/* Starts a command line: words between blanks, '...' keeps blanks, leading NAME=VALUE words are
+ * environment. hold: stderr is a pipe that takes one write at a time, so that the run stands still in
+ * its progress until cli_follow or cli_wait has read it: it is stopped at a step, not at a time. */
+static pid_t cli_start_list(int hold, const char *format, va_list list) {
+    static char words[8192];
+    char *argv[128] = {cli_program}, *environment[8] = {NULL};
+    int argc = 1, variables = 0, ends[2] = {-1, -1};
+    vsnprintf(cli_line, sizeof cli_line, format, list);
+    memcpy(words, cli_line, sizeof words);
+    for (char *c = words; *c;) {
+        while (*c == ' ') *c++ = 0;
+        if (!*c) break;
+        char *word = c, *end = c;
+        for (int quoted = 0; *c && (quoted || *c != ' '); c++) {
+            if (*c == '\'')
+                quoted = !quoted;
+            else
+                *end++ = *c;
+        }
+        int more = *c == ' ';
+        *end = 0;
+        c += more;
+        if (argc == 1 && *word >= 'A' && *word <= 'Z' && strchr(word, '='))
+            environment[variables++] = word;
+        else
+            argv[argc++] = word;
+    }
+    if (hold && (pipe2(ends, O_CLOEXEC | O_DIRECT) || fcntl(ends[0], F_SETPIPE_SZ, 4096) < 0 ||
+                 fcntl(ends[0], F_SETFL, O_NONBLOCK)))
+        FAIL("cannot make a pipe: %s", strerror(errno));
+    fflush(NULL);
+    pid_t pid = fork();
+    if (pid == 0) {
+        setpgid(0, 0);
+        signal(SIGINT, SIG_DFL);
+        cli_redirect(ends[1]);
+        for (int i = 0; i < variables; i++) putenv(environment[i]);
+        if (chdir(cli_path("%s", ""))) _exit(99);
+        execv(cli_program, argv);
+        _exit(99);
+    }
+    if (pid < 0) FAIL("cannot fork: %s", strerror(errno));
+    setpgid(pid, pid);
+    if (hold) close(ends[1]);
+    cli_held = ends[0];
+    *cli_err = 0;
+    return pid;
+}
+
+__attribute__((format(printf, 1, 2))) static pid_t cli_start(const char *format, ...) {
+    va_list list;
+    va_start(list, format);
+    pid_t pid = cli_start_list(0, format, list);
+    va_end(list);
+    return pid;
+}
+__attribute__((format(printf, 1, 2))) static pid_t cli_start_held(const char *format, ...) {
+    va_list list;
+    va_start(list, format);
+    pid_t pid = cli_start_list(1, format, list);
+    va_end(list);
+    return pid;
+}
+
+/* Takes one write out of the held stderr; returns 0 when there is none. */
+static int cli_take(void) {
+    size_t used = strlen(cli_err);
+    ssize_t n = read(cli_held, cli_err + used, sizeof cli_err - 1 - used);
+    cli_err[used + (size_t)(n > 0 ? n : 0)] = 0;
+    return n > 0;
+}
+
+/* Lets a held run go on until its stderr holds `text`; it then waits within a write or two. */
+static void cli_follow(const char *text) {
+    double deadline = cli_clock() + CLI_PATIENCE;
+    while (!strstr(cli_err, text)) {
+        struct pollfd ready = {.fd = cli_held, .events = POLLIN};
+        poll(&ready, 1, 1000);
+        if ((!cli_take() && (ready.revents & POLLHUP)) || cli_clock() > deadline) {
+            FAIL("'%s' never came: %s: %s", text, cli_line, cli_err);
+            return;
+        }
+    }
+}
+
+/* Waits for the end of a run; returns its exit status, -SIGNAL, or CLI_HANGS. Fills cli_out, cli_err.
+ * deaf: a held stderr is not read while the run lives */
+static int cli_wait_for(pid_t pid, double seconds, int deaf) {
+    double deadline = cli_clock() + seconds;
+    struct stat kind;
+    int s = 0, hangs = 0;
+    char path[128];
+    while (waitpid(pid, &s, WNOHANG) == 0) {
+        while (cli_held >= 0 && !deaf && cli_take()) continue;
+        if (cli_clock() > deadline) {
+            FAIL("still runs after %.0f s: %s", seconds, cli_line);
+            hangs = 1;
+            kill(-pid, SIGKILL);
+            waitpid(pid, &s, 0);
+            break;
+        }
+        cli_rest();
+    }
+    snprintf(path, sizeof path, "%s/stdout", cli_folder);
+    int regular = lstat(path, &kind) == 0 && S_ISREG(kind.st_mode);
+    cli_out_size = cli_get(regular ? path : "/dev/null", cli_out, sizeof cli_out);
+    snprintf(path, sizeof path, "%s/stderr", cli_folder);
+    if (cli_held < 0)
+        cli_get(path, cli_err, sizeof cli_err);
+    else {
+        while (cli_take()) continue;
+        close(cli_held);
+        cli_held = -1;
+    }
+    return hangs ? CLI_HANGS : WIFEXITED(s) ? WEXITSTATUS(s) : -WTERMSIG(s);
+}
+static int cli_wait(pid_t pid, double seconds) { return cli_wait_for(pid, seconds, 0); }
+
+/* A whole run. */
+__attribute__((format(printf, 1, 2))) static int cli(const char *format, ...) {
+    va_list list;
+    va_start(list, format);
+    pid_t pid = cli_start_list(0, format, list);
+    va_end(list);
+    return cli_wait(pid, CLI_PATIENCE);
+}
+
+/* A run that must end well. */
+#define CLI_OK(...)                                                                                \
+    do {                                                                                           \
+        int ok_status = cli(__VA_ARGS__);                                                          \
+        if (ok_status) FAIL("status %d: %s: %s", ok_status, cli_line, cli_err);                    \
+    } while (0)
+
+/* A run that must end with this status and one sentence with `word` in it, and nothing on stdout. */
+static void cli_refused(int status, int expected, const char *word) {
+    const char *newline = strchr(cli_err, '\n');
+    if (status != expected)
+        FAIL("status %d, not %d: %s: %s", status, expected, cli_line, cli_err);
+    else if (cli_out_size)
+        FAIL("something on stdout: %s: %s", cli_line, cli_out);
+    else if (!newline || newline[1] || strncmp(cli_err, "train_gpt: ", 11) ||
+             newline - cli_err < 20)
+        FAIL("not one sentence: %s: %s", cli_line, cli_err);
+    else if (!strstr(cli_err, word))
+        FAIL("'%s' is not named: %s: %s", word, cli_line, cli_err);
+}
+#define CLI_REFUSED(expected, word, ...) cli_refused(cli(__VA_ARGS__), expected, word)
+
+/* Waits until FOLDER/work/NAME exists and holds `text`, while pid runs. */
+static void cli_await(pid_t pid, const char *name, const char *text) {
+    static char bytes[1 << 16];
+    double deadline = cli_clock() + CLI_PATIENCE;
+    siginfo_t info;
+    while (access(cli_path("%s", name), F_OK) ||
+           (*text && (cli_get(cli_path("%s", name), bytes, sizeof bytes), !strstr(bytes, text)))) {
+        info.si_pid = 0;
+        int ended =
+            waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid == pid;
+        if (ended || cli_clock() > deadline) {
+            FAIL("%s never came: %s", name, cli_line);
+            return;
+        }
+        cli_rest();
+    }
+}
+
+typedef struct CliClosing {
+    double val, best, seconds;
+    long steps;
+    unsigned long long bytes;
+} CliClosing;
+
+/* The closing line of a training run, which must be all there is on stdout. */
+static CliClosing cli_closing(void) {
+    CliClosing c = {0};
+    int n = 0;
+    if (sscanf(cli_out, "val_loss %lf best %lf steps %ld seconds %lf bytes_sent %llu%n", &c.val,
+               &c.best, &c.steps, &c.seconds, &c.bytes, &n) != 5 ||
+        strcmp(cli_out + n, "\n"))
+        FAIL("not a closing line: %s: %s", cli_line, cli_out);
+    return c;
+}
+
+/* A number from the metadata of FOLDER/work/NAME; NaN when there is none. */
+static double cli_meta(const char *name, const char *key) {
+    char error[512];
+    StFile f;
+    if (st_open(&f, cli_path("%s", name), error, sizeof error)) {
+        FAIL("%s", error);
+        return NAN;
+    }
+    const char *text = st_meta(&f, key);
+    double value = text ? strtod(text, NULL) : NAN;
+    st_close(&f);
+    return value;
+}
+static long cli_step(const char *out) {
+    char name[128];
+    snprintf(name, sizeof name, "%s/last/model.safetensors", out);
+    return (long)cli_meta(name, "step");
+}
+
+/* How many tensors of two files differ in name, shape or any bit; -1 when a file is not readable. */
+static int cli_differences(const char *a, const char *b, const char **first) {
+    static char name[128];
+    char error[512];
+    StFile f, g;
+    int different = 0;
+    *first = "";
+    if (st_open(&f, a, error, sizeof error)) return *first = strcpy(name, "unreadable"), -1;
+    if (st_open(&g, b, error, sizeof error))
+        return st_close(&f), *first = strcpy(name, "unreadable"), -1;
+    if (f.n != g.n) different++;
+    for (size_t i = 0; i < f.n && f.n == g.n; i++) {
+        const StEntry *x = &f.entries[i], *y = &g.entries[i];
+        size_t bytes = x->end - x->begin;
+        if (strcmp(x->name, y->name) == 0 && strcmp(x->dtype, y->dtype) == 0 &&
+            x->rank == y->rank &&
+            memcmp(x->shape, y->shape, (size_t)x->rank * sizeof *x->shape) == 0 &&
+            y->end - y->begin == bytes && memcmp(st_data(&f, x), st_data(&g, y), bytes) == 0)
+            continue;
+        if (different++ == 0) snprintf(name, sizeof name, "%s", x->name), *first = name;
+    }
+    st_close(&f);
+    st_close(&g);
+    return different;
+}
+
+/* Every tensor of OUT/last, of the model and of each worker, must be the same in two runs. */
+static void cli_same(const char *a, const char *b, int workers) {
+    const char *first;
+    for (int r = -1; r < workers; r++) {
+        char name[64] = "model.safetensors";
+        if (r >= 0) snprintf(name, sizeof name, "worker-%d.safetensors", r);
+        int n = cli_differences(cli_path("%s/last/%s", a, name), cli_path("%s/last/%s", b, name),
+                                &first);
+        if (n)
+            FAIL("%d tensors of %s differ, first '%s', between %s and %s: %s", n, name, first, a, b,
+                 cli_line);
+    }
+}
+
+/* Copies line k (from 0) of a text; returns 0 past the end. */
+static int cli_text_line(const char *text, int k, char *out, size_t size) {
+    while (k-- > 0)
+        if ((text = strchr(text, '\n')) == NULL)
+            return 0;
+        else
+            text++;
+    if (!*text) return 0;
+    snprintf(out, size, "%.*s", (int)strcspn(text, "\n"), text);
+    return 1;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * the same bits */
+
+/* What may change how a step is computed, with the number of workers. */
+static const struct CliVariant {
+    int workers;
+    const char *line;
+} cli_variants[] = {
+    {3, "--workers 3 --aux sign"},
+    {3, "--workers 3 --method signmuon --aux adamw --dropout 0.1 --nesterov off"},
+    {4, "--workers 4 --aux sign --bias --untied"},
+    {2,
+     "--workers 2 --polar-after-vote --zeros abstain --ties abstain --warmup 20 --schedule cosine"},
+    {3, "--workers 3 --method muonusign --aux same --dropout 0.1 --bias"},
+    {2, "--workers 2 --method muonsign --aux sign --untied --layers 2"},
+    {6, "--workers 6 --method lion --aux same --ties plus --clip 0.3"},
+    {3, "--workers 3 --method adamw --schedule wsd --weight-decay 0.1 --coupled-decay"},
+    {2, "--workers 2 --method muon --ns polar-express5 --dropout 0.2 --bias --untied"},
+    {3, "--workers 3 --method sgd --aux sign --server-map frobenius --momentum 0.9"},
+    {1, "--workers 1 --aux sign --worker-map row --dropout 0.1"},
+};
+enum { CLI_VARIANTS = sizeof cli_variants / sizeof *cli_variants };
+
+TEST(a_run_gives_the_same_bits_whatever_back_end_threads_and_wire) {
+    cli_begin();
+    for (size_t i = 0; i < CLI_VARIANTS; i++) {
+        const struct CliVariant *v = &cli_variants[i];
+        CLI_OK(CLI_TINY "--steps 24 --out a --threads 1 %s", v->line);
+        CLI_OK(CLI_TINY "--steps 24 --out b --threads 1 %s --backend processes", v->line);
+        cli_same("a", "b", v->workers);
+        CLI_OK(CLI_TINY "--steps 24 --out b --threads 2 %s --eval-every 9 --log-every 1 "
+                        "--save-every 7 --check-every 1",
+               v->line);
+        cli_same("a", "b", v->workers);
+        CLI_OK(CLI_TINY "--steps 24 --out b --threads 3 %s --wire int8 --backend processes",
+               v->line);
+        cli_same("a", "b", v->workers);
+    }
+    cli_end();
+}
+
+TEST(every_method_gives_the_same_bits_with_threads_and_processes) {
+    char list[8192], row[256], method[64];
+    int methods = 0;
+    cli_begin();
+    CLI_OK("--list methods");
+    memcpy(list, cli_out, sizeof list);
+    for (int k = 1; cli_text_line(list, k, row, sizeof row); k++) {
+        if (sscanf(row, "%63s", method) != 1) continue;
+        methods++;
+        CLI_OK(CLI_TINY "--steps 12 --workers 4 --method %s --out a", method);
+        CLI_OK(CLI_TINY
+               "--steps 12 --workers 4 --method %s --out b --backend processes --threads 2",
+               method);
+        cli_same("a", "b", 4);
+    }
+    CHECK(methods >= 10);
+    cli_end();
+}
+
+TEST(another_seed_gives_another_model) {
+    const char *first;
+    cli_begin();
+    CLI_OK(CLI_TINY "--steps 5 --aux sign --workers 3 --out a --seed 1");
+    CLI_OK(CLI_TINY "--steps 5 --aux sign --workers 3 --out b --seed 2");
+    CHECK(cli_differences(cli_path("a/last/model.safetensors"),
+                          cli_path("b/last/model.safetensors"), &first) >= 4);
+    for (int r = 0; r < 3; r++)
+        CHECK(cli_differences(cli_path("a/last/worker-%d.safetensors", r),
+                              cli_path("b/last/worker-%d.safetensors", r), &first) >= 4);
+    CHECK(cli_differences(cli_path("a/last/worker-0.safetensors"),
+                          cli_path("a/last/worker-1.safetensors"), &first) >= 4);
+    cli_end();
+}
+
+/* 60 steps, but killed in step 31 or 32, with the checkpoint of step 30 as the last. */
+static void cli_kill_after_30(const char *out, const char *line) {
+    pid_t pid = cli_start_held("--data text.txt --val-data short.txt --layers 1 --heads 2 --width "
+                               "32 --context 16 --batch 12 "
+                               "--overwrite --steps 60 --save-every 30 --eval-every 31 --out %s %s",
+                               out, line);
+    cli_follow("step 31/60");
+    kill(pid, SIGKILL);
+    CHECK_EQ(cli_wait(pid, CLI_PATIENCE), -SIGKILL);
+    CHECK_EQ(cli_step(out), 30);
+}
+
+TEST(a_killed_run_resumes_to_the_bits_of_the_uninterrupted_one) {
+    cli_begin();
+    cli_write_words("short.txt", 100, cli_alphabet, 21);
+    for (size_t i = 0; i < CLI_VARIANTS; i++) {
+        const struct CliVariant *v = &cli_variants[i];
+        const char *backend[2] = {i % 2 ? "threads" : "processes", i % 2 ? "processes" : "threads"};
+        char line[512], out[8];
+        snprintf(line, sizeof line, "%s --backend %s", v->line, backend[0]);
+        snprintf(out, sizeof out, "b%zu", i);
+        CLI_OK(CLI_TINY "--val-data short.txt --steps 60 --out a --threads 1 %s", v->line);
+        cli_kill_after_30(out, line);
+        CLI_OK("--resume --out %s --quiet --backend %s --threads 2", out, backend[1]);
+        CHECK_EQ(cli_closing().steps, 60);
+        cli_same("a", out, v->workers);
+    }
+    cli_end();
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * bytes */
+
+/* Training bytes that a worker has sent, by the state beside the model. */
+static double cli_sent(const char *out, int rank) {
+    char name[128];
+    snprintf(name, sizeof name, "%s/last/worker-%d.safetensors", out, rank);
+    return cli_meta(name, "sent_matrices") + cli_meta(name, "sent_auxiliary") +
+           cli_meta(name, "sent_control");
+}
+
+TEST(what_a_worker_sends_is_the_promised_bits_and_what_a_dry_run_says) {
+    static const struct {
+        double bits;
+        int even;
+        const char *line;
+    } rows[] = {
+        {1.5, 1, "--aux sign"},
+        {1.5, 1, "--method signum --aux sign --backend processes"},
+        {12, 1, "--aux sign --wire int8"},
+        {48, 1, "--method adamw"},
+        {48, 1, "--method muon-avgpolar --aux adamw"},
+        {48, 1, "--method muon --aux adamw --layers 4"},
+        {48, 0,
+         "--method muon --aux adamw"}, /* few matrices, each with one owner: the largest sends more */
+        {0, 0, "--method muonusign --aux sign"},
+        {0, 1, "--method signmuon --aux adamw"},
+    };
+    enum { STEPS = 10, WORKERS = 4 };
+    cli_begin();
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const char *line = "--data text.txt --layers 2 --heads 2 --width 64 --context 16 --batch "
+                           "12 --eval-every 0 --quiet "
+                           "--overwrite --out a --workers 4 --steps 10";
+        double parameters = 0, predicted = 0, sum = 0, largest = 0;
+        CLI_OK("%s %s --dry-run", line, rows[i].line);
+        char *text = strstr(cli_out, "vocabulary"),
+             *sent = strstr(cli_out, "sent by a worker per step, on average: ");
+        if (!text || sscanf(text, "vocabulary %*d: %lf parameters", &parameters) != 1 || !sent ||
+            sscanf(sent, "sent by a worker per step, on average: %lf bytes", &predicted) != 1)
+            FAIL("a dry run that says nothing: %s", cli_out);
+        CLI_OK("%s %s", line, rows[i].line);
+        double closing = (double)cli_closing().bytes / STEPS;
+        for (int r = 0; r < WORKERS; r++) {
+            double worker = cli_sent("a", r) / STEPS;
+            sum += worker;
+            if (worker > largest) largest = worker;
+        }
+        if (!(fabs(closing - largest) <= 0.02 * largest))
+            FAIL("%s: %.0f is not the largest sender's %.0f", rows[i].line, closing, largest);
+        if (!(fabs(sum / WORKERS - predicted) <= 0.02 * predicted))
+            FAIL("%s: workers sent %.0f bytes a step, the dry run says %.0f", rows[i].line,
+                 sum / WORKERS, predicted);
+        if (rows[i].even && !(fabs(closing - predicted) <= 0.02 * predicted))
+            FAIL("%s: the largest sent %.0f bytes a step, the dry run says %.0f", rows[i].line,
+                 closing, predicted);
+        if (rows[i].bits > 0)
+            CHECK_NEAR(8 * sum / WORKERS / parameters, rows[i].bits, 0.02 * rows[i].bits);
+    }
+    CLI_OK(CLI_TINY "--out a --workers 1 --steps 3");
+    CHECK_EQ(cli_closing().bytes, 0);
+    cli_end();
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * wrong use: status 2, one sentence naming the flag, nothing on stdout, nothing touched */
+
+/* Every flag of --help that takes a number or one of some words refuses these. */
+static const char *const cli_nonsense[] = {"three", "3x", "-1",  "nan", "inf", "1e99",
+                                           "0x10",  "",   "1,5", "1e",  "--",  "'1 '"};
+
+TEST(every_flag_refuses_every_malformed_value) {
+    char help[1 << 14], row[512], name[64], value[64], dashed[80];
+    int numbers = 0, switches = 0;
+    cli_begin();
+    CLI_OK("--help");
+    memcpy(help, cli_out, sizeof help);
+    uint64_t before = cli_snapshot();
+    for (int k = 0; cli_text_line(help, k, row, sizeof row); k++) {
+        if (strncmp(row, "  --", 4)) continue;
+        int fields = sscanf(row, " --%63s %63s", name, value);
+        int valued = fields == 2 && row[22] != ' ';
+        snprintf(dashed, sizeof dashed, "--%s", name);
+        if (!valued) {
+            switches++;
+            CLI_REFUSED(2, dashed, "--%s=maybe", name);
+            CLI_REFUSED(2, dashed, "--%s=", name);
+            continue;
+        }
+        CLI_REFUSED(2, dashed, "--%s", name);
+        CLI_REFUSED(2, dashed, "--%s --quiet", name);
+        if (strcmp(value, "PATH") == 0 || strcmp(value, "DIR") == 0 || strcmp(value, "TEXT") == 0)
+            continue;
+        numbers++;
+        for (size_t i = 0; i < sizeof cli_nonsense / sizeof *cli_nonsense; i++) {
+            if (strcmp(name, "link") == 0 && !*cli_nonsense[i]) continue; /* no link */
+            CLI_REFUSED(2, dashed, "--data text.txt --%s=%s", name, cli_nonsense[i]);
+        }
+    }
+    CHECK(numbers >= 40);
+    CHECK(switches >= 8);
+    CHECK(before == cli_snapshot());
+    cli_end();
+}
+
+TEST(wrong_use_ends_with_status_2_and_a_sentence_that_names_the_flag) {
+    static const struct {
+        const char *word, *line;
+    } rows[] = {
+        {"'method'", "--metod sgd"},
+        {"'workers'", "--worker 3"},
+        {"'workers'", "--worker=3"},
+        {"--nonsense", "--nonsense"},
+        {"--nonsense", "--nonsense=4"},
+        {"'signmuon'", "--method signmoun"},
+        {"'muon'", "--method muonn"},
+        {"--method", "--method zzzzzzzz"},
+        {"--aux", "--aux both"},
+        {"'cosine'", "--schedule cosin"},
+        {"--backend", "--backend mpj"},
+        {"--wire", "--wire fp8"},
+        {"--norm", "--norm l7"},
+        {"--list", "--list nonsense"},
+        {"--from", "--from middle --eval"},
+        {"--layers", "--layers 0"},
+        {"--heads", "--heads 0"},
+        {"--width", "--width 0"},
+        {"--context", "--context 0"},
+        {"--batch", "--batch 0"},
+        {"--workers", "--workers 0"},
+        {"--workers", "--workers 1025 --batch 1025"},
+        {"--threads", "--threads 257"},
+        {"--steps", "--steps 1.5"},
+        {"--steps", "--steps 3 --steps -3"},
+        {"--seed", "--seed 1e16"},
+        {"--dropout", "--dropout 1"},
+        {"--momentum", "--momentum 1"},
+        {"--beta2", "--beta2 1"},
+        {"--final-lr", "--final-lr 1.1"},
+        {"--cooldown", "--cooldown 2"},
+        {"--width", "--data text.txt --width 30 --heads 4"},
+        {"--batch", "--data text.txt --batch 10 --workers 3"},
+        {"--wire", "--data text.txt --workers 128 --batch 128 --wire int8"},
+        {"--link", "--data text.txt --link fast"},
+        {"--link", "--data text.txt --link 100mbit"},
+        {"--link", "--data text.txt --link 100,5"},
+        {"--link", "--data text.txt --link 0mbit,5ms"},
+        {"--link", "--data text.txt --link=-1mbit,5ms"},
+        {"--link", "--data text.txt --link 100mbit,5ms,"},
+        {"--link", "--data text.txt --link nanmbit,5ms"},
+        {"--bias", "--bias=maybe"},
+        {"maybe", "--bias maybe"},
+        {"stray", "stray"},
+        {"stray", "--quiet stray"},
+        {"-x", "-x"},
+        {"-steps", "-steps 3"},
+        {"--resume", "--resume --sample 10"},
+        {"--eval", "--eval --sample 10"},
+        {"--resume", "--resume --eval"},
+        {"--overwrite", "--data text.txt --resume --overwrite --out a"},
+        {"GEMM_ISA", "GEMM_ISA=nonsense --data text.txt --out b"},
+        {"--warmup", "--data text.txt --warmup 30 --steps 20"},
+        {"--norm", "--data text.txt --norm row --method sgd"},
+        {"--polar-after-vote", "--data text.txt --polar-after-vote --method muon"},
+        {"--method", "--data text.txt --server-map row --method adamw"},
+        {"--data", "--data="},
+        {"--out", "--data text.txt --out="},
+        {"--prompt", "--sample 5 --out a --prompt 'aXb'"},
+        {"UTF-8", "--data \xff.txt"},
+    };
+    cli_begin();
+    CLI_OK(CLI_TINY "--out a --steps 2");
+    uint64_t before = cli_snapshot();
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        CLI_REFUSED(2, rows[i].word, "%s", rows[i].line);
+    char lengthy[5001];
+    memset(lengthy, 'z', sizeof lengthy - 1);
+    lengthy[sizeof lengthy - 1] = 0;
+    CLI_REFUSED(2, "zzz", "--%s", lengthy);
+    CLI_REFUSED(2, "--method", "--method %s", lengthy);
+    CLI_REFUSED(2, "--steps", "--steps %s", lengthy);
+    CHECK(before == cli_snapshot());
+    cli_end();
+}
+
+TEST(names_may_be_written_with_dashes_or_underscores_and_values_after_a_blank_or_an_equals_sign) {
+    cli_begin();
+    CLI_OK(CLI_TINY "--steps 3 --out a --polar-after-vote --weight-decay 0.1 --bias on --untied "
+                    "off --seed 12e2");
+    CLI_OK(CLI_TINY "--steps=3 --out=b --polar_after_vote=on --weight_decay=1e-1 --bias --seed "
+                    "+1200 --seed=1200");
+    cli_same("a", "b", 1);
+    cli_end();
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * the outside world fails: status 1, one sentence */
+
+/* Writes tokens in llm.c's format; the file ends `missing` bytes early. */
+static void cli_write_shard(const char *name, uint32_t count, size_t missing) {
+    uint32_t header[256] = {20240520, 1, count};
+    char *bytes = calloc(1, sizeof header + 2 * (size_t)count);
+    memcpy(bytes, header, sizeof header);
+    for (size_t i = 0; i < count; i++) {
+        uint64_t token = 100 + test_hash(i % 97) % 50;
+        bytes[sizeof header + 2 * i] = (char)(token & 0xff);
+        bytes[sizeof header + 2 * i + 1] = (char)(token >> 8);
+    }
+    cli_put(name, bytes, sizeof header + 2 * (size_t)count - missing);
+    free(bytes);
+}
+
+TEST(unusable_data_ends_with_status_1_and_a_sentence_that_names_the_file) {
+    cli_begin();
+    cli_put("empty.txt", "", 0);
+    cli_put("one.txt", "a", 1);
+    cli_put("small.txt", "to be or not to be, that is the question", 40);
+    cli_put("latin.txt", "caf\xe9 caf\xe9 caf\xe9", 14);
+    cli_write_shard("cut.bin", 2000, 100);
+    cli_write_shard("none.bin", 0, 0);
+    cli_write_shard("half.bin", 2000, 2 * 2000 + 512);
+    mkdir(cli_path("folder"), 0777);
+    static const struct {
+        const char *word, *line;
+    } rows[] = {
+        {"missing.txt", "--data missing.txt"},
+        {"folder", "--data folder"},
+        {"empty.txt", "--data empty.txt"},
+        {"one.txt", "--data one.txt"},
+        {"small.txt", "--data small.txt --context 64"},
+        {"small.txt", "--data small.txt --context 8 --workers 12"},
+        {"cut.bin", "--data cut.bin"},
+        {"none.bin", "--data none.bin"},
+        {"half.bin", "--data half.bin"},
+        {"nothing-*.bin", "--data 'nothing-*.bin'"},
+        {"text.txt/x", "--data text.txt/x"},
+        {"missing.txt", "--data text.txt --val-data missing.txt"},
+        {"empty.txt", "--data text.txt --val-data empty.txt"},
+        {"latin.txt", "--data latin.txt --vocab chars --context 2"},
+    };
+    uint64_t before = cli_snapshot();
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        CLI_REFUSED(1, rows[i].word, "--out a %s", rows[i].line);
+    CLI_REFUSED(1, "missing.txt", "--dry-run --data missing.txt");
+    CHECK(before == cli_snapshot());
+    if (geteuid() != 0) {
+        chmod(cli_path("one.txt"), 0);
+        CLI_REFUSED(1, "one.txt", "--data one.txt --out a");
+        mkdir(cli_path("locked"), 0555);
+        CLI_REFUSED(1, "locked", CLI_TINY "--out locked");
+        CLI_REFUSED(1, "locked", CLI_TINY "--out locked/a");
+    }
+    cli_end();
+}
+
+TEST(an_output_directory_that_cannot_be_or_nothing_to_resume_is_status_1) {
+    cli_begin();
+    uint64_t before = cli_snapshot();
+    CLI_REFUSED(1, "--out", CLI_TINY "--out text.txt");
+    CLI_REFUSED(1, "--out", CLI_TINY "--out text.txt/a/b");
+    CLI_REFUSED(1, "resume", "--resume --out a");
+    CLI_REFUSED(1, "--out", "--sample 5 --out a");
+    CLI_REFUSED(1, "--out", "--eval --out a");
+    CHECK(before == cli_snapshot());
+    cli_end();
+}
+
+TEST(a_checkpoint_is_only_replaced_when_overwrite_says_so) {
+    cli_begin();
+    CLI_OK(CLI_TINY "--out a --steps 5");
+    uint64_t before = cli_snapshot();
+    CLI_REFUSED(1, "--overwrite",
+                "--data text.txt --layers 1 --heads 2 --width 32 --context 16 --out a --steps 5");
+    CHECK(before == cli_snapshot());
+    CLI_OK(CLI_TINY "--out a --steps 6 --overwrite");
+    CHECK_EQ(cli_step("a"), 6);
+    cli_end();
+}
+
+/* Flips one bit of FOLDER/work/NAME, or flips it back. */
+static void cli_flip(const char *name, long at) {
+    FILE *file = fopen(cli_path("%s", name), "r+b");
+    if (!file) {
+        FAIL("cannot open %s", name);
+        return;
+    }
+    fseek(file, at, at < 0 ? SEEK_END : SEEK_SET);
+    int c = fgetc(file);
+    fseek(file, -1, SEEK_CUR);
+    fputc(c ^ 4, file);
+    fclose(file);
+}
+
+TEST(a_damaged_or_incomplete_checkpoint_is_refused_and_left_alone) {
+    static const char *const backend[] = {"threads", "processes"};
+    cli_begin();
+    CLI_OK(CLI_TINY "--out a --steps 6 --workers 3 --save-every 3");
+    CLI_OK(CLI_TINY "--out b --steps 4 --workers 3 --aux sign");
+    for (long at = -5; at < 2000; at += 401) {
+        cli_flip("a/last/model.safetensors", at);
+        uint64_t before = cli_snapshot();
+        CLI_REFUSED(1, "model.safetensors", "--resume --out a --steps 9");
+        CLI_REFUSED(1, "model.safetensors", "--eval --out a");
+        CLI_REFUSED(1, "model.safetensors", "--sample 5 --out a");
+        CHECK(before == cli_snapshot());
+        cli_flip("a/last/model.safetensors", at);
+    }
+    for (int k = 0; k < 2; k++) { /* what only a worker notices */
+        CLI_OK("--eval --out a");
+        cli_flip("a/last/worker-1.safetensors", -100);
+        CLI_REFUSED(1, "worker-1.safetensors", "--resume --out a --quiet --backend %s", backend[k]);
+        cli_flip("a/last/worker-1.safetensors", -100);
+        rename(cli_path("a/last/worker-2.safetensors"), cli_path("kept"));
+        CLI_REFUSED(1, "worker-2.safetensors", "--resume --out a --quiet --backend %s", backend[k]);
+        symlink(cli_path("a/last/worker-1.safetensors"), cli_path("a/last/worker-2.safetensors"));
+        CLI_REFUSED(1, "worker-2.safetensors", "--resume --out a --quiet --backend %s", backend[k]);
+        unlink(cli_path("a/last/worker-2.safetensors"));
+        symlink(cli_path("b/last/worker-2.safetensors"), cli_path("a/last/worker-2.safetensors"));
+        CLI_REFUSED(1, "worker-2.safetensors", "--resume --out a --quiet --backend %s", backend[k]);
+        unlink(cli_path("a/last/worker-2.safetensors"));
+        rename(cli_path("kept"), cli_path("a/last/worker-2.safetensors"));
+    }
+    CLI_OK("--resume --out a --steps 9 --quiet");
+    CHECK_EQ(cli_step("a"), 9);
+    for (int r = 0; r < 3; r++) unlink(cli_path("b/last/worker-%d.safetensors", r));
+    for (int k = 0; k < 6; k++) /* when all workers fail, still one speaks */
+        CLI_REFUSED(1, "b/last/worker-", "--resume --out b --steps 9 --quiet --backend %s",
+                    backend[k % 2]);
+    cli_end();
+}
+
+TEST(a_checkpoint_that_cannot_be_written_is_status_1_and_leaves_the_one_before_it) {
+    static const char *const backend[] = {"threads", "processes"};
+    cli_begin();
+    for (int k = 0; k < 2; k++) {
+        CLI_OK(CLI_TINY "--out good --steps 4 --workers 3");
+        CLI_OK(CLI_TINY "--out a --steps 4 --workers 3");
+        mkdir(cli_path("a/.last.1"), 0777);
+        mkdir(cli_path("a/.last.1/worker-1.safetensors"), 0777); /* where its file belongs */
+        CLI_REFUSED(1, "worker-1.safetensors", "--resume --out a --steps 8 --quiet --backend %s",
+                    backend[k]);
+        cli_same("a", "good", 3);
+        rmdir(cli_path("a/.last.1/worker-1.safetensors"));
+        cli_remove(cli_path("a/.last.1"));
+        cli_put("a/.last.1", "", 0);
+        CLI_REFUSED(1, ".last.1", "--resume --out a --steps 8 --quiet --backend %s", backend[k]);
+        cli_same("a", "good", 3);
+        unlink(cli_path("a/.last.1"));
+        CLI_OK("--resume --out a --steps 8 --quiet");
+        cli_remove(cli_path("a"));
+    }
+    cli_end();
+}
+
+TEST(a_full_disk_is_status_1_wherever_results_go) {
+    static const char *const lines[] = {
+        "--sample 20 --prompt a", "--eval",   "--dry-run", "--resume --quiet", "--help",
+        "--list methods",         "--version"};
+    cli_begin();
+    if (access("/dev/full", W_OK)) {
+        cli_end();
+        return;
+    }
+    CLI_OK(CLI_TINY "--out a --steps 2");
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "%s/stdout", cli_folder);
+        unlink(path);
+        if (symlink("/dev/full", path)) FAIL("cannot link %s", path);
+        CLI_REFUSED(1, "cannot write", "--data text.txt --out a %s", lines[i]);
+        unlink(path);
+    }
+    cli_end();
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * divergence: status 3 */
+
+TEST(a_diverging_run_names_a_tensor_and_leaves_the_checkpoint_before_it) {
+    static const char *const backend[] = {"threads", "processes"};
+    cli_begin();
+    CLI_OK(CLI_TINY "--out good --steps 8 --workers 3 --method sgd");
+    for (int k = 0; k < 2; k++) {
+        CLI_OK(CLI_TINY "--out a --steps 8 --workers 3 --method sgd");
+        CLI_REFUSED(3, "transformer.",
+                    CLI_TINY "--out a --steps 20 --workers 3 --method sgd --lr 1e6 --backend %s",
+                    backend[k]);
+        cli_same("a", "good", 3);
+        CLI_OK("--eval --out a");
+    }
+    /* saved at every step, and evaluated at every step: what stands there is still finite */
+    CLI_REFUSED(3, "transformer.",
+                CLI_TINY
+                "--out b --steps 20 --method adamw --lr 1e6 --weight-decay 1e3 --schedule constant "
+                "--save-every 1 --eval-every 1");
+    char error[512];
+    StFile f;
+    if (st_open(&f, cli_path("b/last/model.safetensors"), error, sizeof error)) FAIL("%s", error);
+    for (size_t i = 0; i < f.n; i++)
+        for (size_t j = 0; j < f.entries[i].count; j++) {
+            float x;
+            memcpy(&x, (const char *)st_data(&f, &f.entries[i]) + 4 * j, 4);
+            if (isfinite(x)) continue;
+            FAIL("%s holds %g", f.entries[i].name, (double)x);
+            break;
+        }
+    st_close(&f);
+    cli_end();
+}
+
+TEST(a_run_that_diverges_at_its_last_step_does_not_end_well) {
+    cli_begin();
+    for (int steps = 1; steps < 8; steps++) {
+        int status =
+            cli(CLI_TINY
+                "--out a --steps %d --method adamw --lr 1e6 --weight-decay 1e3 --schedule constant",
+                steps);
+        if (status == 0)
+            CHECK(isfinite(cli_closing().val));
+        else
+            cli_refused(status, 3, "transformer.");
+    }
+    cli_end();
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * deaths and signals */
+
+/* State letter and parent of a process, from /proc; 0 when there is none. */
+static char cli_state(pid_t pid, long *parent) {
+    char path[64], text[512], letter = 0;
+    snprintf(path, sizeof path, "/proc/%ld/stat", (long)pid);
+    const char *end = cli_get(path, text, sizeof text) ? strrchr(text, ')') : NULL;
+    return end && sscanf(end + 1, " %c %ld", &letter, parent) == 2 ? letter : 0;
+}
+static int cli_alive(pid_t pid) {
+    long parent;
+    char state = cli_state(pid, &parent);
+    return state && state != 'Z' && state != 'X';
+}
+
+/* The children of a process in the order of their numbers; returns how many, at most `room`. */
+static int cli_children(pid_t pid, pid_t *child, int room) {
+    DIR *all = opendir("/proc");
+    int n = 0;
+    for (struct dirent *d; all && (d = readdir(all)) != NULL;) {
+        long parent, number = strtol(d->d_name, NULL, 10);
+        if (number <= 0 || !cli_state((pid_t)number, &parent) || parent != (long)pid || n == room)
+            continue;
+        int at = n++;
+        for (; at > 0 && child[at - 1] > number; at--) child[at] = child[at - 1];
+        child[at] = (pid_t)number;
+    }
+    if (all) closedir(all);
+    return n;
+}
+
+/* Names in a directory, as a hash, without our own. */
+static uint64_t cli_names(const char *path) {
+    uint64_t sum = 0;
+    DIR *all = opendir(path);
+    for (struct dirent *d; all && (d = readdir(all)) != NULL;) {
+        uint64_t h = 0;
+        for (const char *c = d->d_name; *c; c++) h = test_hash(h ^ (unsigned char)*c);
+        if (strncmp(d->d_name, "test_train_gpt_", 15)) sum += h; /* another run of these tests */
+    }
+    if (all) closedir(all);
+    return sum;
+}
+
+/* All of them must be gone within a second of now. */
+static void cli_gone(const pid_t *child, int n) {
+    double deadline = cli_clock() + 1;
+    for (int i = 0; i < n; i++) {
+        while (cli_alive(child[i]) && cli_clock() < deadline) cli_rest();
+        if (cli_alive(child[i])) FAIL("process %ld still lives: %s", (long)child[i], cli_line);
+    }
+}
+
+static const char cli_endless[] = CLI_TINY "--backend processes --workers 3 --threads 1 --steps "
+                                           "100000000 --log-every 0 --save-every 3 --out a";
+
+TEST(when_one_worker_is_killed_the_others_stop_and_the_checkpoint_loads) {
+    uint64_t shared = cli_names("/dev/shm");
+    cli_begin();
+    for (int victim = 0; victim < 3; victim++) {
+        pid_t child[8], pid = cli_start("%s", cli_endless);
+        char word[64];
+        cli_await(pid, "a/last/worker-2.safetensors", "");
+        int n = cli_children(pid, child, 8);
+        CHECK_EQ(n, 3);
+        if (n == 3) kill(child[victim], SIGKILL);
+        int status = cli_wait(pid, n == 3 ? 1 : 0);
+        cli_gone(child, n);
+        snprintf(word, sizeof word, "worker %d (process %ld)", victim, (long)child[victim]);
+        cli_refused(status, 1, word);
+        cli_refused(status, 1, "signal 9");
+        CLI_OK("--eval --out a");
+        CLI_OK("--resume --out a --quiet --steps %ld", cli_step("a") + 3);
+        cli_remove(cli_path("a"));
+    }
+    pid_t child[8], pid = cli_start("%s", cli_endless); /* another signal, the same story */
+    cli_await(pid, "a/last/worker-2.safetensors", "");
+    if (cli_children(pid, child, 8) == 3) kill(child[1], SIGUSR1);
+    cli_refused(cli_wait(pid, 1), 1, strsignal(SIGUSR1));
+    cli_end();
+    CHECK(shared == cli_names("/dev/shm"));
+}
+
+TEST(when_the_parent_is_killed_no_worker_is_left) {
+    uint64_t shared = cli_names("/dev/shm");
+    cli_begin();
+    pid_t child[8], pid = cli_start("%s", cli_endless);
+    cli_await(pid, "a/last", "");
+    int n = cli_children(pid, child, 8);
+    CHECK_EQ(n, 3);
+    kill(pid, SIGKILL);
+    CHECK_EQ(cli_wait(pid, 1), -SIGKILL);
+    cli_gone(child, n);
+    CLI_OK("--eval --out a");
+    cli_end();
+    CHECK(shared == cli_names("/dev/shm"));
+}
+
+TEST(a_run_that_saves_again_and_again_keeps_no_file_open) {
+    cli_begin();
+    pid_t pid =
+        cli_start(CLI_TINY "--workers 2 --steps 100000000 --log-every 0 --save-every 1 --out a");
+    char path[64];
+    int most = 0;
+    cli_await(pid, "a/last", "");
+    for (int k = 0; k < 50; k++) {
+        int n = 0;
+        snprintf(path, sizeof path, "/proc/%ld/fd", (long)pid);
+        DIR *all = opendir(path);
+        while (all && readdir(all)) n++;
+        if (all) closedir(all);
+        most = n > most ? n : most;
+        cli_rest();
+    }
+    kill(pid, SIGTERM);
+    CHECK_EQ(cli_wait(pid, CLI_PATIENCE), 143);
+    CHECK(cli_step("a") >= 3);
+    if (most > 16) FAIL("%d files are open", most);
+    cli_end();
+}
+
+static const struct CliStop {
+    int signal, group, status;
+} cli_stops[] = {{SIGTERM, 0, 143}, {SIGINT, 1, 130}};
+
+TEST(a_signal_in_the_middle_of_training_saves_and_resume_gives_the_same_bits) {
+    static const char *const backend[] = {"threads", "processes"};
+    cli_begin();
+    cli_write_words("short.txt", 100, cli_alphabet, 21);
+    for (int k = 0; k < 4; k++) {
+        const struct CliStop *s = &cli_stops[k / 2];
+        const char *line =
+            k / 2 ? "--workers 2 --method muon" : "--workers 3 --aux sign --dropout 0.1";
+        if (k % 2 == 0) CLI_OK(CLI_TINY "--val-data short.txt --steps 60 --out whole %s", line);
+        pid_t pid =
+            cli_start_held("--data text.txt --val-data short.txt --layers 1 --heads 2 --width 32 "
+                           "--context 16 --overwrite "
+                           "--steps 60 --save-every 0 --eval-every 20 --out a%d %s --backend %s",
+                           k, line, backend[k % 2]);
+        char out[8];
+        snprintf(out, sizeof out, "a%d", k);
+        cli_follow("step 20/60");
+        kill(s->group ? -pid : pid, s->signal);
+        for (int i = 0; i < 5; i++) cli_rest();
+        CHECK_EQ(cli_wait(pid, CLI_PATIENCE), s->status);
+        CHECK(strstr(cli_err, "--resume"));
+        CHECK_EQ(cli_out_size, 0);
+        long step = cli_step(out);
+        if (step < 20 || step > 22) FAIL("stopped at step %ld", step);
+        CLI_OK("--resume --out a%d --quiet", k);
+        CHECK_EQ(cli_closing().steps, 60);
+        cli_same("whole", out, k / 2 ? 2 : 3);
+    }
+    cli_end();
+}
+
+/* Rows of FOLDER/work/OUT/log.csv: as many columns as the header, steps that increase, the last one `last`. */
+static int cli_log(const char *out, long last) {
+    static const char head[] = "step,tokens,seconds,train_loss,val_loss,lr,";
+    static char text[1 << 16];
+    char row[1024];
+    int columns = 1, rows = 0;
+    long before = -1;
+    cli_get(cli_path("%s/log.csv", out), text, sizeof text);
+    if (strncmp(text, head, strlen(head))) FAIL("%s/log.csv begins otherwise: %.100s", out, text);
+    for (const char *c = text; *c && *c != '\n'; c++) columns += *c == ',';
+    for (int k = 1; cli_text_line(text, k, row, sizeof row); k++, rows++) {
+        int here = 1;
+        long step = strtol(row, NULL, 10);
+        for (const char *c = row; *c; c++) here += *c == ',';
+        if (here != columns) FAIL("%s/log.csv: %d columns, not %d: %s", out, here, columns, row);
+        if (step <= before) FAIL("%s/log.csv: step %ld follows %ld", out, step, before);
+        before = step;
+    }
+    if (before != last) FAIL("%s/log.csv ends with step %ld, not %ld", out, before, last);
+    return rows;
+}
+
+/* The value of a column in the row of a step, NaN when it is empty or missing. */
+static double cli_log_value(const char *out, long step, const char *column) {
+    static char text[1 << 16];
+    char row[1024], *end;
+    cli_get(cli_path("%s/log.csv", out), text, sizeof text);
+    char *place = strstr(text, column);
+    int index = 0;
+    for (const char *c = text; c < place; c++) index += *c == ',';
+    for (int k = 1; cli_text_line(text, k, row, sizeof row); k++) {
+        if (strtol(row, NULL, 10) != step) continue;
+        char *c = row;
+        for (int i = 0; i < index && c; i++)
+            if ((c = strchr(c, ',')) != NULL) c++;
+        double value = c ? strtod(c, &end) : NAN;
+        return !c || end == c ? NAN : value;
+    }
+    return NAN;
+}
+
+TEST(a_signal_in_the_middle_of_an_evaluation_saves_and_resume_gives_the_same_bits) {
+    static const char *const backend[] = {"threads", "processes"};
+    static const char line[] = "--data text.txt --val-data long.txt --layers 1 --heads 2 --width "
+                               "32 --context 16 --quiet --overwrite "
+                               "--steps 3 --eval-every 1 --log-every 1 --workers 3 --aux sign";
+    cli_begin();
+    CLI_OK("%s --out whole", line);
+    double whole = cli_closing().val;
+    CHECK_EQ(cli_log("whole", 3), 4);
+    for (int k = 0; k < 4; k++) {
+        const struct CliStop *s = &cli_stops[k / 2];
+        int status = 0;
+        char name[64];
+        snprintf(name, sizeof name, "a%d/last/model.safetensors", k);
+        for (int attempt = 0; attempt < 20;
+             attempt++) { /* a signal may fall between two evaluations */
+            pid_t pid = cli_start("%s --out a%d --backend %s", line, k, backend[k % 2]);
+            char logged[32];
+            snprintf(logged, sizeof logged, "a%d/log.csv", k);
+            cli_await(pid, logged,
+                      "\n1,"); /* the evaluation of step 1 is done, that of step 2 near */
+            for (int i = 0; i < 4; i++) cli_rest();
+            kill(s->group ? -pid : pid, s->signal);
+            status = cli_wait(pid, CLI_PATIENCE);
+            if (status == s->status && cli_meta(name, "evaluated") < cli_meta(name, "step")) break;
+            if (attempt < 19) cli_remove(cli_path("a%d", k));
+        }
+        CHECK_EQ(status, s->status);
+        CHECK(cli_meta(name, "evaluated") < cli_meta(name, "step"));
+        CLI_OK("--resume --out a%d --quiet", k);
+        CHECK_NEAR(cli_closing().val, whole, 0);
+        name[2] = 0;
+        cli_same("whole", name, 3);
+        CHECK_EQ(cli_log(name, 3), 4);
+        for (long step = 0; step <= 3; step++) /* the log has no hole and no other values, either */
+            CHECK_NEAR(cli_log_value(name, step, "val_loss"),
+                       cli_log_value("whole", step, "val_loss"), 0);
+    }
+    cli_end();
+}
+
+TEST(a_signal_in_the_last_evaluation_does_not_pass_for_an_end) {
+    static const char *const backend[] = {"threads", "processes"};
+    static const char line[] = "--data text.txt --val-data long.txt --layers 1 --heads 2 --width "
+                               "32 --context 16 --quiet --overwrite "
+                               "--steps 2 --eval-every 0 --workers 3";
+    cli_begin();
+    CLI_OK("%s --out whole", line);
+    double whole = cli_closing().val;
+    for (int k = 0; k < 2; k++) {
+        pid_t pid = cli_start("%s --out a --backend %s", line, backend[k]);
+        cli_await(pid, "a/log.csv", "step");
+        for (int i = 0; i < 6; i++) cli_rest();
+        kill(pid, SIGTERM);
+        CHECK_EQ(cli_wait(pid, CLI_PATIENCE), 143);
+        CHECK_EQ(cli_out_size, 0);
+        CLI_OK("--resume --out a --quiet");
+        CHECK_EQ(cli_closing().steps, 2);
+        CHECK_NEAR(cli_closing().val, whole, 0);
+        cli_same("whole", "a", 3);
+        cli_remove(cli_path("a"));
+    }
+    cli_end();
+}
+
+/* A terminal sends Ctrl-C to the parent and its workers alike, in any order: it is one signal. */
+TEST(ctrl_c_to_all_processes_at_once_saves) {
+    cli_begin();
+    for (int k = 0; k < 6; k++) {
+        pid_t child[8],
+            pid = cli_start(CLI_TINY "--backend processes --workers 3 --threads 1 "
+                                     "--steps 100000 --save-every 0 --log-every 10 --out a%d",
+                            k);
+        char name[32];
+        snprintf(name, sizeof name, "a%d/log.csv", k);
+        cli_await(pid, name, "\n10,");
+        if (k % 2)
+            kill(-pid, SIGINT);
+        else if (cli_children(pid, child, 8) == 3) { /* a worker comes first */
+            kill(child[k / 2], SIGINT);
+            cli_rest();
+            kill(pid, SIGINT);
+        }
+        CHECK_EQ(cli_wait(pid, CLI_PATIENCE), 130);
+        if (access(cli_path("a%d/last/worker-2.safetensors", k), R_OK))
+            FAIL("nothing was saved: %s", cli_line);
+    }
+    cli_end();
+}
+
+TEST(a_second_signal_quits_at_once) {
+    static const char *const backend[] = {"threads", "processes"};
+    cli_begin();
+    cli_write_words("short.txt", 100, cli_alphabet, 21);
+    for (int k = 0; k < 4; k++) { /* stderr stays unread: an orderly end does not come to its end */
+        const struct CliStop *s = &cli_stops[k / 2];
+        pid_t child[8],
+            pid = cli_start_held(
+                "--data text.txt --val-data short.txt --layers 1 --heads 2 --width 32 --context 16 "
+                "--overwrite --steps 200 --save-every 10 --eval-every 20 --workers 2 --out a%d "
+                "--backend %s",
+                k, backend[k % 2]);
+        cli_follow("step 20/200");
+        int n = cli_children(pid, child, 8);
+        kill(pid, s->signal);
+        for (int i = 0; i < 50; i++) cli_rest();
+        kill(pid, s->signal);
+        CHECK_EQ(cli_wait_for(pid, 5, 1), s->status);
+        cli_gone(child, n);
+        CLI_OK("--eval --out a%d", k);
+    }
+    cli_end();
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * resuming, the log */
+
+TEST(resume_takes_its_flags_from_the_checkpoint_and_refuses_another_model) {
+    static const char *const fixed[] = {
+        "--width 64", "--heads 4", "--layers 2", "--context 8", "--workers 4",  "--method muon",
+        "--batch 24", "--seed 5",  "--bias",     "--untied",    "--vocab bytes"};
+    cli_begin();
+    CLI_OK(CLI_TINY "--steps 20 --out whole --workers 3 --aux sign --dropout 0.1 --lr 2e-3 "
+                    "--schedule constant --bias");
+    CLI_OK(CLI_TINY "--steps 8 --out a --workers 3 --aux sign --dropout 0.1 --lr 2e-3 --schedule "
+                    "constant --bias");
+    uint64_t before = cli_snapshot();
+    for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) {
+        char word[32];
+        snprintf(word, sizeof word, "%.*s", (int)strcspn(fixed[i], " "), fixed[i]);
+        if (strcmp(word, "--bias")) CLI_REFUSED(2, word, "--resume --out a %s", fixed[i]);
+    }
+    CLI_REFUSED(2, "--bias", "--resume --out a --bias off");
+    CHECK(before == cli_snapshot());
+    CLI_OK(
+        "--resume --out a --quiet --steps 14 --width 32 --method signmuon --workers=3"); /* equal values are welcome */
+    CHECK_EQ(cli_closing().steps, 14);
+    CLI_OK("--resume --out a --quiet --steps 20");
+    CHECK_EQ(cli_closing().steps, 20);
+    cli_same("whole", "a", 3);
+    CLI_OK("--resume --out a --quiet"); /* nothing left to do, and nothing done */
+    CHECK_EQ(cli_closing().steps, 20);
+    cli_same("whole", "a", 3);
+    cli_end();
+}
+
+TEST(the_log_has_one_row_per_step_even_after_a_resume) {
+    cli_begin();
+    CLI_OK(CLI_TINY
+           "--steps 20 --log-every 4 --eval-every 10 --out whole --workers 3 --link 100mbit,5ms");
+    CHECK_EQ(cli_log("whole", 20), 7); /* 0 4 8 10 12 16 20 */
+    CHECK(isnan(cli_log_value("whole", 4, "val_loss")));
+    CHECK(isfinite(cli_log_value("whole", 10, "val_loss")));
+    double bytes = cli_log_value("whole", 20, "bytes_sent");
+    double wire = cli_log_value("whole", 20, "wire_seconds");
+    CHECK(bytes > 0 && cli_log_value("whole", 20, "bytes_received") > 0);
+    CHECK(wire > bytes * 8 / 100e6 + 20 * 0.005);
+    CHECK(cli_log_value("whole", 12, "wire_seconds") < wire);
+    CLI_OK(CLI_TINY "--steps 20 --log-every 4 --eval-every 10 --out a --workers 3");
+    CHECK(isnan(cli_log_value("a", 20, "wire_seconds")));
+    cli_write_words("short.txt", 100, cli_alphabet, 21);
+    cli_kill_after_30("b",
+                      "--workers 3 --log-every 1"); /* rows past the checkpoint are written anew */
+    CLI_OK("--resume --out b --quiet");
+    CHECK_EQ(cli_log("b", 60), 61);
+    CLI_OK("--resume --out b --quiet --steps 70 --eval-every 0 --log-every 0");
+    CHECK_EQ(cli_log("b", 70), 62);
+    CLI_OK(CLI_TINY "--steps 3 --out b"); /* a new run has a new log */
+    CHECK_EQ(cli_log("b", 3), 1);
+    CLI_OK(CLI_TINY "--steps 0 --eval-every 1 --out c");
+    CHECK_EQ(cli_closing().steps, 0);
+    CHECK_EQ(cli_log("c", 0), 1);
+    cli_end();
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * text and numbers out */
+
+/* Characters of UTF-8. */
+static size_t cli_characters(const char *text, size_t n) {
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++) count += ((unsigned char)text[i] & 0xc0) != 0x80;
+    return count;
+}
+
+TEST(a_sample_is_the_prompt_and_so_many_characters_and_nothing_else) {
+    static char kept[1 << 16];
+    cli_begin();
+    CLI_OK(CLI_TINY "--steps 60 --out a --workers 3 --bias --untied");
+    static const struct {
+        size_t prompt, n;
+        const char *line;
+    } rows[] = {
+        {1, 1, "--sample 1"},
+        {1, 300, "--sample 300"}, /* past the context of 16 */
+        {5, 40, "--sample 40 --prompt 'ab cd'"},
+        {40, 40, "--sample 40 --prompt 'ab cd ab cd ab cd ab cd ab cd ab cd ab c'"},
+        {16, 16, "--sample 16 --prompt 'ab cd ab cd ab c'"},
+        {1, 50, "--sample 50 --temperature 0"},
+        {1, 50, "--sample 50 --temperature 100 --top-k 0"},
+        {1, 50, "--sample 50 --temperature 1e-9 --top-k 1000000"},
+        {0, 0, NULL},
+    };
+    for (size_t i = 0; rows[i].line; i++) {
+        CLI_OK("--out a %s", rows[i].line);
+        if (cli_out_size != rows[i].prompt + rows[i].n || *cli_err)
+            FAIL("%zu characters, stderr '%s': %s", cli_out_size, cli_err, cli_line);
+        if (rows[i].prompt > 1 &&
+            strncmp(cli_out, "ab cd ab cd ab c", rows[i].prompt < 16 ? rows[i].prompt : 16))
+            FAIL("does not begin with its prompt: %s: %s", cli_line, cli_out);
+    }
+    CLI_OK("--out a --sample 100 --seed 3");
+    memcpy(kept, cli_out, sizeof kept);
+    CLI_OK("--out a --sample 100 --seed 3 --threads 2 --backend processes --from best");
+    CHECK(strcmp(kept, cli_out) == 0); /* best is last here */
+    CLI_OK("--out a --sample 50 --seed 3");
+    CHECK(strncmp(kept, cli_out, 51) == 0 && cli_out_size == 51);
+    CLI_OK("--out a --sample 100 --seed 4");
+    CHECK(strcmp(kept, cli_out) != 0);
+    CLI_OK("--out a --sample 100 --seed 3 --temperature 0");
+    memcpy(kept, cli_out, sizeof kept);
+    CLI_OK("--out a --sample 100 --seed 4 --temperature 0");
+    CHECK(strcmp(kept, cli_out) == 0);
+    CLI_OK("--out a --sample 100 --seed 5 --top-k 1");
+    CHECK(strcmp(kept, cli_out) == 0);
+    uint64_t before = cli_snapshot();
+    CLI_REFUSED(2, "--prompt", "--out a --sample 5 --prompt 'ab!'");
+    CLI_REFUSED(2, "--prompt", "--out a --sample 5 --prompt '\xff'");
+    CLI_OK("--out a --sample 5");
+    CHECK(before == cli_snapshot());
+    rename(cli_path("text.txt"), cli_path("moved.txt")); /* a sample does not need the data */
+    CLI_OK("--out a --sample 5");
+    CHECK_EQ(cli_out_size, 6);
+    cli_end();
+}
+
+TEST(a_text_without_newlines_can_be_sampled_without_a_prompt) {
+    char words[2001] = "";
+    cli_begin();
+    for (size_t i = 0; i < 2000; i++) words[i] = "abc de"[test_hash(i) % 6];
+    cli_put("line.txt", words, 2000);
+    CLI_OK(CLI_TINY "--data line.txt --steps 2 --out a");
+    CLI_OK("--out a --sample 20");
+    CHECK_EQ(*cli_err, 0);
+    CHECK(cli_out_size >= 20 && cli_out_size <= 21);
+    cli_end();
+}
+
+TEST(eval_prints_the_loss_of_the_closing_line) {
+    double val = 0;
+    cli_begin();
+    CLI_OK(CLI_TINY "--steps 30 --out a --workers 3 --dropout 0.1 --eval-every 10");
+    CliClosing c = cli_closing();
+    CHECK_EQ(c.steps, 30);
+    CHECK(c.best <= c.val && c.seconds >= 0);
+    CHECK_NEAR(cli_log_value("a", 30, "val_loss"), c.val, 6e-5);
+    uint64_t before = cli_snapshot();
+    static const char *const lines[] = {
+        "", "--threads 2", "--data text.txt --workers 2 --backend processes", "--from last"};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        CLI_OK("--eval --out a %s", lines[i]);
+        CHECK_EQ(sscanf(cli_out, "val_loss %lf", &val), 1);
+        CHECK_NEAR(val, c.val, 5.1e-5);
+        CHECK_NEAR(val, cli_log_value("a", 30, "val_loss"), 0);
+    }
+    CLI_OK("--eval --out a --from best");
+    CHECK_EQ(sscanf(cli_out, "val_loss %lf", &val), 1);
+    CHECK_NEAR(val, c.best, 5.1e-5);
+    CLI_OK("--eval --out a --data text.txt --workers 5"); /* an evaluation has no batch to divide */
+    CHECK(before == cli_snapshot());
+    cli_end();
+}
+
+TEST(help_version_and_lists_go_to_stdout) {
+    static const char *const must[] = {"data",          "out",         "layers",
+                                       "heads",         "width",       "context",
+                                       "dropout",       "batch",       "steps",
+                                       "method",        "aux",         "lr",
+                                       "aux-lr",        "schedule",    "warmup",
+                                       "cooldown",      "momentum",    "nesterov",
+                                       "weight-decay",  "ns",          "polar-after-vote",
+                                       "workers",       "backend",     "threads",
+                                       "seed",          "eval-every",  "log-every",
+                                       "save-every",    "wire",        "resume",
+                                       "eval",          "sample",      "prompt",
+                                       "temperature",   "top-k",       "link",
+                                       "norm",          "worker-map",  "server-map",
+                                       "coupled-decay", "check-every", "dry-run",
+                                       "list",          "help",        "version",
+                                       "bias",          "untied"};
+    static const char *const lists[] = {"methods",       "norms",    "gains",
+                                        "newton-schulz", "backends", "schedules"};
+    cli_begin();
+    uint64_t before = cli_snapshot();
+    CLI_OK("--help");
+    CHECK_EQ(*cli_err, 0);
+    for (size_t i = 0; i < sizeof must / sizeof *must; i++) {
+        char row[32];
+        snprintf(row, sizeof row, "\n  --%s ", must[i]);
+        if (!strstr(cli_out, row)) FAIL("--help does not mention --%s", must[i]);
+    }
+    CHECK(strstr(cli_out, "signmuon") && strstr(cli_out, "processes") &&
+          strstr(cli_out, "Exit status"));
+    CLI_OK("-h");
+    CLI_OK("--version");
+    CHECK(strncmp(cli_out, "train_gpt ", 10) == 0 &&
+          strchr(cli_out, '\n') == strrchr(cli_out, '\n'));
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
+        CLI_OK("--list %s", lists[i]);
+        CHECK(strchr(cli_out, '\n') && !*cli_err);
+    }
+    CLI_OK("--list methods");
+    static const char *const methods[] = {"sgd",       "adamw",   "signsgd",       "signum",
+                                          "lion",      "muon",    "muon-avgpolar", "signmuon",
+                                          "muonusign", "muonsign"};
+    for (size_t i = 0; i < sizeof methods / sizeof *methods; i++) {
+        char row[32];
+        snprintf(row, sizeof row, "\n%s ", methods[i]);
+        if (!strstr(cli_out, row)) FAIL("--list methods does not mention %s", methods[i]);
+    }
+    CHECK(before == cli_snapshot());
+    cli_end();
+}
+
+TEST(a_dry_run_writes_nothing_but_its_page) {
+    cli_begin();
+    uint64_t before = cli_snapshot();
+    CLI_OK(CLI_TINY "--dry-run --workers 3 --out a");
+    CHECK(strstr(cli_out, "parameters") && strstr(cli_out, "transformer.wte.weight") &&
+          strstr(cli_out, "memory"));
+    CHECK_EQ(*cli_err, 0);
+    CHECK(before == cli_snapshot());
+    cli_end();
+}
+
+TEST(progress_in_a_pipe_is_plain_lines_and_quiet_is_quiet) {
+    cli_begin();
+    CLI_OK("--data text.txt --layers 1 --heads 2 --width 32 --context 16 --steps 10 --eval-every 5 "
+           "--workers 3 --out a");
+    CHECK(!strchr(cli_err, '\r') && !strchr(cli_err, '\033') && strstr(cli_err, "step 5/10"));
+    CHECK(strstr(cli_err, "transformer.h.*.attn.c_attn.weight")); /* which rule every tensor got */
+    cli_closing();
+    CLI_OK(CLI_TINY "--steps 10 --out a");
+    CHECK_EQ(*cli_err, 0);
+    cli_end();
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * kinds of data */
+
+TEST(any_bytes_any_characters_and_token_shards_can_be_trained_on) {
+    static char bytes[20000];
+    static const char *const letters[] = {"g", "r", "ö", "ß", "e", "ż", "ł", "日", "本", "😀", "Ω"};
+    cli_begin();
+    for (size_t i = 0; i < sizeof bytes; i++) bytes[i] = (char)(test_hash(i % 997) % 256);
+    for (size_t i = 0; i < 256; i++) bytes[i] = (char)i;
+    cli_put("bytes.dat", bytes, sizeof bytes);
+    CLI_OK(CLI_TINY "--data bytes.dat --steps 5 --out a --workers 2");
+    CLI_OK("--out a --sample 50 --prompt 'a'");
+    CHECK_EQ(cli_out_size, 51);
+    CLI_OK("--eval --out a");
+    CLI_OK("--resume --out a --steps 8 --quiet");
+    CLI_OK(
+        CLI_TINY
+        "--data bytes.dat --steps 8 --schedule constant --out b --workers 2 --backend processes");
+
+    cli_write_words("words.txt", 20000, letters, sizeof letters / sizeof *letters);
+    CLI_OK(CLI_TINY "--data words.txt --steps 5 --out a --workers 2");
+    CLI_OK("--out a --sample 50 --prompt 'größe 日本 😀'");
+    CHECK_EQ(cli_characters(cli_out, cli_out_size), 10 + 50);
+    CHECK(strncmp(cli_out, "größe 日本 😀", strlen("größe 日本 😀")) == 0);
+    CLI_REFUSED(2, "--prompt", "--out a --sample 5 --prompt 'größé'");
+    CLI_OK(CLI_TINY "--data words.txt --vocab bytes --steps 5 --out b");
+    CLI_OK("--out b --sample 50 --prompt 'größe'");
+    CHECK_EQ(cli_out_size, strlen("größe") + 50);
+
+    cli_write_shard("shard_000.bin", 900, 0);
+    cli_write_shard("shard_001.bin", 700, 0);
+    CLI_OK("--data 'shard_*.bin' --layers 1 --heads 2 --width 16 --context 8 --batch 4 --workers 2 "
+           "--steps 3 --quiet --aux sign --out c");
+    double val = cli_closing().val, again = 0;
+    CHECK(val > 0 && val < 12);
+    CLI_OK("--eval --out c");
+    CHECK_EQ(sscanf(cli_out, "val_loss %lf", &again), 1);
+    CHECK_NEAR(val, again, 5.1e-5);
+    CLI_OK("--sample 5 --out c");
+    CHECK(cli_out_size > 0 && !*cli_err);
+    cli_end();
+}
+
+int main(int argc, char **argv) {
+    int passed = 0, failed = 0;
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    for (int i = 0; i < test_count; i++) {
+        if (argc > 1 && !strstr(test_cases[i].name, argv[1])) continue;
+        test_failures_here = 0;
+        test_cases[i].run();
+        printf("%s %s\n", test_failures_here ? "FAIL" : "ok  ", test_cases[i].name);
+        if (test_failures_here) failed++;
+        else passed++;
+    }
+    if (!passed && !failed) printf("no test is named like '%s'\n", argc > 1 ? argv[1] : "");
+    printf("%d passed, %d failed\n", passed, failed);
+    return failed || !passed;
+}
