@@ -246,7 +246,8 @@ static inline void comm__take(char *out, const char *box, size_t from, size_t to
 static inline void comm_alltoall(Comm *c, const void *message, const size_t *cuts, void *inbox,
                                  CommKind kind) {
     size_t total = cuts[c->size], from = cuts[c->rank], mine = cuts[c->rank + 1] - from;
-    for (size_t first = 0; first < total; first += COMM_OUTBOX) {
+    if (c->size == 1) memcpy(inbox, message, total);
+    for (size_t first = 0; first < total && c->size > 1; first += COMM_OUTBOX) {
         size_t last = first + COMM_OUTBOX < total ? first + COMM_OUTBOX : total;
         memcpy(comm__outbox(c, c->rank), (const char *)message + first, last - first);
         comm_barrier(c);
@@ -266,7 +267,7 @@ static inline void comm_allgather(Comm *c, void *message, const size_t *cuts, Co
     size_t total = cuts[c->size], mine = cuts[c->rank + 1] - cuts[c->rank], longest = 0;
     for (int j = 0; j < c->size; j++)
         if (cuts[j + 1] - cuts[j] > longest) longest = cuts[j + 1] - cuts[j];
-    for (size_t done = 0; done < longest; done += COMM_OUTBOX) {
+    for (size_t done = 0; done < longest && c->size > 1; done += COMM_OUTBOX) {
         for (int pass = 0; pass < 2; pass++) { /* fill my outbox, then empty everybody's */
             for (int j = 0; j < c->size; j++) {
                 size_t from = cuts[j] + done, left = cuts[j + 1] > from ? cuts[j + 1] - from : 0;

@@ -35,6 +35,7 @@
      gemm_default()      the row named by the environment's GEMM_ISA, the best one when it is unset
      gemm_scratch()      floats of scratch that one thread needs, for every shape and row
      gemm_nn, gemm_nt, gemm_tn(g, c, ldc, a, lda, b, ldb, m, n, k, accumulate, scratch, ith, nth)
+     gemm_symmetric(g, c, ldc, a, lda, b, ldb, m, k, scratch)   C = A B^T, half of it mirrored
      gemm_naive(...)     the three-loop oracle, any strides, sums in double
 
    KNOBS    GEMM_KC, GEMM_MC, GEMM_NC, the block sizes, defined before the include.
@@ -121,6 +122,12 @@ static inline void gemm_nt(const Gemm *g, float *c, size_t ldc, const float *a, 
 static inline void gemm_tn(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
                            const float *b, size_t ldb, size_t m, size_t n, size_t k, int accumulate,
                            float *scratch, int ith, int nth);
+
+/* C(m,m) = A(m,k) B(m,k)^T where the caller knows that C is symmetric, as when B is A: about half the
+ * tiles are computed, the others mirrored; the same bits as gemm_nt on and above the diagonal;
+ * lda, ldb >= k, ldc >= m, k > 0; one thread; the rest as gemm_nn */
+static inline void gemm_symmetric(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
+                                  const float *b, size_t ldb, size_t m, size_t k, float *scratch);
 
 /* the oracle: C(m,n) = A(m,k) B(k,n), or +=, summed in double and rounded once
  * A(i,p) at a[i * a_row + p * a_col], B(p,j) at b[p * b_row + j * b_col]; needs no scratch
@@ -321,9 +328,9 @@ static inline void gemm__pack(float *out, size_t width, GemmOperand x, size_t la
 /* lanes [0, lanes) of an operand, cut into panels of `width`, over one block of k */
 typedef struct GemmBlock {
     GemmOperand x;
-    size_t lanes, width, k;
-    int in_place;  /* may full panels be read where they lie? */
-    float *packed; /* the others; panel l at packed + l * k */
+    size_t first, lanes, width, k; /* lane 0 is row or column `first` of C */
+    int in_place;                  /* may full panels be read where they lie? */
+    float *packed;                 /* the others; panel l at packed + l * k */
 } GemmBlock;
 
 /* the panel that begins at lane l, where the kernel can read it; when fresh, it is packed first,
@@ -344,13 +351,15 @@ static inline GemmOperand gemm__panel(const GemmBlock *s, size_t l, int fresh) {
 
 /* loops 4 and 5: one block of A times one block of B; a ragged tile is made aside and copied */
 static inline void gemm__multiply_blocks(const Gemm *g, float *c, size_t ldc, const GemmBlock *sa,
-                                         const GemmBlock *sb, int fresh, int accumulate) {
+                                         const GemmBlock *sb, int fresh, int accumulate,
+                                         int upper) {
     float tile[GEMM_MR_MAX * GEMM_NR_MAX];
     for (size_t j = 0; j < sb->lanes; j += g->nr) {
         GemmOperand b = gemm__panel(sb, j, fresh);
         size_t cols = gemm__min(g->nr, sb->lanes - j);
         for (size_t i = 0; i < sa->lanes; i += g->mr) {
             GemmOperand a = gemm__panel(sa, i, j == 0);
+            if (upper && sa->first + i >= sb->first + j + g->nr) continue; /* below the diagonal */
             size_t rows = gemm__min(g->mr, sa->lanes - i);
             float *out = c + i * ldc + j;
             if (rows == g->mr && cols == g->nr) {
@@ -374,22 +383,24 @@ static inline size_t gemm_scratch(void) {
 
 /* loops 1, 2 and 3: blocks of columns, of depth, of rows */
 static inline void gemm__multiply(const Gemm *g, float *c, size_t ldc, GemmOperand a, GemmOperand b,
-                                  size_t m, size_t n, size_t k, int accumulate, float *scratch) {
+                                  size_t m, size_t n, size_t k, int accumulate, int upper,
+                                  float *scratch) {
     const size_t mc = gemm__tiles(GEMM_MC, g->mr) * g->mr, nc = gemm__tiles(GEMM_NC, g->nr) * g->nr;
     scratch += (64 - (uintptr_t)scratch % 64) % 64 / sizeof *scratch;
     for (size_t j = 0; j < n; j += nc) {
         for (size_t p = 0; p < k; p += GEMM_KC) {
             size_t depth = gemm__min(GEMM_KC, k - p);
             GemmOperand bx = {b.x + j * b.lane + p * b.depth, b.lane, b.depth};
-            GemmBlock sb = {bx, gemm__min(nc, n - j), g->nr, depth, 0, scratch + GEMM__SCRATCH_A};
+            GemmBlock sb = {bx,    j, gemm__min(nc, n - j),     g->nr,
+                            depth, 0, scratch + GEMM__SCRATCH_A};
             sb.in_place = b.lane == 1 && m <= GEMM__FEW_B * g->mr;
             for (size_t i = 0; i < m; i += mc) {
                 GemmOperand ax = {a.x + i * a.lane + p * a.depth, a.lane, a.depth};
-                GemmBlock sa = {ax, gemm__min(mc, m - i), g->mr, depth, 0, scratch};
+                GemmBlock sa = {ax, i, gemm__min(mc, m - i), g->mr, depth, 0, scratch};
                 sa.in_place =
                     a.depth == 1 || n <= GEMM__FEW_A * g->nr || depth * a.depth <= GEMM__TLB_REACH;
                 gemm__multiply_blocks(g, c + i * ldc + j, ldc, &sa, &sb, i == 0,
-                                      accumulate || p > 0);
+                                      accumulate || p > 0, upper);
             }
         }
     }
@@ -422,7 +433,7 @@ static inline void gemm__multiply_slice(const Gemm *g, float *c, size_t ldc, Gem
         a.x += begin * a.lane;
     else
         b.x += begin * b.lane;
-    gemm__multiply(g, c, ldc, a, b, m, n, k, accumulate, scratch);
+    gemm__multiply(g, c, ldc, a, b, m, n, k, accumulate, 0, scratch);
 }
 
 static inline void gemm_nn(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
@@ -447,6 +458,17 @@ static inline void gemm_tn(const Gemm *g, float *c, size_t ldc, const float *a, 
     assert(lda >= m && ldb >= n && ldc >= n);
     GemmOperand ga = {a, 1, lda}, gb = {b, 1, ldb};
     gemm__multiply_slice(g, c, ldc, ga, gb, m, n, k, accumulate, scratch, ith, nth);
+}
+
+static inline void gemm_symmetric(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
+                                  const float *b, size_t ldb, size_t m, size_t k, float *scratch) {
+    assert(lda >= k && ldb >= k && ldc >= m && k > 0);
+    GemmOperand ga = {a, lda, 1}, gb = {b, ldb, 1};
+    gemm__multiply(g, c, ldc, ga, gb, m, m, k, 0, 1, scratch);
+    for (size_t i = 0; i < m; i += 8)
+        for (size_t j = 0; j <= i; j += 8)
+            for (size_t r = i; r < gemm__min(i + 8, m); r++)
+                for (size_t s = j; s < gemm__min(j + 8, r); s++) c[r * ldc + s] = c[s * ldc + r];
 }
 
 #endif /* GEMM_H */

@@ -9,19 +9,22 @@
 #include "gemm.h"
 
 /* signmuon.h's products run on gemm.h; its scratch follows the caller's. */
-static inline void sm_gemm(char op, float *c, const float *a, const float *b, size_t m, size_t n,
-                           size_t k, float *scratch);
-#define SIGNMUON_GEMM sm_gemm
-#define SIGNMUON_GEMM_SCRATCH gemm_scratch()
-#include "signmuon.h"
-
+static inline const Gemm *sm_gemm_row(void) {
+    const Gemm *g = gemm_default();
+    return g ? g : gemm_select(NULL); /* a GEMM_ISA that is unknown is the program's to refuse */
+}
 static inline void sm_gemm(char op, float *c, const float *a, const float *b, size_t m, size_t n,
                            size_t k, float *scratch) {
     if (op == 't')
-        gemm_nt(gemm_default(), c, n, a, k, b, k, m, n, k, 0, scratch, 0, 1);
+        gemm_nt(sm_gemm_row(), c, n, a, k, b, k, m, n, k, 0, scratch, 0, 1);
     else
-        gemm_nn(gemm_default(), c, n, a, k, b, n, m, n, k, 0, scratch, 0, 1);
+        gemm_nn(sm_gemm_row(), c, n, a, k, b, n, m, n, k, 0, scratch, 0, 1);
 }
+#define SIGNMUON_GEMM sm_gemm
+#define SIGNMUON_GEMM_SCRATCH gemm_scratch()
+#define SIGNMUON_SYMMETRIC(c, a, b, m, k, scratch)                                                 \
+    gemm_symmetric(sm_gemm_row(), c, m, a, k, b, k, m, k, scratch)
+#include "signmuon.h"
 
 /* ------------------------------------------------------------------------------------------------
  * state */

@@ -66,7 +66,8 @@ int main(void) {
      sm_adamw sm_step_dense             dense updates
 
    COMPILE-TIME KNOBS (define before including, the same in every file)
-     SIGNMUON_GEMM(op, c, a, b, m, n, k, scratch)   c(m,n) = a b; op 'n': b is k x n, 't': b is n x k
+     SIGNMUON_GEMM(op, c, a, b, m, n, k, scratch)   c(m,n) = a(m,k) b; 'n': b is (k,n), 't': (n,k)
+     SIGNMUON_SYMMETRIC(c, a, b, m, k, scratch)     c(m,m) = a(m,k) b(m,k)^T, known to be symmetric
      SIGNMUON_GEMM_SCRATCH                          floats that it wants after the caller's scratch
 
    NUMERICS
@@ -232,8 +233,8 @@ static inline void sm_adamw(float *w, float *m, float *v, const float *g, size_t
 /* ------------------------------------------------------------------------------------------------
  * products: a reference, used unless the includer brings a better one */
 
-/* c(m,n) = a(m,k) b; op 'n': b is (k,n), 't': b is (n,k). Row-major and tight; each entry is one chain
- * in k order. The oracle of gemm.h. */
+/* c(m,n) = a(m,k) b; op 'n': b is (k,n), 't': b is (n,k). Row-major and tight; each entry is one
+ * chain in k order. The oracle of gemm.h. */
 static inline void sm_reference_gemm(char op, float *c, const float *a, const float *b, size_t m,
                                      size_t n, size_t k) {
     for (size_t i = 0; i < m; i++)
@@ -248,6 +249,9 @@ static inline void sm_reference_gemm(char op, float *c, const float *a, const fl
 #define SIGNMUON_GEMM(op, c, a, b, m, n, k, scratch)                                               \
     ((void)(scratch), sm_reference_gemm(op, c, a, b, m, n, k))
 #define SIGNMUON_GEMM_SCRATCH 0
+#endif
+#ifndef SIGNMUON_SYMMETRIC
+#define SIGNMUON_SYMMETRIC(c, a, b, m, k, scratch) SIGNMUON_GEMM('t', c, a, b, m, m, k, scratch)
 #endif
 
 /* ------------------------------------------------------------------------------------------------
@@ -310,7 +314,7 @@ static inline const SmNewtonSchulz *sm_newton_schulz(const char *name) {
 /* Floats of scratch that sm_polar and every LMO need for a rows x cols matrix. */
 static inline size_t sm_lmo_scratch(size_t rows, size_t cols) {
     size_t small = rows < cols ? rows : cols;
-    return 2 * rows * cols + 2 * small * small + 64 + SIGNMUON_GEMM_SCRATCH;
+    return 2 * rows * cols + 4 * small * small + 64 + SIGNMUON_GEMM_SCRATCH;
 }
 
 /* out (cols x rows) = x (rows x cols) transposed, in 8 x 8 tiles. */
@@ -381,11 +385,23 @@ static inline void sm__polar_exact(float *out, const float *g, size_t rows, size
         }
 }
 
+/* p (m x m) <- c0 I + c1 a + c2 a a, for a symmetric */
+static inline void sm__polynomial(float *p, const float *a, size_t m, const double *c,
+                                  float *scratch) {
+    (void)scratch;
+    SIGNMUON_SYMMETRIC(p, a, a, m, m, scratch);
+    for (size_t i = 0; i < m * m; i++) p[i] = (float)c[1] * a[i] + (float)c[2] * p[i];
+    for (size_t i = 0; i < m; i++) p[i * m + i] += (float)c[0];
+}
+
 /* out <- polar(g) = U V^T (rows x cols), approximately, by the polynomials of ns.
  * alias    out may be g; scratch is sm_lmo_scratch(rows, cols) floats and overlaps neither
- * cost     steps * (4 m^2 n + 2 m^3) flop, m = min(rows, cols), n = max
+ * cost     m = min(rows, cols), n = max: a step of a nearly square matrix takes 3 m^2 n + m^3 flop,
+ *          of a wide one (n > 2m) about 4 m^3, and X is touched four to six times in all
  * error    none: zero gives zero
- * source   Jordan et al. 2024; with a I + b A + c A^2 formed once, so that one product updates X */
+ * source   Jordan et al. 2024. X <- P(A) X with A = X X^T; since every P is a polynomial in A, steps
+ *          may be gathered, Q <- P Q and A <- P A P, and X multiplied once. Rounding in A limits how
+ *          many: the first two steps lift small singular values before A is formed afresh. */
 static inline void sm_polar(float *out, const float *g, size_t rows, size_t cols,
                             const SmNewtonSchulz *ns, float *scratch) {
     int tall = rows > cols;
@@ -399,20 +415,29 @@ static inline void sm_polar(float *out, const float *g, size_t rows, size_t cols
         sm__polar_exact(out, g, rows, cols, scratch);
         return;
     }
-    float *x = scratch, *y = x + m * n, *a = y + m * n, *p = a + m * m, *rest = p + m * m;
+    float *x = scratch, *y = x + m * n, *a = y + m * n, *p = a + m * m, *q = p + m * m,
+          *r = q + m * m, *rest = r + m * m;
     if (tall)
         sm_transpose(x, g, rows, cols);
     else
         memcpy(x, g, m * n * sizeof *x);
     for (size_t i = 0; i < m * n; i++) x[i] = (float)((double)x[i] * (1 / norm));
-    for (int k = 0; k < ns->steps; k++) {
-        const double *c = ns->coefficient[k];
-        float c0 = (float)c[0], c1 = (float)c[1], c2 = (float)c[2];
-        SIGNMUON_GEMM('t', a, x, x, m, m, n, rest);                      /* A = X X^T        */
-        SIGNMUON_GEMM('n', p, a, a, m, m, m, rest);                      /* P = A A          */
-        for (size_t i = 0; i < m * m; i++) p[i] = c1 * a[i] + c2 * p[i]; /* P = b A + c A A  */
-        for (size_t i = 0; i < m; i++) p[i * m + i] += c0;               /*     + a I        */
-        SIGNMUON_GEMM('n', y, p, x, m, n, m, rest);                      /* X = P X          */
+    for (int k = 0, gather; k < ns->steps; k += gather) {
+        // clang-format off
+        gather = n <= 2 * m ? 1 : k == 0 ? 2 : ns->steps - k < 3 ? ns->steps - k : 3;
+        SIGNMUON_SYMMETRIC(a, x, x, m, n, rest);                   /* A = X X^T                  */
+        sm__polynomial(q, a, m, ns->coefficient[k], rest);         /* Q = c0 I + c1 A + c2 A A   */
+        for (int j = 1; j < gather; j++) {
+            float *last = j == 1 ? q : p, *swap = q;
+            SIGNMUON_SYMMETRIC(r, last, a, m, m, rest);            /* A = P A P                  */
+            SIGNMUON_SYMMETRIC(a, r, last, m, m, rest);
+            sm__polynomial(p, a, m, ns->coefficient[k + j], rest); /* P = c0 I + c1 A + c2 A A   */
+            SIGNMUON_SYMMETRIC(r, p, q, m, m, rest);               /* Q = P Q                    */
+            q = r;
+            r = swap;
+        }
+        SIGNMUON_GEMM('n', y, q, x, m, n, m, rest);                /* X = Q X                    */
+        // clang-format on
         float *swap = x;
         x = y;
         y = swap;
@@ -673,11 +698,11 @@ static inline const SmMethod *sm_method_row(size_t i) {
         /* name, estimate, worker map, message, server map, reply, update,
                gain, lr, aux, mu, nesterov, decay, warmup, doc */
         {"sgd", SM_MOMENTUM, "none", SM_DENSE, "none", SM_DENSE, SM_STEP,
-         "none", 1.0, "same", 0.9, 0, 0, 0.05, "mean of the gradients, with momentum"},
+         "none", 6.0, "same", 0.9, 0, 0, 0.05, "mean of the gradients, with momentum"},
         {"adamw", SM_GRADIENT, "none", SM_DENSE, "none", SM_DENSE, SM_ADAMW,
          "none", 4e-3, "same", 0, 0, 0.1, 0.05, "mean of the gradients, AdamW"},
         {"signsgd", SM_GRADIENT, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,
-         "none", 5e-4, "same", 0, 0, 0, 0.05, "vote of sign(G)"},
+         "none", 1e-3, "same", 0, 0, 0, 0.05, "vote of sign(G)"},
         {"signum", SM_MOMENTUM, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,
          "none", 5e-4, "same", 0.95, 1, 0, 0, "vote of sign(M)"},
         {"lion", SM_LION, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,

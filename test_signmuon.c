@@ -17,7 +17,10 @@
 /* ------------------------------------------------------------------------------------------------
  * a test framework in forty lines */
 
-typedef struct TestCase { const char *name; void (*run)(void); } TestCase;
+typedef struct TestCase {
+    const char *name;
+    void (*run)(void);
+} TestCase;
 static TestCase test_cases[512];
 static int test_count, test_failures_here;
 
@@ -49,7 +52,8 @@ static int test_count, test_failures_here;
     do {                                                                                           \
         double near_a = (a), near_b = (b);                                                         \
         if (!(fabs(near_a - near_b) <= (tolerance)))                                               \
-            FAIL("%s is %.9g, expected %.9g within %.3g", #a, near_a, near_b, (double)(tolerance));\
+            FAIL("%s is %.9g, expected %.9g within %.3g", #a, near_a, near_b,                      \
+                 (double)(tolerance));                                                             \
     } while (0)
 
 /* a counter-based generator of its own, so that no test leans on the code it tests */
@@ -59,7 +63,9 @@ static uint64_t test_hash(uint64_t x) {
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
     return x ^ (x >> 31);
 }
-static double test_uniform(uint64_t *state) { return (double)(test_hash((*state)++) >> 11) * 0x1p-53; }
+static double test_uniform(uint64_t *state) {
+    return (double)(test_hash((*state)++) >> 11) * 0x1p-53;
+}
 static double test_normal(uint64_t *state) {
     double u = test_uniform(state), v = test_uniform(state);
     return sqrt(-2 * log(u + 0x1p-60)) * cos(6.283185307179586 * v);
@@ -156,9 +162,9 @@ static void gemm_compare(const Gemm *g, const GemmCase *t, int accumulate) {
 
 TEST(every_isa_agrees_with_the_naive_product_on_ragged_shapes) {
     static const size_t shapes[][3] = {
-        {0, 5, 7},    {5, 0, 7},    {5, 7, 0},   {1, 1, 1},    {1, 33, 19},  {33, 1, 19},
-        {2, 3, 5},    {3, 7, 4},    {4, 8, 16},  {5, 9, 17},   {5, 15, 3},   {6, 16, 33},
-        {7, 17, 15},  {7, 31, 9},   {8, 32, 24}, {9, 33, 1},   {13, 47, 18}, {63, 65, 31},
+        {0, 5, 7},     {5, 0, 7},     {5, 7, 0},     {1, 1, 1},      {1, 33, 19},  {33, 1, 19},
+        {2, 3, 5},     {3, 7, 4},     {4, 8, 16},    {5, 9, 17},     {5, 15, 3},   {6, 16, 33},
+        {7, 17, 15},   {7, 31, 9},    {8, 32, 24},   {9, 33, 1},     {13, 47, 18}, {63, 65, 31},
         {67, 129, 37}, {70, 40, 383}, {12, 20, 385}, {131, 37, 769}, {9, 545, 40}, {200, 515, 29}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         for (size_t kind = 0; kind < 3; kind++) {
@@ -282,6 +288,24 @@ TEST(an_empty_inner_dimension_gives_zeros_or_leaves_c_alone) {
             for (size_t j = 0; j < t.ldc; j++)
                 CHECK(t.c[i * t.ldc + j] == (j < t.n ? 0 : t.start[i * t.ldc + j]));
         gemm_case_free(&t);
+    }
+}
+
+TEST(a_symmetric_product_has_the_bits_of_the_full_one_and_touches_nothing_else) {
+    const char *names[] = {"portable", "avx2", "avx512"};
+    for (size_t isa = 0; isa < 3; isa++) {
+        const Gemm *g = gemm_select(names[isa]);
+        for (size_t m = 1; g && m < 300; m += 1 + m / 3) {
+            size_t k = 1 + test_hash(m) % 500, lda = k + 3, ldc = m + 5;
+            float *a = malloc(m * lda * 4), *c = malloc(m * ldc * 4), *full = malloc(m * ldc * 4);
+            float *scratch = malloc(gemm_scratch() * 4);
+            test_fill(a, m * lda, m);
+            for (size_t i = 0; i < m * ldc; i++) c[i] = full[i] = 42;
+            gemm_nt(g, full, ldc, a, lda, a, lda, m, m, k, 0, scratch, 0, 1);
+            gemm_symmetric(g, c, ldc, a, lda, a, lda, m, k, scratch);
+            if (memcmp(c, full, m * ldc * 4) != 0) FAIL("%s, m %zu, k %zu", names[isa], m, k);
+            free(a), free(c), free(full), free(scratch);
+        }
     }
 }
 
@@ -1613,20 +1637,26 @@ static void plain_norm(double *out, const double *x, const double *w, const doub
     double mean = 0, variance = 0;
     for (size_t c = 0; c < C; c++) mean += x[c] / (double)C;
     for (size_t c = 0; c < C; c++) variance += (x[c] - mean) * (x[c] - mean) / (double)C;
-    for (size_t c = 0; c < C; c++) out[c] = (x[c] - mean) / sqrt(variance + 1e-5) * w[c] + (b ? b[c] : 0);
+    for (size_t c = 0; c < C; c++)
+        out[c] = (x[c] - mean) / sqrt(variance + 1e-5) * w[c] + (b ? b[c] : 0);
 }
-static void plain_linear(double *out, const double *x, const double *w, const double *b, size_t n, size_t k) {
+static void plain_linear(double *out, const double *x, const double *w, const double *b, size_t n,
+                         size_t k) {
     for (size_t i = 0; i < n; i++) {
         out[i] = b ? b[i] : 0;
         for (size_t j = 0; j < k; j++) out[i] += w[i * k + j] * x[j];
     }
 }
-static double plain_loss(const Plain *p, const int32_t *in, const int32_t *target, size_t T, double *logits) {
-    size_t C = (size_t)p->g->s.width, V = (size_t)p->g->s.vocab, NH = (size_t)p->g->s.heads, HS = C / NH;
-    double *x = calloc(T * C, 8), *qkv = calloc(T * 3 * C, 8), *h = calloc(4 * C + C + C, 8), *n = h + 4 * C, *y = n + C, loss = 0;
+static double plain_loss(const Plain *p, const int32_t *in, const int32_t *target, size_t T,
+                         double *logits) {
+    size_t C = (size_t)p->g->s.width, V = (size_t)p->g->s.vocab, NH = (size_t)p->g->s.heads,
+           HS = C / NH;
+    double *x = calloc(T * C, 8), *qkv = calloc(T * 3 * C, 8), *h = calloc(4 * C + C + C, 8),
+           *n = h + 4 * C, *y = n + C, loss = 0;
     double *score = calloc(T, 8), *out = calloc(V, 8);
     for (size_t t = 0; t < T; t++)
-        for (size_t c = 0; c < C; c++) x[t * C + c] = plain(p, WTE, 0)[(size_t)in[t] * C + c] + plain(p, WPE, 0)[t * C + c];
+        for (size_t c = 0; c < C; c++)
+            x[t * C + c] = plain(p, WTE, 0)[(size_t)in[t] * C + c] + plain(p, WPE, 0)[t * C + c];
     for (int l = 0; l < p->g->s.layers; l++) {
         for (size_t t = 0; t < T; t++) {
             plain_norm(n, x + t * C, plain(p, LN1W, l), plain(p, LN1B, l), C);
@@ -1637,19 +1667,23 @@ static double plain_loss(const Plain *p, const int32_t *in, const int32_t *targe
                 double sum = 0;
                 for (size_t s = 0; s <= t; s++) {
                     score[s] = 0;
-                    for (size_t c = k * HS; c < (k + 1) * HS; c++) score[s] += qkv[t * 3 * C + c] * qkv[s * 3 * C + C + c];
+                    for (size_t c = k * HS; c < (k + 1) * HS; c++)
+                        score[s] += qkv[t * 3 * C + c] * qkv[s * 3 * C + C + c];
                     sum += score[s] = exp(score[s] / sqrt((double)HS));
                 }
                 for (size_t c = k * HS; c < (k + 1) * HS; c++) {
                     y[c] = 0;
-                    for (size_t s = 0; s <= t; s++) y[c] += score[s] / sum * qkv[s * 3 * C + 2 * C + c];
+                    for (size_t s = 0; s <= t; s++)
+                        y[c] += score[s] / sum * qkv[s * 3 * C + 2 * C + c];
                 }
             }
             plain_linear(n, y, plain(p, ATTW, l), plain(p, ATTB, l), C, C);
             for (size_t c = 0; c < C; c++) x[t * C + c] += n[c];
             plain_norm(n, x + t * C, plain(p, LN2W, l), plain(p, LN2B, l), C);
             plain_linear(h, n, plain(p, FCW, l), plain(p, FCB, l), 4 * C, C);
-            for (size_t c = 0; c < 4 * C; c++) h[c] *= 0.5 * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (h[c] + 0.044715 * h[c] * h[c] * h[c])));
+            for (size_t c = 0; c < 4 * C; c++)
+                h[c] *= 0.5 * (1 + tanh(sqrt(2 / 3.14159265358979323846) *
+                                        (h[c] + 0.044715 * h[c] * h[c] * h[c])));
             plain_linear(y, h, plain(p, OUTW, l), plain(p, OUTB, l), C, 4 * C);
             for (size_t c = 0; c < C; c++) x[t * C + c] += y[c];
         }
@@ -1666,7 +1700,8 @@ static double plain_loss(const Plain *p, const int32_t *in, const int32_t *targe
     return loss;
 }
 
-static double plain_mean_loss(const Plain *p, const int32_t *in, const int32_t *target, size_t B, size_t T) {
+static double plain_mean_loss(const Plain *p, const int32_t *in, const int32_t *target, size_t B,
+                              size_t T) {
     double sum = 0, real = 0;
     for (size_t b = 0; b < B; b++) sum += plain_loss(p, in + b * T, target + b * T, T, NULL);
     for (size_t i = 0; i < B * T; i++) real += target[i] >= 0;
@@ -1674,7 +1709,8 @@ static double plain_mean_loss(const Plain *p, const int32_t *in, const int32_t *
 }
 
 static void random_tokens(int32_t *tokens, size_t n, int vocab, uint64_t seed) {
-    for (size_t i = 0; i < n; i++) tokens[i] = (int32_t)(test_hash(seed * 1000003 + i) % (uint64_t)vocab);
+    for (size_t i = 0; i < n; i++)
+        tokens[i] = (int32_t)(test_hash(seed * 1000003 + i) % (uint64_t)vocab);
 }
 
 /* Relative distance |a - b| / |b| of two vectors. */
@@ -1695,7 +1731,8 @@ TEST(logits_loss_and_every_gradient_agree_with_pytorch) {
         return;
     }
     for (int model = 0; model < 2; model++) {
-        const char *keys[] = {"layers", "heads", "width", "context", "vocab", "bias", "untied", "batch"};
+        const char *keys[] = {"layers", "heads", "width",  "context",
+                              "vocab",  "bias",  "untied", "batch"};
         int n[8];
         for (int i = 0; i < 8; i++) {
             snprintf(key, sizeof key, "%c.%s", 'a' + model, keys[i]);
@@ -1717,9 +1754,13 @@ TEST(logits_loss_and_every_gradient_agree_with_pytorch) {
         CHECK_EQ(st_read_f32(&f, key, logits, BT * V, error, sizeof error), 0);
         for (size_t i = 0; i < g.tensors; i++) {
             snprintf(key, sizeof key, "%c.%s", 'a' + model, g.tensor[i].name);
-            CHECK_EQ(st_read_f32(&f, key, g.params + g.tensor[i].offset, tensor_size(&g.tensor[i]), error, sizeof error), 0);
+            CHECK_EQ(st_read_f32(&f, key, g.params + g.tensor[i].offset, tensor_size(&g.tensor[i]),
+                                 error, sizeof error),
+                     0);
             snprintf(key, sizeof key, "%c.grad.%s", 'a' + model, g.tensor[i].name);
-            CHECK_EQ(st_read_f32(&f, key, want + g.tensor[i].offset, tensor_size(&g.tensor[i]), error, sizeof error), 0);
+            CHECK_EQ(st_read_f32(&f, key, want + g.tensor[i].offset, tensor_size(&g.tensor[i]),
+                                 error, sizeof error),
+                     0);
         }
         for (size_t i = 0; i < BT; i++) real += target[i] >= 0;
         Pass p = {.B = (size_t)n[7], .T = (size_t)n[3], .in = in};
@@ -1729,8 +1770,11 @@ TEST(logits_loss_and_every_gradient_agree_with_pytorch) {
         p.train = 1;
         CHECK_NEAR(gpt_pass(&g, p) / (double)real, loss, 1e-6);
         for (size_t i = 0; i < g.tensors; i++) {
-            double d = distance(g.grads + g.tensor[i].offset, want + g.tensor[i].offset, tensor_size(&g.tensor[i]));
-            if (!(d <= 1e-5)) FAIL("model %c, gradient of %s: relative error %g", 'a' + model, g.tensor[i].name, d);
+            double d = distance(g.grads + g.tensor[i].offset, want + g.tensor[i].offset,
+                                tensor_size(&g.tensor[i]));
+            if (!(d <= 1e-5))
+                FAIL("model %c, gradient of %s: relative error %g", 'a' + model, g.tensor[i].name,
+                     d);
         }
         free(in), free(target), free(logits), free(want);
         model_close(&g);
@@ -1769,7 +1813,8 @@ static void check_central_differences(GptShape shape, size_t B, size_t T) {
             w[at] = keep;
             double want = (up - down) / (2 * e), have = (double)g.grads[at];
             if (!(fabs(have - want) <= 1e-5 * fabs(want) + 2e-5 * scale))
-                FAIL("%s, entry %zu: gradient %g, central difference %g (scale %g)", g.tensor[i].name, at, have, want, scale);
+                FAIL("%s, entry %zu: gradient %g, central difference %g (scale %g)",
+                     g.tensor[i].name, at, have, want, scale);
         }
     }
     free(w), free(in), free(target), free(noise);
@@ -1779,7 +1824,8 @@ static void check_central_differences(GptShape shape, size_t B, size_t T) {
 TEST(gradients_agree_with_central_differences_in_double) {
     check_central_differences((GptShape){2, 3, 24, 9, 17, 0, 0, 0, 1}, 2, 9);
     check_central_differences((GptShape){1, 2, 16, 7, 11, 1, 1, 0, 2}, 3, 7);
-    check_central_differences((GptShape){2, 1, 12, 20, 13, 1, 0, 0, 3}, 2, 11); /* shorter than the context */
+    check_central_differences((GptShape){2, 1, 12, 20, 13, 1, 0, 0, 3}, 2,
+                              11); /* shorter than the context */
 }
 
 TEST(gradients_agree_with_central_differences_over_several_blocks_of_attention) {
@@ -1799,19 +1845,22 @@ TEST(dropout_masks_are_the_same_in_both_directions_and_keep_the_mean) {
     memcpy(keep, g.params, g.parameters * sizeof(float));
     Pass p = {.B = B, .T = T, .in = in, .target = target, .d = {0.3, 77}, .train = 1};
     gpt_pass(&g, p);
-    for (size_t i = 0; i < g.tensors; i++) { /* along the gradient of each tensor, so that nothing cancels */
+    for (size_t i = 0; i < g.tensors;
+         i++) { /* along the gradient of each tensor, so that nothing cancels */
         size_t n = tensor_size(&g.tensor[i]);
         float *w = g.params + g.tensor[i].offset, *dw = g.grads + g.tensor[i].offset;
         double norm = sqrt(sm_sum_squares(dw, n)), loss[2];
         memcpy(direction, dw, n * sizeof(float));
         for (int side = 0; side < 2; side++) {
-            for (size_t j = 0; j < n; j++) w[j] += (side ? -1 : 1) * (float)(4e-3 / norm) * direction[j];
+            for (size_t j = 0; j < n; j++)
+                w[j] += (side ? -1 : 1) * (float)(4e-3 / norm) * direction[j];
             p.train = 0;
             loss[side] = gpt_pass(&g, p) / (B * T);
             memcpy(w, keep + g.tensor[i].offset, n * sizeof(float));
         }
         double slope = (loss[0] - loss[1]) / 8e-3;
-        if (fabs(slope - norm) > 0.01 * norm + 2e-4) FAIL("%s: slope %g along a gradient of norm %g", g.tensor[i].name, slope, norm);
+        if (fabs(slope - norm) > 0.01 * norm + 2e-4)
+            FAIL("%s: slope %g along a gradient of norm %g", g.tensor[i].name, slope, norm);
     }
     float ones[10000];
     double sum = 0, zeros = 0;
@@ -1874,7 +1923,8 @@ TEST(cached_sampling_gives_the_logits_of_the_whole_forward_pass) {
         memcpy(all, g.logits, T * V * sizeof(float));
         for (size_t t = 0; t < T; t++) {
             gpt_next(&g, in[t], t, logits);
-            if (distance(logits, all + t * V, V) > 1e-5) FAIL("position %zu differs by %g", t, distance(logits, all + t * V, V));
+            if (distance(logits, all + t * V, V) > 1e-5)
+                FAIL("position %zu differs by %g", t, distance(logits, all + t * V, V));
         }
         free(all);
         model_close(&g);
@@ -1886,9 +1936,11 @@ TEST(samples_follow_temperature_and_top_k) {
     double count[4] = {0}, sum = 0;
     CHECK_EQ(sample_token(logits, sorted, 4, 0, 0, 0.9), 2);
     CHECK_EQ(sample_token(logits, sorted, 4, 1, 1, 0.0001), 2);
-    for (int i = 0; i < 10000; i++) count[sample_token(logits, sorted, 4, 0.5, 0, (i + 0.5) / 10000)]++;
+    for (int i = 0; i < 10000; i++)
+        count[sample_token(logits, sorted, 4, 0.5, 0, (i + 0.5) / 10000)]++;
     for (int v = 0; v < 4; v++) sum += exp((double)logits[v] / 0.5);
-    for (int v = 0; v < 4; v++) CHECK_NEAR(count[v] / 10000, exp((double)logits[v] / 0.5) / sum, 1e-3);
+    for (int v = 0; v < 4; v++)
+        CHECK_NEAR(count[v] / 10000, exp((double)logits[v] / 0.5) / sum, 1e-3);
     memset(count, 0, sizeof count);
     for (int i = 0; i < 1000; i++) count[sample_token(logits, sorted, 4, 1, 2, (i + 0.5) / 1000)]++;
     CHECK_EQ(count[0] + count[3], 0);
@@ -1900,7 +1952,8 @@ TEST(the_fast_exponential_and_tangent_are_accurate) {
         double relative = (double)fast_exp((float)x) / exp((double)(float)x) - 1;
         if (fabs(relative) > 3e-7) FAIL("exp(%g): relative error %g", x, relative);
     }
-    for (double x = -12; x < 12; x += 0.00131) CHECK_NEAR((double)fast_tanh((float)x), tanh((double)(float)x), 2e-7);
+    for (double x = -12; x < 12; x += 0.00131)
+        CHECK_NEAR((double)fast_tanh((float)x), tanh((double)(float)x), 2e-7);
     CHECK(fast_exp(-1000) == 0 && fast_exp(0) == 1 && isnan(fast_exp(NAN)));
 }
 
@@ -1910,15 +1963,19 @@ TEST(initial_parameters_are_those_of_nanogpt_in_distribution) {
     CHECK_EQ(g.parameters, 804096); /* ecosystem notes, 5.2 */
     for (size_t i = 0; i < g.tensors; i++) {
         const SmTensor *t = &g.tensor[i];
-        double rms = sqrt(sm_sum_squares(g.params + t->offset, tensor_size(t)) / (double)tensor_size(t));
-        double want = strstr(t->name, "ln_") ? 1 : strstr(t->name, "c_proj") ? 0.02 / sqrt(8) : 0.02;
+        double rms =
+            sqrt(sm_sum_squares(g.params + t->offset, tensor_size(t)) / (double)tensor_size(t));
+        double want = strstr(t->name, "ln_")      ? 1
+                      : strstr(t->name, "c_proj") ? 0.02 / sqrt(8)
+                                                  : 0.02;
         CHECK_NEAR(rms / want, 1, 0.03);
     }
     model_close(&g);
 }
 
 TEST(schedules_start_and_end_where_they_should) {
-    Options o = {.schedule = "cosine", .steps = 2000, .warmup = 100, .final_lr = 0.1, .cooldown = 0.2};
+    Options o = {
+        .schedule = "cosine", .steps = 2000, .warmup = 100, .final_lr = 0.1, .cooldown = 0.2};
     CHECK_NEAR(schedule(&o, 0), 1.0 / 101, 1e-12);
     CHECK_NEAR(schedule(&o, 100), 1, 1e-12);
     CHECK_NEAR(schedule(&o, 1050), 0.55, 1e-12);
@@ -1935,7 +1992,8 @@ TEST(a_flag_reads_back_what_it_prints) {
     Options o;
     int given[FLAG_COUNT];
     char text[64], error[1024];
-    char *argv[] = {(char *)"train_gpt", (char *)"--lr", (char *)"0.0003", (char *)"--weight_decay=1e-1", (char *)"--untied", NULL};
+    char *argv[] = {(char *)"train_gpt",           (char *)"--lr",     (char *)"0.0003",
+                    (char *)"--weight_decay=1e-1", (char *)"--untied", NULL};
     parse_flags(&o, 5, argv, given);
     CHECK_NEAR(o.lr, 3e-4, 0);
     CHECK_NEAR(o.weight_decay, 0.1, 0);
@@ -1944,8 +2002,12 @@ TEST(a_flag_reads_back_what_it_prints) {
         Options copy = o;
         char before[64];
         snprintf(before, sizeof before, "%s", flag_text(&o, &flags[i], text, sizeof text));
-        CHECK_EQ(flag_parse(&copy, &flags[i], flags[i].kind == FLAG_TEXT || !*before ? flags[i].fallback : before, error, sizeof error), 0);
-        if (flags[i].kind != FLAG_TEXT && strcmp(before, flag_text(&copy, &flags[i], text, sizeof text)) != 0)
+        CHECK_EQ(flag_parse(&copy, &flags[i],
+                            flags[i].kind == FLAG_TEXT || !*before ? flags[i].fallback : before,
+                            error, sizeof error),
+                 0);
+        if (flags[i].kind != FLAG_TEXT &&
+            strcmp(before, flag_text(&copy, &flags[i], text, sizeof text)) != 0)
             FAIL("--%s prints '%s' and reads '%s'", flags[i].name, before, text);
     }
 }
@@ -2698,6 +2760,57 @@ static int sm_model_vote(const signed char *votes, size_t voters, size_t n, size
     if (ties == SM_COIN)
         return (int)(test_hash(key + 0x9e3779b97f4a7c15u * (first_word + i / 64)) >> i % 64 & 1);
     return ties == SM_PLUS;
+}
+
+TEST(gathered_newton_schulz_steps_of_wide_matrices_follow_the_plain_iteration_in_double) {
+    enum { M = 40, N = 170 };
+    float *g = malloc(M * N * 4), *out = malloc(M * N * 4), *tall = malloc(M * N * 4);
+    float *scratch = malloc(sm_lmo_scratch(M, N) * 4);
+    double *x = malloc(M * N * 8), *y = malloc(M * N * 8), *a = malloc(M * M * 8),
+           *p = malloc(M * M * 8);
+    for (int row = 0; row < 3;
+         row++) /* rows of g shrink to 1e-3 of the first: an ill-conditioned matrix */
+        for (uint64_t seed = 1; seed < 4; seed++) {
+            const SmNewtonSchulz *ns = sm_newton_schulz_row((size_t)row);
+            double norm = 0, error = 0, size = 0;
+            test_fill(g, M * N, seed);
+            for (size_t i = 0; i < M * N; i++) g[i] *= (float)pow(1e-3, (double)(i / N) / (M - 1));
+            for (size_t i = 0; i < M * N; i++) norm += (double)g[i] * (double)g[i];
+            for (size_t i = 0; i < M * N; i++) x[i] = (double)g[i] / (sqrt(norm) * ns->safety);
+            for (int k = 0; k < ns->steps; k++) {
+                const double *c = ns->coefficient[k];
+                for (size_t i = 0; i < M; i++)
+                    for (size_t j = 0; j < M; j++) {
+                        a[i * M + j] = 0;
+                        for (size_t n = 0; n < N; n++) a[i * M + j] += x[i * N + n] * x[j * N + n];
+                    }
+                for (size_t i = 0; i < M; i++)
+                    for (size_t j = 0; j < M; j++) {
+                        double square = 0;
+                        for (size_t n = 0; n < M; n++) square += a[i * M + n] * a[n * M + j];
+                        p[i * M + j] = c[0] * (i == j) + c[1] * a[i * M + j] + c[2] * square;
+                    }
+                for (size_t i = 0; i < M; i++)
+                    for (size_t n = 0; n < N; n++) {
+                        y[i * N + n] = 0;
+                        for (size_t j = 0; j < M; j++) y[i * N + n] += p[i * M + j] * x[j * N + n];
+                    }
+                memcpy(x, y, M * N * 8);
+            }
+            sm_polar(out, g, M, N, ns, scratch);
+            for (size_t i = 0; i < M * N; i++) {
+                error += ((double)out[i] - x[i]) * ((double)out[i] - x[i]);
+                size += x[i] * x[i];
+            }
+            if (!(sqrt(error / size) < 1e-5))
+                FAIL("%s: relative error %g", ns->name, sqrt(error / size));
+            for (size_t i = 0; i < M; i++)
+                for (size_t n = 0; n < N; n++) tall[n * M + i] = g[i * N + n];
+            sm_polar(tall, tall, N, M, ns, scratch);
+            for (size_t i = 0; i < M; i++)
+                for (size_t n = 0; n < N; n++) CHECK(tall[n * M + i] == out[i * N + n]);
+        }
+    free(g), free(out), free(tall), free(scratch), free(x), free(y), free(a), free(p);
 }
 
 TEST(the_packed_vote_equals_a_byte_per_sign_for_any_number_of_voters_words_and_every_rule) {
@@ -5140,8 +5253,10 @@ int main(int argc, char **argv) {
         test_failures_here = 0;
         test_cases[i].run();
         printf("%s %s\n", test_failures_here ? "FAIL" : "ok  ", test_cases[i].name);
-        if (test_failures_here) failed++;
-        else passed++;
+        if (test_failures_here)
+            failed++;
+        else
+            passed++;
     }
     if (!passed && !failed) printf("no test is named like '%s'\n", argc > 1 ? argv[1] : "");
     printf("%d passed, %d failed\n", passed, failed);

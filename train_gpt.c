@@ -1057,14 +1057,20 @@ static void attention_scores(const Head *h, size_t i0, size_t rows, size_t cols,
     for (size_t i = 0; i < rows; i++) {
         float *restrict p = h->p + i * cols;
         size_t n = i0 + i + 1;
-        if (!known) {
+        if (known) {
+            float lse = h->lse[i0 + i];
+            for (size_t j = 0; j < n; j++) p[j] = fast_exp(p[j] * scale - lse);
+        } else {
             float largest = row_max(p, n), sum = 0;
 #pragma omp simd reduction(+ : sum)
-            for (size_t j = 0; j < n; j++) sum += fast_exp((p[j] - largest) * scale);
+            for (size_t j = 0; j < n; j++) {
+                p[j] = fast_exp((p[j] - largest) * scale);
+                sum += p[j];
+            }
             h->lse[i0 + i] = largest * scale + logf(sum);
+            sum = 1.0f / sum;
+            for (size_t j = 0; j < n; j++) p[j] *= sum;
         }
-        float lse = h->lse[i0 + i];
-        for (size_t j = 0; j < n; j++) p[j] = fast_exp(p[j] * scale - lse);
         for (size_t j = n; j < cols; j++) p[j] = 0;
     }
 }
