@@ -1,14 +1,14 @@
-/* comm.h - workers and what passes between them: threads or processes, the same bits. C11, POSIX, MIT.
+/* comm.h - workers and what passes between them: threads or processes, the same bits. C11, MIT.
 
      all-to-all     worker i cuts its message in N shards and sends shard j to worker j
      all-gather     worker j sends its (reduced) shard to everybody
      a vote or a mean is: all-to-all, reduce the shard one owns in rank order, all-gather.
      Each worker then sends 2 (N-1)/N of the message, whatever N is, as in a ring all-reduce.
 
-   A back end is a row of comm_backend_row: how workers start, how they end. What passes between them
-   goes through outboxes in memory that all of them map, made before they start.
+   A back end is a row of comm_backend_row: how workers start, how they end. What passes between
+   them goes through outboxes in memory that all of them map, made before they start.
 
-     static int hello(Comm *c, void *arg) {              // runs once per worker; returns an exit status
+     static int hello(Comm *c, void *arg) {      // runs once per worker; returns an exit status
          double mine = c->rank, all[8];
          comm_gather(c, &mine, sizeof mine, all, COMM_CONTROL);
          return 0;
@@ -16,13 +16,13 @@
      CommOptions o = {.backend = comm_backend("processes"), .workers = 3, .threads = 1};
      int status = comm_run(&o, hello, NULL, error, sizeof error);
 
-   MEMORY    the shared region is made by comm_run and gone when it returns; nothing has a name in the
-             file system, so nothing can be left behind
+   MEMORY    the shared region is made by comm_run and gone when it returns; nothing has a name in
+             the file system, so nothing can be left behind
    THREADS   collectives are called by a worker's first thread, by all workers in the same order;
              team_run spreads a function over the compute threads of one worker
-   FAILURE   processes: when a worker dies, the parent ends the others and comm_run returns COMM_DIED
-             with a sentence naming it and its signal. A waiting worker never spins for long: it sleeps
-             in the kernel.
+   FAILURE   processes: when a worker dies, the parent ends the others and comm_run returns
+             COMM_DIED with a sentence naming it and its signal. A waiting worker never spins for
+             long: it sleeps in the kernel.
    NUMERICS  every worker and every compute thread runs with the same rounding and with denormals
              flushed (the caller's thread keeps that setting); data are only copied here
 */
@@ -309,12 +309,12 @@ static inline int comm_stop_requested(const Comm *c) {
 /* ------------------------------------------------------------------------------------------------
  * signals: the first asks for an orderly end, the second ends at once */
 
-static CommShared
-    *comm__signalled; /* the one writable global: where a signal handler leaves its note */
+/* The one writable global: where a signal handler leaves its note. */
+static CommShared *comm__signalled;
 
+/* A worker process may have noted the same Ctrl-C before: only this process's own signals count. */
 static inline void comm__note_signal(int signal_number) {
-    static volatile sig_atomic_t
-        mine; /* a worker may have noted the same Ctrl-C before: that is no second one */
+    static volatile sig_atomic_t mine;
     int none = 0;
     if (!comm__signalled || mine++) _exit(128 + signal_number);
     atomic_compare_exchange_strong(&comm__signalled->stop, &none, signal_number);
@@ -378,7 +378,7 @@ static inline int comm__run_threads(CommShared *shared, CommWorker worker, void 
         t[r] = (struct comm__thread){.shared = shared, .rank = r, .worker = worker, .arg = arg};
     for (int r = 1; r < shared->workers; r++) {
         int failed = pthread_create(&t[r].id, NULL, comm__thread_main, &t[r]);
-        if (failed) { /* those that run wait for this one for ever: the caller must end the process */
+        if (failed) { /* the others wait for this one: the caller must end the process */
             snprintf(error, size, "cannot start worker %d as a thread: %s; lower --workers", r,
                      strerror(failed));
             return COMM_FAILED;
@@ -477,7 +477,7 @@ static inline int comm_cores(void) {
 }
 
 /* Run worker(comm, arg) once per worker and return its exit status (worker 0's, when all end well).
- * error    COMM_DIED or COMM_FAILED, and a sentence in error. SIGINT and SIGTERM are caught meanwhile. */
+ * error    COMM_DIED or COMM_FAILED, and a sentence. SIGINT and SIGTERM are caught meanwhile. */
 static inline int comm_run(const CommOptions *o, CommWorker worker, void *arg, char *error,
                            size_t size) {
     assert(o->workers >= 1 && o->workers <= COMM_MAX_WORKERS && o->threads >= 1);

@@ -123,8 +123,8 @@ static inline void gemm_tn(const Gemm *g, float *c, size_t ldc, const float *a, 
                            const float *b, size_t ldb, size_t m, size_t n, size_t k, int accumulate,
                            float *scratch, int ith, int nth);
 
-/* C(m,m) = A(m,k) B(m,k)^T where the caller knows that C is symmetric, as when B is A: about half the
- * tiles are computed, the others mirrored; the same bits as gemm_nt on and above the diagonal;
+/* C(m,m) = A(m,k) B(m,k)^T where the caller knows that C is symmetric, as when B is A: about half
+ * the tiles are computed, the others mirrored; the same bits as gemm_nt on and above the diagonal;
  * lda, ldb >= k, ldc >= m, k > 0; one thread; the rest as gemm_nn */
 static inline void gemm_symmetric(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
                                   const float *b, size_t ldb, size_t m, size_t k, float *scratch);

@@ -165,9 +165,9 @@ static inline void st__hash_digits(StHash *h, char digits[17]) {
 }
 
 /* ------------------------------------------------------------------------------------------------
- * JSON, as far as the format needs it: objects, strings, arrays of unsigned integers. A NUL ends the
- * text, and after an error nothing else is met. Strings are decoded in place, which works because
- * no escape is shorter than what it stands for. */
+ * JSON, as far as the format needs it: objects, strings, arrays of unsigned integers. A NUL ends
+ * the text, and after an error nothing else is met. Strings are decoded in place, which works
+ * because no escape is shorter than what it stands for. */
 
 typedef struct StParser {
     char *start, *at, *end;

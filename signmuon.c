@@ -1,10 +1,10 @@
 /* signmuon.c - the distributed optimizer: signmuon.h's mathematics over the workers of comm.h. MIT.
 
-   Two functions are the algorithm boxes: step_by_vote (one bit per weight up, majority, a reply) and
-   step_by_mean (fp32 up, mean in rank order, a reply). Which stages a step has is data: a row of the
-   method table, one row for the hidden matrices and one for all other tensors. What a worker does
-   between two exchanges is spread over its compute threads block by block, a block being one matrix
-   (a fused qkv is three), so that no result depends on their number. */
+   Two functions are the algorithm boxes: step_by_vote (one bit per weight up, majority, a reply)
+   and step_by_mean (fp32 up, mean in rank order, a reply). Which stages a step has is data: a row
+   of the method table, one row for the hidden matrices and one for all other tensors. What a worker
+   does between two exchanges is spread over its compute threads block by block, a block being one
+   matrix (a fused qkv is three), so that no result depends on their number. */
 #include "comm.h"
 #include "gemm.h"
 
@@ -349,7 +349,7 @@ static void decide_by_sum(SmOptimizer *o, const SmGroup *g, size_t from, size_t 
     }
 }
 
-/* --wire int8, the paper's integer sum: ballots travel as int8, sums come back and everybody decides;
+/* --wire int8, the paper's integer sum: ballots travel as int8, sums come back, everybody decides;
  * where the owner goes on with a map, it decides alone. */
 static void vote_by_sum(SmOptimizer *o, SmGroup *g) {
     Comm *c = o->comm;
@@ -380,7 +380,7 @@ static void gather_vote(SmOptimizer *o, SmGroup *g) {
     if (o->config.ties == SM_ABSTAIN) comm_allgather(o->comm, o->decided, o->cut_byte, g->kind);
 }
 
-/* The sharded vote: 2 (N-1)/N bits per weight sent, whatever N is (papers/signmuon.md 1.5). */
+/* The sharded vote: 2 (N-1)/N bits per weight sent, whatever N is. */
 static void vote_by_shards(SmOptimizer *o, SmGroup *g) {
     size_t plane =
         (g->cut_word[o->comm->rank + 1] - g->cut_word[o->comm->rank]) * 8 * (size_t)o->comm->size;

@@ -6,8 +6,8 @@
      W  <- (1 - lr wd) W - lr s V   the gain s depends on the matrix shape only
 
    SignMuon (arXiv 2605.16311) and its relatives: Muon, Signum, signSGD with majority vote (arXiv
-   1810.05291), Lion, MuonUSign = polar(sign(M)), MuonSign = sign(polar(sign(M))), and the sign of any
-   other norm's linear minimisation oracle (LMO).
+   1810.05291), Lion, MuonUSign = polar(sign(M)), MuonSign = sign(polar(sign(M))), and the sign of
+   any other norm's linear minimisation oracle (LMO).
 
    This file is the mathematics of one worker. It includes nothing of this project, allocates
    nothing, prints nothing, owns no threads and keeps no state: copy it and include it, in as many
@@ -28,8 +28,8 @@ static void *worker(void *arg) {
     size_t rank = (size_t)arg;
     float w[SIZE] = {0}, m[SIZE] = {0}, u[SIZE], g[SIZE], scratch[4096];
     for (uint64_t step = 0; step < 200; step++) {
-        for (size_t i = 0; i < SIZE; i++)           // gradient of 1/2 |w - target|^2, seen through noise
-            g[i] = w[i] - 0.1f * (float)(i % 5) + 0.01f * (float)((i * 7 + rank * 3 + step) % 3) - 0.01f;
+        for (size_t i = 0; i < SIZE; i++)           // gradient of 1/2 |w - target|^2, and noise
+            g[i] = w[i] - 0.1f * (float)(i % 5) + 0.01f * ((float)((i * 7 + rank * 3 + step) % 3) - 1);
         sm_momentum(u, m, g, SIZE, 0.9f, 0);        // M <- mu M + (1-mu) G
         sm_polar(u, u, ROWS, COLS, sm_newton_schulz("jordan5"), scratch);
         sm_pack(ballot[rank], u, SIZE, SM_COIN, sm_key(1, rank + 1, step));
@@ -52,8 +52,8 @@ int main(void) {
 }
 
    MEMORY    The caller brings every buffer, scratch included (sizes: sm_..._scratch, in floats;
-             align scratch to 8 bytes for --ns exact, better to 64). Matrices are row-major and tight:
-             rows = fan_out, cols = fan_in.
+             align scratch to 8 bytes for --ns exact, better to 64). Matrices are row-major and
+             tight: rows = fan_out, cols = fan_in.
    THREADS   Every function may be called from any thread on distinct outputs.
 
    API
@@ -71,12 +71,13 @@ int main(void) {
      SIGNMUON_GEMM_SCRATCH                          floats that it wants after the caller's scratch
 
    NUMERICS
-     sums      in index order, or in eight interleaved double lanes added in order: no result depends
-               on threads or alignment
-     sign      the alphabet is {-1,+1}; sign(0) is a coin hashed from the caller's key (put the rank in)
-     tie       a coin hashed from the caller's key (leave the rank out, so that all replicas agree)
-     polar     fp32; the input is never modified; zero in, zero out; exactly invariant to scaling by
-               powers of two (the norm is clamped, not padded by an epsilon)
+     sums      in index order, or in eight interleaved double lanes added in order: no result
+               depends on threads or alignment
+     sign      the alphabet is {-1,+1}; sign(0) is a coin hashed from the caller's key (put the
+               rank in)
+     tie       a coin hashed from the caller's key (leave the rank out: all replicas must agree)
+     polar     fp32; the input is never modified; zero in, zero out; exactly invariant to scaling
+               by powers of two (the norm is not padded by an epsilon)
      NaN, Inf  not looked for here: refuse them before they become bits (sm_finite)
 */
 #ifndef SIGNMUON_H
@@ -145,7 +146,8 @@ typedef struct SmMethod {
     const char *doc;
 } SmMethod;
 
-/* Are two names the same? (strcmp, which gcc 12 warns about wrongly when it unrolls a table's search) */
+/* Are two names the same? (strcmp, which gcc 12 warns about wrongly when it unrolls a table's
+ * search) */
 static inline int sm__equal(const char *a, const char *b) {
     while (*a && *a == *b) a++, b++;
     return *a == *b;
@@ -327,7 +329,8 @@ static inline void sm_transpose(float *out, const float *x, size_t rows, size_t 
 }
 
 /* X (m x n, m <= n, double) <- its polar factor, by rotating pairs of rows until all are orthogonal.
- * u is m x m scratch. Singular values below 1e-6 of the largest, the rounding of fp32 input, count as zero. */
+ * u is m x m scratch. Singular values below 1e-6 of the largest, the rounding of fp32 input, count
+ * as zero. */
 static inline void sm__jacobi(double *x, double *u, size_t m, size_t n) {
     double largest = 0;
     for (size_t i = 0; i < m * m; i++) u[i] = i % (m + 1) == 0;
@@ -399,9 +402,9 @@ static inline void sm__polynomial(float *p, const float *a, size_t m, const doub
  * cost     m = min(rows, cols), n = max: a step of a nearly square matrix takes 3 m^2 n + m^3 flop,
  *          of a wide one (n > 2m) about 4 m^3, and X is touched four to six times in all
  * error    none: zero gives zero
- * source   Jordan et al. 2024. X <- P(A) X with A = X X^T; since every P is a polynomial in A, steps
- *          may be gathered, Q <- P Q and A <- P A P, and X multiplied once. Rounding in A limits how
- *          many: the first two steps lift small singular values before A is formed afresh. */
+ * source   Jordan et al. 2024. X <- P(A) X with A = X X^T; as every P is a polynomial in A, steps
+ *          may be gathered, Q <- P Q and A <- P A P, and X multiplied once. Rounding in A limits
+ *          how many: the first two steps lift small singular values before A is formed afresh. */
 static inline void sm_polar(float *out, const float *g, size_t rows, size_t cols,
                             const SmNewtonSchulz *ns, float *scratch) {
     int tall = rows > cols;
@@ -449,7 +452,7 @@ static inline void sm_polar(float *out, const float *g, size_t rows, size_t cols
 }
 
 /* ------------------------------------------------------------------------------------------------
- * norms and their linear minimisation oracles (lmo of the unit ball, ascending: <G, O> = dual norm) */
+ * norms and their linear minimisation oracles: ascending, over the unit ball, <G, O> = dual norm */
 
 /* max-entry norm: O = sign(G), zero where G is zero (packing turns such a zero into a coin) */
 static inline void sm__lmo_sign(float *out, const float *g, size_t rows, size_t cols,
@@ -731,7 +734,7 @@ static inline const SmMethod *sm_method(const char *name) {
 }
 
 /* ------------------------------------------------------------------------------------------------
- * the distributed optimizer (signmuon.c, libsignmuon): the same mathematics over the workers of comm.h */
+ * the distributed optimizer (signmuon.c, libsignmuon): this mathematics over comm.h's workers */
 
 struct Comm;
 

@@ -1782,7 +1782,8 @@ TEST(logits_loss_and_every_gradient_agree_with_pytorch) {
     st_close(&f);
 }
 
-/* Gradients of a few entries of every tensor against central differences of the double transcription. */
+/* Gradients of a few entries of every tensor against central differences of the double
+ * transcription. */
 static void check_central_differences(GptShape shape, size_t B, size_t T) {
     Gpt g;
     model_open(&g, shape, B, 2);
@@ -1960,7 +1961,7 @@ TEST(the_fast_exponential_and_tangent_are_accurate) {
 TEST(initial_parameters_are_those_of_nanogpt_in_distribution) {
     Gpt g;
     model_open(&g, (GptShape){4, 4, 128, 64, 65, 0, 0, 0, 1337}, 1, 1);
-    CHECK_EQ(g.parameters, 804096); /* ecosystem notes, 5.2 */
+    CHECK_EQ(g.parameters, 804096); /* nanoGPT's CPU recipe, positions included */
     for (size_t i = 0; i < g.tensors; i++) {
         const SmTensor *t = &g.tensor[i];
         double rms =
@@ -2085,7 +2086,8 @@ static void sm_polar_guarded(float *out, const float *g, size_t m, size_t n,
     free(scratch);
 }
 
-/* ---- the double precision transcription: papers/signmuon.md 1.1, 1.2, 2.1, 2.5; lmo_family.md 2.1, 2.6 ---- */
+/* ---- the double precision transcription: arXiv 2605.16311, intsystems/SignMuon,
+ * KellerJordan/Muon ---- */
 
 enum { SM_REF_WORKERS = 3, SM_REF_SIZE = 640, SM_REF_STEPS = 20 };
 
@@ -2098,7 +2100,8 @@ static void sm_ref_product(double *y, const double *a, const double *x, size_t m
         }
 }
 
-/* X <- (a + b A + c A^2) X, A = X X^T, on the normalised matrix; no transposition, since none is needed */
+/* X <- (a + b A + c A^2) X, A = X X^T, on the normalised matrix; no transposition, since none is
+ * needed */
 static void sm_ref_newton_schulz(double *x, size_t m, size_t n, const char *name) {
     static const double jordan[3] = {3.4445, -4.7750, 2.0315};
     static const double express[8][3] = {
@@ -2131,7 +2134,8 @@ static void sm_ref_newton_schulz(double *x, size_t m, size_t n, const char *name
     }
 }
 
-/* X <- (X X^T)^(-1/2) X on the range of X: eigenvectors of the Gram matrix by cyclic Jacobi rotations */
+/* X <- (X X^T)^(-1/2) X on the range of X: eigenvectors of the Gram matrix by cyclic Jacobi
+ * rotations */
 static void sm_ref_exact(double *x, size_t m, size_t n) {
     double a[40 * 40], q[40 * 40], p[40 * 40], y[40 * 40], largest = 0;
     for (size_t i = 0; i < m * m; i++) {
@@ -2261,7 +2265,7 @@ static int sm_ref_direction(SmRef *r, const char *method, double *d, double u[][
     return after;
 }
 
-/* papers/signmuon.md 2.5, lmo_family.md 2.2 */
+/* intsystems/SignMuon lr_scaling; torch.optim.Muon's adjust_lr_fn */
 static double sm_ref_gain(const char *name, double m, double n, int sign) {
     double aspect = sqrt(fmax(1, m / n));
     if (strcmp(name, "none") == 0) return 1;
@@ -2528,7 +2532,7 @@ TEST(every_method_row_follows_its_equations_in_double_for_twenty_steps) {
 /* ---- Newton-Schulz ---- */
 
 /* Singular values of 1e-3 (or 1e-2) .. 1 of the norm, on a fine grid, fifteen small ones and the one that
- * fills the norm up at a time, through matrices that are wide, tall and fp32. papers/lmo_family.md 2.6 */
+ * fills the norm up at a time, through matrices that are wide, tall and fp32. Bands: exact scalar evaluation of the polynomials */
 TEST(newton_schulz_brings_singular_values_into_the_bands_of_the_table) {
     static const struct {
         const char *name;
@@ -2663,7 +2667,8 @@ TEST(polar_factors_and_adamw_equal_pytorchs_numbers) {
 
 /* ---- theorems ---- */
 
-/* <G, sgn(polar(G))> on the 4 x 4 instance of papers/signmuon.md 2.7, Theorem 1; negative: the step ascends */
+/* <G, sgn(polar(G))> on the 4 x 4 instance of Theorem 1 of intsystems/SignMuon; negative: the
+ * step ascends */
 static double sm_theorem1(double sigma, const SmNewtonSchulz *ns) {
     static const double o[16] = {101, 20, 2, -2,  -20, 97, 20,   -20,
                                  -2,  20, 2, 101, -2,  20, -101, -2};
@@ -2713,7 +2718,7 @@ TEST(signmuon_ascends_on_the_instance_of_theorem_1_and_newton_schulz_decides_by_
     }
 }
 
-/* <G, sgn(O)> >= sigma_1 sqrt(r d) (phi - 1 + 1/kappa), phi = |O|_1 / sqrt(r d); signmuon.md 2.7 */
+/* <G, sgn(O)> >= sigma_1 sqrt(r d) (phi - 1 + 1/kappa), phi = |O|_1 / sqrt(r d) */
 TEST(the_descent_bound_of_the_sign_of_the_polar_factor_holds_for_every_rank) {
     static SmKnown k;
     double tightest = 1;
@@ -2897,7 +2902,7 @@ static double sm_binomial(int n, int k, double p) {
                (n - k) * log(1 - p));
 }
 
-/* papers/signmuon.md 3: A = Pr(right) - Pr(wrong) when each voter is right with probability 0.65 */
+/* A = Pr(right) - Pr(wrong) when each voter is right with probability 0.65 */
 TEST(votes_align_as_the_binomial_says_and_ten_voters_align_like_nine) {
     static const struct {
         int voters;
@@ -3266,7 +3271,7 @@ static void sm_gradient_constant(float *g, const SmCase *c, int worker, int step
     sm_gradient(g, c, 0, 500);
 }
 
-/* papers/signmuon.md 2.4 and 5(b) 9 */
+/* decay and gain of intsystems/SignMuon, app:lrscale */
 TEST(decoupled_decay_bounds_the_gain_of_a_layer_and_coupled_decay_cannot_change_a_steps_length) {
     static SmResult r;
     static float start[SM_SIZE];
@@ -4006,7 +4011,8 @@ __attribute__((format(printf, 1, 2))) static int cli(const char *format, ...) {
         if (ok_status) FAIL("status %d: %s: %s", ok_status, cli_line, cli_err);                    \
     } while (0)
 
-/* A run that must end with this status and one sentence with `word` in it, and nothing on stdout. */
+/* A run that must end with this status and one sentence with `word` in it, and nothing on
+ * stdout. */
 static void cli_refused(int status, int expected, const char *word) {
     const char *newline = strchr(cli_err, '\n');
     if (status != expected)
@@ -4075,7 +4081,8 @@ static long cli_step(const char *out) {
     return (long)cli_meta(name, "step");
 }
 
-/* How many tensors of two files differ in name, shape or any bit; -1 when a file is not readable. */
+/* How many tensors of two files differ in name, shape or any bit; -1 when a file is not
+ * readable. */
 static int cli_differences(const char *a, const char *b, const char **first) {
     static char name[128];
     char error[512];
@@ -4814,7 +4821,8 @@ TEST(a_signal_in_the_middle_of_training_saves_and_resume_gives_the_same_bits) {
     cli_end();
 }
 
-/* Rows of FOLDER/work/OUT/log.csv: as many columns as the header, steps that increase, the last one `last`. */
+/* Rows of FOLDER/work/OUT/log.csv: as many columns as the header, steps that increase, the last
+ * one `last`. */
 static int cli_log(const char *out, long last) {
     static const char head[] = "step,tokens,seconds,train_loss,val_loss,lr,";
     static char text[1 << 16];

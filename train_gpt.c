@@ -1,12 +1,13 @@
 /* train_gpt.c - trains a GPT by majority vote, samples from it, evaluates it. The program. MIT.
 
-   GPT-2 as in nanoGPT's model.py (learned positions, pre-LayerNorm, causal attention, GELU in its tanh
-   form, MLP of 4 C, head tied to the embedding), forward and backward by hand in fp32, trained by N
-   workers that each hold a shard of the data, a gradient, a momentum and a copy of the parameters,
-   and move together by the exchange of signmuon.c.
+   GPT-2 as in nanoGPT's model.py (learned positions, pre-LayerNorm, causal attention, GELU in its
+   tanh form, MLP of 4 C, head tied to the embedding), forward and backward by hand in fp32, trained
+   by N workers that each hold a shard of the data, a gradient, a momentum and a copy of the
+   parameters, and move together by the exchange of signmuon.c.
 
-   Read on in this order: flags, model, forward, backward, sampling, evaluation, checkpoints, training.
-   Shape letters: B sequences, T positions, C width, V vocabulary, L layers, NH heads, HS = C/NH. */
+   Read on in this order: flags, model, kernels, forward and backward, sampling, evaluation,
+   checkpoints, training. Shape letters: B sequences, T positions, C width, V vocabulary, L layers,
+   NH heads, HS = C/NH. */
 #include <limits.h>
 #include <math.h>
 #include <stdarg.h>
@@ -155,7 +156,7 @@ static const Flag flags[] = {
     {RULE, "method", FLAG_CHOICE, AT(method), KEEP_FIXED, "signmuon", 0, 0, choice_method, "NAME",
      "rule of the hidden matrices; --list methods explains"},
     {RULE, "aux", FLAG_CHOICE, AT(aux), KEEP_FIXED, "auto", 0, 0, choice_aux, "RULE",
-     "rule of all other tensors: adamw (fp32), sign (one bit), same (as --method, without its maps)"},
+     "rule of all other tensors: adamw (fp32), sign (1 bit), same (--method without its maps)"},
     {RULE, "lr", FLAG_REAL, AT(lr), KEEP, "auto", 0, 1e6, NULL, "RATE",
      "peak rate of the hidden matrices"},
     {RULE, "aux-lr", FLAG_REAL, AT(aux_lr), KEEP, "auto", 0, 1e6, NULL, "RATE",
@@ -836,7 +837,7 @@ static void gpt_free(Gpt *g) {
 }
 
 /* ------------------------------------------------------------------------------------------------
- * kernels: each thread takes its slice of rows (or columns); no result depends on how many there are */
+ * kernels: each thread takes its slice of rows or columns; no result depends on their number */
 
 static void slice(size_t n, int ith, int nth, size_t *lo, size_t *hi) {
     *lo = n * (size_t)ith / (size_t)nth;
@@ -1087,8 +1088,8 @@ static void attention_forward(const Head *h, float *out) {
     }
 }
 
-/* dq, dk, dv (T, HS), leading dimension 3C, from dout and out (leading dimension C). The last block of
- * queries sees all keys, so it goes first and the others add to what it wrote. */
+/* dq, dk, dv (T, HS), leading dimension 3C, from dout and out (leading dimension C). The last block
+ * of queries sees all keys, so it goes first and the others add to what it wrote. */
 static void attention_backward(const Head *h, float *dq, float *dk, float *dv, const float *dout) {
     const Gemm *G = h->g->gemm;
     size_t C = h->C, HS = h->HS, blocks = (h->T + ATTENTION_ROWS - 1) / ATTENTION_ROWS;
@@ -1099,7 +1100,7 @@ static void attention_backward(const Head *h, float *dq, float *dk, float *dv, c
         int add = block + 1 < blocks;
         attention_scores(h, i0, rows, cols, 1);
         gemm_nt(G, h->dp, cols, dout + i0 * C, C, h->v, 3 * C, rows, cols, HS, 0, h->gemm, 0, 1);
-        if (h->key) { /* dv wants the dropped probabilities, ds the kept ones: dv first, then again */
+        if (h->key) { /* dv wants the dropped probabilities, ds the kept ones: made twice */
             for (size_t i = 0; i < rows; i++)
                 drop(h->p + i * cols, cols, &h->d, h->key, (i0 + i) * h->T);
             gemm_tn(G, dv, 3 * C, h->p, cols, dout + i0 * C, C, cols, HS, rows, add, h->gemm, 0, 1);
@@ -1530,7 +1531,7 @@ static double schedule(const Options *o, long step) {
 }
 
 /* ------------------------------------------------------------------------------------------------
- * evaluation: the whole split in consecutive windows, each worker its share, summed in window order */
+ * evaluation: the whole split in consecutive windows, shared out, summed in window order */
 
 /* Mean loss into *loss; returns 0 when a signal cut it short. */
 static int evaluate(Worker *w, double *loss) {
