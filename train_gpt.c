@@ -2271,6 +2271,7 @@ static void open_data(Run *run) {
     const char *stored = run->checkpoint.map ? st_meta(&run->checkpoint, "vocabulary") : NULL;
     if (data_open(&run->data, o->data, stored ? stored : o->vocab, error, sizeof error))
         die(EXIT_FAILED, "%s", error);
+    assert(o->data && o->val_data); /* texts are never NULL */
     if (*o->val_data && data_open_val(&run->data, o->val_data, error, sizeof error))
         die(EXIT_FAILED, "%s", error);
     if (data_check_context(&run->data, (size_t)o->context, (size_t)o->workers, error, sizeof error))

@@ -351,7 +351,7 @@ static uint32_t play_draw(PlayText *t, uint32_t total) {
 }
 
 static void play_append(PlayText *t, const char *s, size_t n) {
-    if (t->length + n > t->room) {
+    if (!t->bytes || t->length + n > t->room) {
         t->room = 2 * (t->length + n);
         t->bytes = realloc(t->bytes, t->room);
         if (!t->bytes) play_die("text", "out of memory");
