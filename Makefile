@@ -59,7 +59,7 @@ check-gcc check-clang: ## -Werror
 
 check-asan: ## AddressSanitizer and UndefinedBehaviorSanitizer
 	$(variant)
-	$(MAKE) -s -C build/$@ CC=clang OPT=-O1 EXTRA='-Werror -g -fsanitize=address,undefined -fno-sanitize-recover=all' test
+	$(MAKE) -s -C build/$@ CC=gcc OPT=-O1 EXTRA='-g -fsanitize=address,undefined -fno-sanitize-recover=all' test
 
 check-tsan: ## ThreadSanitizer, on trainings by threads and by processes
 	$(variant)

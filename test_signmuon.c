@@ -4804,7 +4804,7 @@ TEST(a_signal_in_the_middle_of_training_saves_and_resume_gives_the_same_bits) {
                            "--context 16 --overwrite "
                            "--steps 60 --save-every 0 --eval-every 20 --out a%d %s --backend %s",
                            k, line, backend[k % 2]);
-        char out[8];
+        char out[16];
         snprintf(out, sizeof out, "a%d", k);
         cli_follow("step 20/60");
         kill(s->group ? -pid : pid, s->signal);
