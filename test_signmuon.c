@@ -1974,6 +1974,35 @@ TEST(initial_parameters_are_those_of_nanogpt_in_distribution) {
     model_close(&g);
 }
 
+static int worker_with_a_replica(Comm *c, void *arg) {
+    float params[4] = {1, 2, 3, 4};
+    Worker w = {.c = c, .step = 7, .g = {.params = params, .parameters = 4}};
+    if (c->rank == *(int *)arg) params[2] = 5;
+    check_replicas(&w);
+    return 0;
+}
+
+TEST(a_replica_that_differs_ends_the_run_and_is_named) {
+    CommOptions o = {.backend = comm_backend("processes"), .workers = 3, .threads = 1};
+    for (int odd = -1; odd < 3; odd++) { /* -1: none differs */
+        char error[256] = "", said[1024] = "", want[64];
+        FILE *f = tmpfile();
+        int keep = dup(2);
+        if (!f || keep < 0) abort();
+        fflush(stderr);
+        dup2(fileno(f), 2);
+        int status = comm_run(&o, worker_with_a_replica, &odd, error, sizeof error);
+        dup2(keep, 2);
+        close(keep);
+        rewind(f);
+        size_t n = fread(said, 1, sizeof said - 1, f);
+        fclose(f);
+        snprintf(want, sizeof want, "parameters of worker %d differ", odd);
+        CHECK_EQ(status, odd >= 0);
+        if (odd < 0 ? n > 0 : !strstr(said, want)) FAIL("worker %d: it says '%s'", odd, said);
+    }
+}
+
 TEST(schedules_start_and_end_where_they_should) {
     Options o = {
         .schedule = "cosine", .steps = 2000, .warmup = 100, .final_lr = 0.1, .cooldown = 0.2};

@@ -2028,8 +2028,7 @@ static void check_replicas(Worker *w) {
     if (w->c->rank == 0)
         die(EXIT_FAILED,
             "the parameters of worker %d differ from the others' after step %ld: its memory or its "
-            "processor is at fault; "
-            "go on from the last checkpoint with --resume",
+            "processor is at fault; go on from the last checkpoint with --resume",
             odd, w->step);
     pause();
 }
@@ -2095,8 +2094,7 @@ static int train_step(Worker *w) {
     int logged = due(w->step, o->log_every) || validate;
     if (logged) gather_statistics(w);
     int complete = !validate || evaluate_now(w);
-    if (logged && complete &&
-        w->c->rank == 0) { /* resuming writes the row of an interrupted evaluation */
+    if (logged && complete && w->c->rank == 0) { /* else resuming will write the row */
         log_row(w, loss, validate ? w->val : NAN, sqrt(square));
         size_t column = (size_t)((double)(w->step - 1) / (double)o->steps * SPARK);
         w->curve[column] += loss;
