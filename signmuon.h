@@ -141,8 +141,9 @@ typedef struct SmMethod {
     const char *aux;        /* default rule of the tensors that are not hidden matrices */
     double momentum;        /* default mu; Lion: beta2 */
     int nesterov;
-    double decay;  /* default decoupled weight decay */
-    double warmup; /* default fraction of the steps over which the rate rises */
+    double decay; /* default decoupled weight decay */
+    int warmup;   /* default steps over which the rate rises (at most half of all steps) */
+    double clip;  /* default longest gradient of a worker; 0 does not clip */
     const char *doc;
 } SmMethod;
 
@@ -699,27 +700,27 @@ static inline const SmMethod *sm_method_row(size_t i) {
     // clang-format off
     static const SmMethod table[] = {
         /* name, estimate, worker map, message, server map, reply, update,
-               gain, lr, aux, mu, nesterov, decay, warmup, doc */
+               gain, lr, aux, mu, nesterov, decay, warmup, clip, doc */
         {"sgd", SM_MOMENTUM, "none", SM_DENSE, "none", SM_DENSE, SM_STEP,
-         "none", 6.0, "same", 0.9, 0, 0, 0.05, "mean of the gradients, with momentum"},
+         "none", 3.0, "same", 0.9, 0, 0, 100, 1, "mean of the gradients, with momentum"},
         {"adamw", SM_GRADIENT, "none", SM_DENSE, "none", SM_DENSE, SM_ADAMW,
-         "none", 4e-3, "same", 0, 0, 0.1, 0.05, "mean of the gradients, AdamW"},
+         "none", 4e-3, "same", 0, 0, 0.1, 100, 0, "mean of the gradients, AdamW"},
         {"signsgd", SM_GRADIENT, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,
-         "none", 1e-3, "same", 0, 0, 0, 0.05, "vote of sign(G)"},
+         "none", 1e-3, "same", 0, 0, 0, 100, 0, "vote of sign(G)"},
         {"signum", SM_MOMENTUM, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,
-         "none", 5e-4, "same", 0.95, 1, 0, 0, "vote of sign(M)"},
+         "none", 5e-4, "same", 0.95, 1, 0, 0, 0, "vote of sign(M)"},
         {"lion", SM_LION, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,
-         "none", 6e-4, "same", 0.99, 0, 0.1, 0, "vote of Lion's sign(beta1 M + (1-beta1) G)"},
+         "none", 6e-4, "same", 0.99, 0, 0.1, 0, 0, "vote of Lion's sign(beta1 M + (1-beta1) G)"},
         {"muon", SM_MOMENTUM, "none", SM_DENSE, "spectral", SM_DENSE, SM_STEP,
-         "rms", 5e-3, "adamw", 0.95, 1, 0, 0, "polar(mean M)"},
+         "rms", 5e-3, "adamw", 0.95, 1, 0, 0, 0, "polar(mean M)"},
         {"muon-avgpolar", SM_MOMENTUM, "spectral", SM_DENSE, "none", SM_DENSE, SM_STEP,
-         "rms", 5e-3, "adamw", 0.95, 1, 0, 0, "mean of polar(M)"},
+         "rms", 5e-3, "adamw", 0.95, 1, 0, 0, 0, "mean of polar(M)"},
         {"signmuon", SM_MOMENTUM, "spectral", SM_SIGN, "none", SM_SIGN, SM_STEP,
-         "none", 1e-3, "adamw", 0.95, 1, 0, 0, "vote of sign(polar(M))"},
+         "none", 1e-3, "adamw", 0.95, 1, 0, 0, 0, "vote of sign(polar(M))"},
         {"muonusign", SM_MOMENTUM, "none", SM_SIGN, "spectral", SM_DENSE, SM_STEP,
-         "rms", 5e-3, "adamw", 0.95, 1, 0, 0, "polar(vote of sign(M))"},
+         "rms", 5e-3, "adamw", 0.95, 1, 0, 0, 0, "polar(vote of sign(M))"},
         {"muonsign", SM_MOMENTUM, "none", SM_SIGN, "spectral", SM_SIGN, SM_STEP,
-         "none", 1e-3, "adamw", 0.95, 1, 0, 0, "sign(polar(vote of sign(M)))"},
+         "none", 1e-3, "adamw", 0.95, 1, 0, 0, 0, "sign(polar(vote of sign(M)))"},
     };
     // clang-format on
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;

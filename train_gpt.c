@@ -164,7 +164,7 @@ static const Flag flags[] = {
     {RULE, "schedule", FLAG_CHOICE, AT(schedule), KEEP, "linear", 0, 0, choice_schedule, "NAME",
      "shape of the rate over the steps"},
     {RULE, "warmup", FLAG_WHOLE, AT(warmup), KEEP, "auto", 0, HUGE_COUNT, NULL, "STEPS",
-     "linear rise before it; 5 % of the steps or none"},
+     "linear rise before it; 100 or none"},
     {RULE, "cooldown", FLAG_REAL, AT(cooldown), KEEP, "0.2", 0, 1, NULL, "FRACTION",
      "part of a wsd schedule spent falling"},
     {RULE, "final-lr", FLAG_REAL, AT(final_lr), KEEP, "0", 0, 1, NULL, "FRACTION",
@@ -183,7 +183,7 @@ static const Flag flags[] = {
      "of matrices and embeddings, decoupled"},
     {RULE, "coupled-decay", FLAG_SWITCH, AT(coupled_decay), KEEP, "off", 0, 0, NULL, NULL,
      "add WD * W to the gradient instead (arXiv 2605.16311)"},
-    {RULE, "clip", FLAG_REAL, AT(clip), KEEP, "0", 0, 1e9, NULL, "NORM",
+    {RULE, "clip", FLAG_REAL, AT(clip), KEEP, "auto", 0, 1e9, NULL, "NORM",
      "longest gradient of a worker; 0 does not clip"},
     {RULE, "ns", FLAG_CHOICE, AT(ns), KEEP, "jordan5", 0, 0, choice_ns, "NAME",
      "Newton-Schulz polynomials of the polar factor"},
@@ -542,8 +542,9 @@ static SmConfig resolve_method(Options *o) {
     if (isnan(o->momentum))
         o->momentum = m->momentum > 0 || strcmp(o->aux, "sign") ? m->momentum : 0.95;
     if (isnan(o->weight_decay)) o->weight_decay = m->decay;
+    if (isnan(o->clip)) o->clip = m->clip;
     if (o->nesterov < 0) o->nesterov = m->nesterov;
-    if (o->warmup < 0) o->warmup = (long)(m->warmup * (double)o->steps);
+    if (o->warmup < 0) o->warmup = o->steps / 2 < m->warmup ? o->steps / 2 : m->warmup;
     c.aux = strcmp(o->aux, "same") == 0
                 ? m
                 : sm_method(strcmp(o->aux, "sign") == 0 ? "signum" : "adamw");

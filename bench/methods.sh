@@ -1,7 +1,8 @@
 #!/bin/sh
 # Trains every method at its defaults on one recipe and prints the README's table; about two minutes a row on
 # two cores. Call it from the root of the repository: sh bench/methods.sh TEXT [WORKERS [STEPS]] > docs/METHODS.md
-# Losses are of the whole validation split; ms is the median over the intervals between log rows without an evaluation.
+# Milliseconds come from a run of 100 steps of their own: the median over the intervals between log rows without an
+# evaluation.
 text=$1 workers=${2:-3} steps=${3:-2000} out=${TMPDIR:-/tmp}/signmuon-methods.$$
 [ -r "$text" ] || { echo "usage: sh bench/methods.sh TEXT [WORKERS [STEPS]]" >&2; exit 2; }
 trap 'rm -rf "$out"' EXIT
@@ -9,16 +10,27 @@ trap 'rm -rf "$out"' EXIT
 # name, then the flags
 runs() {
     ./train_gpt --list methods | awk 'NR > 1 { print $1, "--method", $1 }'
-    echo "signmuon, all at one bit --method signmuon --aux sign" | sed 's/, all at one bit/+sign/'
+    echo "signmuon+sign --method signmuon --aux sign"
     echo "signmuon+polar --method signmuon --polar-after-vote"
     echo "adamw-nanogpt --method adamw --lr 1e-3 --schedule cosine --final-lr 0.1 --warmup 100 --beta2 0.99 --weight-decay 0.1 --clip 1"
 }
 
-echo "| method | flags | validation loss | bits sent per parameter and step | ms per step |"
-echo "| --- | --- | --- | --- | --- |"
+cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -n 1)
+cat <<EOF
+# Every method at its defaults
+
+$workers workers sharing a batch of 12 sequences, nanoGPT's CPU recipe (4 layers, width 128, context 64), $steps steps, the
+whole validation split in nats per token, one seed: differences of 0.01 mean little. Bits: what the largest sender sent,
+everything that a training step sends included. Milliseconds: the workers share $(nproc) cores of: ${cpu:-unknown}.
+Written by \`make table\`.
+
+| method | flags | validation loss | bits sent per parameter and step | ms per step |
+| --- | --- | --- | --- | --- |
+EOF
+parameters=$(./train_gpt --data "$text" --dry-run | sed -n 's/.*: \([0-9]*\) parameters/\1/p')
 runs | while read -r name flags; do
-    last=$(./train_gpt --data "$text" --out "$out/$name" --workers "$workers" --steps "$steps" --quiet --save-every 0 $flags) || exit 1
-    parameters=$(./train_gpt --data "$text" --dry-run | sed -n 's/.*: \([0-9]*\) parameters/\1/p')
+    run="./train_gpt --data $text --out $out/$name --workers $workers --quiet --overwrite --save-every 0 $flags"
+    last=$($run --steps "$steps") && $run --steps 100 >/dev/null || exit 1
     ms=$(awk -F, 'NR > 2 && $4 != "" && seen && !evaluated { print 1000 * ($3 - seconds) / ($1 - step) }
                   NR > 1 { seen = 1; step = $1; seconds = $3; evaluated = $5 != "" }' "$out/$name/log.csv" |
          sort -n | awk '{ v[NR] = $1 } END { printf "%.1f", v[int((NR + 1) / 2)] }')
