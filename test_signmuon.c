@@ -3783,12 +3783,12 @@ static int cli_held = -1; /* read end of a stderr that waits for its reader */
 /* ------------------------------------------------------------------------------------------------
  * files */
 
-/* FOLDER/work/..., where the program runs; four may be held at once */
+/* FOLDER/here/..., where the program runs; four may be held at once */
 __attribute__((format(printf, 1, 2))) static const char *cli_path(const char *format, ...) {
     static char path[4][4096];
     static int turn;
     turn = (turn + 1) % 4;
-    size_t n = (size_t)snprintf(path[turn], sizeof path[turn], "%s/work/", cli_folder);
+    size_t n = (size_t)snprintf(path[turn], sizeof path[turn], "%s/here/", cli_folder);
     va_list list;
     va_start(list, format);
     vsnprintf(path[turn] + n, sizeof path[turn] - n, format, list);
@@ -3841,7 +3841,7 @@ static void cli_remove(const char *path) {
     if (nftw(path, cli_remove_one, 16, FTW_DEPTH | FTW_PHYS)) FAIL("cannot remove %s", path);
 }
 
-/* FOLDER/work with text.txt (20 kB) and long.txt (30 kB), in TMPDIR, or on a memory disk, since every
+/* FOLDER/here with text.txt (20 kB) and long.txt (30 kB), in TMPDIR, or on a memory disk, since every
  * checkpoint is synced, or in /tmp */
 static void cli_begin(void) {
     const char *program = getenv("TRAIN_GPT"), *place = getenv("TMPDIR");
@@ -3859,7 +3859,7 @@ static void cli_end(void) {
     *cli_folder = 0;
 }
 
-/* A hash of every name, kind, inode, size, time of change and byte below FOLDER/work. */
+/* A hash of every name, kind, inode, size, time of change and byte below FOLDER/here. */
 static uint64_t cli_seen;
 static int cli_see(const char *path, const struct stat *s, int type, struct FTW *where) {
     static char bytes[1 << 20];
@@ -4056,7 +4056,7 @@ static void cli_refused(int status, int expected, const char *word) {
 }
 #define CLI_REFUSED(expected, word, ...) cli_refused(cli(__VA_ARGS__), expected, word)
 
-/* Waits until FOLDER/work/NAME exists and holds `text`, while pid runs. */
+/* Waits until FOLDER/here/NAME exists and holds `text`, while pid runs. */
 static void cli_await(pid_t pid, const char *name, const char *text) {
     static char bytes[1 << 16];
     double deadline = cli_clock() + CLI_PATIENCE;
@@ -4091,7 +4091,7 @@ static CliClosing cli_closing(void) {
     return c;
 }
 
-/* A number from the metadata of FOLDER/work/NAME; NaN when there is none. */
+/* A number from the metadata of FOLDER/here/NAME; NaN when there is none. */
 static double cli_meta(const char *name, const char *key) {
     char error[512];
     StFile f;
@@ -4547,7 +4547,7 @@ TEST(a_checkpoint_is_only_replaced_when_overwrite_says_so) {
     cli_end();
 }
 
-/* Flips one bit of FOLDER/work/NAME, or flips it back. */
+/* Flips one bit of FOLDER/here/NAME, or flips it back. */
 static void cli_flip(const char *name, long at) {
     FILE *file = fopen(cli_path("%s", name), "r+b");
     if (!file) {
@@ -4850,7 +4850,7 @@ TEST(a_signal_in_the_middle_of_training_saves_and_resume_gives_the_same_bits) {
     cli_end();
 }
 
-/* Rows of FOLDER/work/OUT/log.csv: as many columns as the header, steps that increase, the last
+/* Rows of FOLDER/here/OUT/log.csv: as many columns as the header, steps that increase, the last
  * one `last`. */
 static int cli_log(const char *out, long last) {
     static const char head[] = "step,tokens,seconds,train_loss,val_loss,lr,";
