@@ -2799,7 +2799,8 @@ static int sm_model_vote(const signed char *votes, size_t voters, size_t n, size
 TEST(a_tiny_singular_value_grows_by_the_product_of_the_slopes_and_the_safety_factor) {
     /* a / 1.01 of every triple but the last, and the input divided by 1.01 (arXiv 2505.16932) */
     double slope = 8.28721201814563 * 4.107059111542203 * 3.9486908534822946 * 3.3184196573706015 *
-                   2.300652019954817 * 1.891301407787398 * 1.8750014808534479 * 1.875 / pow(1.01, 8);
+                   2.300652019954817 * 1.891301407787398 * 1.8750014808534479 * 1.875 /
+                   pow(1.01, 8);
     float g[6] = {1, 0, 0, 0, 1e-6f, 0}, out[6], scratch[256];
     sm_polar(out, g, 2, 3, sm_newton_schulz("polar-express8"), scratch);
     CHECK_NEAR((double)out[4] / (1e-6 * slope), 1, 1e-3);
