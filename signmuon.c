@@ -126,8 +126,13 @@ static double gain_of(const SmConfig *c, const SmTensor *t, int sign) {
     return t->hidden ? c->gain->gain(t->rows, t->cols, sign) : 1;
 }
 
-/* Is what finally moves a block a vector of +-1? */
-static int moves_by_sign(const SmGroup *g) { return g->reply == SM_SIGN && !g->local_map; }
+/* Is what finally moves a block made of +-1: a vote, or the LMO of the sign norm? */
+static int moves_by_sign(const SmGroup *g) {
+    const SmNorm *last = g->local_map    ? g->local_map
+                         : g->server_map ? g->server_map
+                                         : g->worker_map;
+    return (g->reply == SM_SIGN && !g->local_map) || last == sm_norm("sign");
+}
 
 /* Move block b along a dense direction u. */
 static void move(SmOptimizer *o, SmGroup *g, SmBlock *b, const float *u) {
@@ -138,7 +143,7 @@ static void move(SmOptimizer *o, SmGroup *g, SmBlock *b, const float *u) {
         sm_adamw(w, b->first, b->second, u, n, o->step + 1, g->rate, c->beta1, c->beta2, c->epsilon,
                  keep);
     } else {
-        sm_step_dense(w, u, n, (float)(g->rate * gain_of(c, b->tensor, 0)), keep);
+        sm_step_dense(w, u, n, (float)(g->rate * gain_of(c, b->tensor, moves_by_sign(g))), keep);
     }
 }
 
@@ -626,8 +631,11 @@ int sm_optimizer_state(const SmOptimizer *o, size_t i, SmState *state) {
 double sm_optimizer_agreement(const SmOptimizer *o) { return o->agreement; }
 
 double sm_tensor_gain(const SmConfig *config, const SmTensor *tensor) {
-    SmGroup g = {.reply = tensor->hidden ? config->reply : config->aux->reply,
-                 .local_map = tensor->hidden ? sm_norm(config->local_map) : NULL};
+    if (!tensor->hidden) return gain_of(config, tensor, 0);
+    SmGroup g = {.reply = config->reply,
+                 .worker_map = sm_norm(config->worker_map),
+                 .server_map = sm_norm(config->server_map),
+                 .local_map = sm_norm(config->local_map)};
     return gain_of(config, tensor, moves_by_sign(&g));
 }
 

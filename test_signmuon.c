@@ -2003,6 +2003,26 @@ TEST(a_replica_that_differs_ends_the_run_and_is_named) {
     }
 }
 
+TEST(a_direction_of_signs_has_the_gain_of_signs_whichever_map_made_it) {
+    const SmTensor wide = {.name = "w", .rows = 6, .cols = 50, .blocks = 1, .hidden = 1};
+    const struct {
+        const char *flag, *value;
+        double gain;
+    } row[] = {{"--norm", "auto", 0.2 * sqrt(50)}, /* polar: 0.2 sqrt(max(m, n)) */
+               {"--norm", "sign", 0.2},            /* sign(mean M) */
+               {"--server-map", "sign", 0.2},
+               {"--server-map", "row", 0.2 * sqrt(50)}};
+    for (size_t i = 0; i < sizeof row / sizeof row[0]; i++) {
+        Options o;
+        int given[FLAG_COUNT];
+        char *argv[] = {(char *)"", (char *)"--method=muon", (char *)(uintptr_t)row[i].flag,
+                        (char *)(uintptr_t)row[i].value};
+        parse_flags(&o, 4, argv, given);
+        SmConfig c = resolve_method(&o);
+        CHECK_NEAR(sm_tensor_gain(&c, &wide), row[i].gain, 1e-12);
+    }
+}
+
 TEST(schedules_start_and_end_where_they_should) {
     Options o = {
         .schedule = "cosine", .steps = 2000, .warmup = 100, .final_lr = 0.1, .cooldown = 0.2};

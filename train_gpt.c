@@ -24,6 +24,11 @@
 enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_DIVERGED = 3 };
 enum { PATH_SIZE = 4096 };
 
+/* Another worker has said why the run ends, and ends it. */
+__attribute__((noreturn)) static void await_the_end(void) {
+    for (;;) pause();
+}
+
 /* A user's mistake, or the outside world's: one sentence on stderr, then the end. */
 __attribute__((format(printf, 2, 3))) __attribute__((noreturn)) static void
 die(int status, const char *format, ...) {
@@ -34,8 +39,7 @@ die(int status, const char *format, ...) {
     va_end(arguments);
     for (char *c = text; *c; c++)
         if ((unsigned char)*c < 32) *c = '?'; /* what a user typed never controls the terminal */
-    if (comm__signalled && atomic_exchange(&comm__signalled->spoken, 1))
-        for (;;) pause(); /* another worker has said why, and ends all of them */
+    if (comm__signalled && atomic_exchange(&comm__signalled->spoken, 1)) await_the_end();
     fprintf(stderr, "%strain_gpt: %s\n", isatty(2) && comm__signalled ? "\r\033[K" : "", text);
     exit(status);
 }
@@ -1570,9 +1574,8 @@ static int evaluate(Worker *w, double *loss) {
 }
 
 /* ------------------------------------------------------------------------------------------------
- * checkpoints: OUT/last and OUT/best are links, swapped by rename, to one of two folders each, so
- * that
- * a complete checkpoint stands there at every instant */
+ * checkpoints: OUT/last and OUT/best are links, swapped by rename, to one of two folders each: a
+ * complete checkpoint stands there at every instant */
 
 __attribute__((format(printf, 2, 3))) static void path_of(char *out, const char *format, ...) {
     va_list arguments;
@@ -1637,6 +1640,17 @@ static int write_model(const Worker *w, const char *folder, char *error, size_t 
     return failed;
 }
 
+enum { COUNTERS = 9 };
+
+/* The i-th payload counter of training that a checkpoint keeps, and its key. */
+static uint64_t *counter(Comm *c, size_t i, char *key, size_t size) {
+    static const char *const what[] = {"sent", "received", "messages"};
+    static const char *const kind[] = {"matrices", "auxiliary", "control"}; /* as CommKind */
+    uint64_t *count[] = {c->sent, c->received, c->messages};
+    snprintf(key, size, "%s_%s", what[i % 3], kind[i / 3]);
+    return &count[i % 3][i / 3];
+}
+
 /* folder/worker-R.safetensors: this worker's momenta; worker 0 adds what all share. */
 static int write_state(const Worker *w, const char *folder, char *error, size_t size) {
     size_t n = 0, room = 3 * w->g.tensors;
@@ -1653,15 +1667,10 @@ static int write_state(const Worker *w, const char *folder, char *error, size_t 
     meta_whole(m, "step", (uint64_t)w->step);
     meta_whole(m, "rank", (uint64_t)w->c->rank);
     meta_real(m, "seconds", elapsed(w));
-    static const char *const kinds[] = {"matrices", "auxiliary", "control"};
-    char key[9][32];
-    for (size_t k = 0; k < 3; k++) {
-        const uint64_t *count[3] = {w->c->sent, w->c->received, w->c->messages};
-        static const char *const what[3] = {"sent", "received", "messages"};
-        for (size_t i = 0; i < 3; i++) {
-            snprintf(key[3 * k + i], sizeof key[0], "%s_%s", what[i], kinds[k]);
-            meta_whole(m, key[3 * k + i], count[i][k]);
-        }
+    char key[COUNTERS][32];
+    for (size_t i = 0; i < COUNTERS; i++) {
+        uint64_t value = *counter(w->c, i, key[i], sizeof key[i]);
+        meta_whole(m, key[i], value);
     }
     path_of(path, "%s/worker-%d.safetensors", folder, w->c->rank);
     int failed = st_write(path, t, n, m->pair, m->n, error, size);
@@ -1709,7 +1718,7 @@ static void save(Worker *w, const char *name, int with_state) {
     if (!failed && w->c->rank == 0) failed = publish(o->out, name, slot, error, sizeof error) != 0;
     comm_broadcast(w->c, &failed, sizeof failed, 0, COMM_OTHER);
     if (failed && *error) die(EXIT_FAILED, "%s; the checkpoint before it is untouched", error);
-    if (failed) pause(); /* another worker speaks and ends the program */
+    if (failed) await_the_end();
 }
 
 /* A number that the checkpoint's metadata must hold. */
@@ -1766,14 +1775,9 @@ static void read_state(Worker *w) {
     w->val = meta_number(&w->run->checkpoint, "val_loss");
     w->best = meta_number(&w->run->checkpoint, "best_val_loss");
     w->seconds = meta_number(&mine, "seconds");
-    for (size_t k = 0; k < 3; k++) {
-        static const char *const kinds[] = {"matrices", "auxiliary", "control"};
-        uint64_t *count[3] = {w->c->sent, w->c->received, w->c->messages};
-        static const char *const what[3] = {"sent", "received", "messages"};
-        for (size_t i = 0; i < 3; i++) {
-            snprintf(name, sizeof name, "%s_%s", what[i], kinds[k]);
-            count[i][k] = (uint64_t)meta_number(&mine, name);
-        }
+    for (size_t i = 0; i < COUNTERS; i++) {
+        uint64_t *count = counter(w->c, i, name, sizeof name);
+        *count = (uint64_t)meta_number(&mine, name);
     }
     st_close(&mine);
     st_close(&shared);
@@ -2031,7 +2035,7 @@ static void check_replicas(Worker *w) {
             "the parameters of worker %d differ from the others' after step %ld: its memory or its "
             "processor is at fault; go on from the last checkpoint with --resume",
             odd, w->step);
-    pause();
+    await_the_end();
 }
 
 /* Validate now, keep the best; returns 0 when a signal cut it short. */
