@@ -180,7 +180,7 @@ static inline double sm_sum_squares(const float *x, size_t n) {
     size_t i = 0;
     for (; i + 8 <= n; i += 8)
         for (size_t j = 0; j < 8; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
-    for (size_t j = 0; i < n; i++, j++) lane[j] += (double)x[i] * (double)x[i];
+    for (size_t j = 0; j < 8 && i < n; i++, j++) lane[j] += (double)x[i] * (double)x[i];
     return ((lane[0] + lane[1]) + (lane[2] + lane[3])) +
            ((lane[4] + lane[5]) + (lane[6] + lane[7]));
 }
