@@ -6,7 +6,7 @@ CC = gcc
 NATIVE = 1
 OPT = -O3
 WARN = -Wall -Wextra -Wpedantic -Wshadow -Wconversion
-CFLAGS = -std=c11 -D_GNU_SOURCE $(OPT) $(if $(filter 1,$(NATIVE)),-march=native) -fopenmp-simd -ffp-contract=off -pthread $(WARN) $(EXTRA)
+CFLAGS = -std=c11 -D_GNU_SOURCE $(OPT) $(if $(filter 1,$(NATIVE)),-march=native) -fopenmp-simd -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread $(WARN) $(EXTRA)
 LDLIBS = -lm
 HEADERS = signmuon.h comm.h gemm.h dataloader.h safetensors.h
 PREFIX = /usr/local

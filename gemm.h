@@ -1,7 +1,8 @@
-/* gemm.h - matrix products of fp32 for one core or a team of threads. Header-only C11, MIT.
+/* gemm.h - matrix products in fp32 or bf16, for one core or a team of threads. Header-only C11, MIT.
 
      nn   C(m,n) = A(m,k) B(k,n)        nt   C = A B^T, B is (n,k)        tn   C = A^T B, A is (k,m)
-     or C += the same. Row-major with leading dimensions. No dependency beyond libc.
+     or C += the same. Row-major with leading dimensions. No dependency beyond libc. C is fp32; A and
+     B are fp32 or bf16 in memory, or B was packed before, once for many products.
 
    METHOD    Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication": five
      loops around one micro-kernel that keeps an mr x nr tile of C in registers. One micro-kernel
@@ -14,7 +15,7 @@
      #include "gemm.h"
      #include <stdio.h>
      int main(void) {
-         const Gemm *g = gemm_default();
+         const Gemm *g = gemm_default(GEMM_F32);
          float *scratch = malloc(gemm_scratch() * sizeof *scratch);
          float a[2 * 3] = {1, 2, 3, 4, 5, 6};
          float b[3 * 2] = {1, 0, 0, 1, 1, 1};
@@ -31,12 +32,17 @@
      Nothing is shared between the calls but read-only operands; there are no globals.
 
    API
-     gemm_select(name)   the row "avx512", "avx2" or "portable"; NULL or "": the best one here
-     gemm_default()      the row named by the environment's GEMM_ISA, the best one when it is unset
-     gemm_scratch()      floats of scratch that one thread needs, for every shape and row
+     gemm_select(name, dtype)  the row of an instruction set; NULL or "": the best one here
+     gemm_default(dtype)       the row named by the environment's GEMM_ISA, the best when it is unset
+     gemm_scratch()            floats of scratch that one thread needs, for every shape and row
      gemm_nn, gemm_nt, gemm_tn(g, c, ldc, a, lda, b, ldb, m, n, k, accumulate, scratch, ith, nth)
+     gemm_multiply(...)        the same of two operands that say how they lie in memory:
+     gemm_f32, gemm_bf16, gemm_packed(x, ...)   operands
+     gemm_pack(g, out, b, n, k, ith, nth)       B as the kernel reads it, gemm_packed_floats(g, n, k)
+     gemm_pack_depth(g, side, out, all, x, lanes, from, k)   a slice of the depth of A or B
      gemm_symmetric(g, c, ldc, a, lda, b, ldb, m, k, scratch)   C = A B^T, half of it mirrored
-     gemm_naive(...)     the three-loop oracle, any strides, sums in double
+     gemm_to_bf16, gemm_from_bf16               rounding to nearest even, and back
+     gemm_naive(...)           the three-loop oracle, any strides, sums in double
 
    KNOBS    GEMM_KC, GEMM_MC, GEMM_NC, the block sizes, defined before the include.
 
@@ -44,7 +50,11 @@
      a block it is one chain of fused multiply-adds in order of k (in the portable row: of multiply
      and add, fused or not as the compiler pleases). So its bits depend on the table row, GEMM_KC,
      its own row of A and its own column of B, and not on nth, m, n, leading dimensions, or which
-     of nn, nt, tn made it. NaN and Inf propagate, from within the operands only. */
+     of nn, nt, tn made it. NaN and Inf propagate, from within the operands only.
+       A bf16 row rounds both operands to bf16 (to nearest even) and sums in fp32, in each pair
+     (2i, 2i+1) of k first the odd product and then the even one, which is the order of the
+     instruction vdpbf16ps. A product of two bf16 is exact in fp32, so a row without that
+     instruction gives its bits from fp32 FMAs; only denormals can differ, which vdpbf16ps flushes. */
 #ifndef GEMM_H
 #define GEMM_H
 
@@ -56,6 +66,9 @@
 #if defined(__x86_64__) || defined(__i386__)
 #define GEMM__X86 1
 #include <immintrin.h>
+#endif
+#ifdef __ARM_NEON
+#include <arm_neon.h>
 #endif
 
 /* C is made in blocks of GEMM_MC x GEMM_NC from blocks of A, GEMM_MC x GEMM_KC, and of B, GEMM_KC
@@ -81,22 +94,53 @@ enum { GEMM_MR_MAX = 16, GEMM_NR_MAX = 32 }; /* no row has a larger tile */
 typedef void GemmKernel(size_t k, const float *a, size_t a_row, size_t a_col, const float *b,
                         size_t b_row, float *c, size_t ldc, int accumulate);
 
+/* What one 32-bit word of a panel is: an fp32, an fp32 rounded to bf16 (each pair along k swapped),
+ * or two bf16 that are neighbours along k. */
+typedef enum GemmWord { GEMM_FLOATS, GEMM_ROUNDED, GEMM_PAIRS } GemmWord;
+typedef enum GemmDtype { GEMM_F32, GEMM_BF16 } GemmDtype;
+
 /* one instruction set; the rows are in gemm_select */
 typedef struct Gemm {
     const char *name;
-    int (*supported)(void); /* does this CPU have it? */
+    int (*supported)(void); /* 2: this CPU has it; 1: it may, though it does not say so; 0: no */
     size_t mr, nr;          /* shape of the micro-kernel's tile; at most GEMM_MR_MAX, GEMM_NR_MAX */
     GemmKernel *kernel;
+    GemmWord word;
 } Gemm;
 
-/* the row for an instruction set; cheap, but meant to be called once
- * name     "avx512", "avx2" or "portable"; NULL or "" for the best that this CPU supports
+/* the row for an instruction set and the type that operands are rounded to; cheap, but meant to be
+ * called once
+ * name     "avx512bf16", "avx512", "avx2", "neon" or "portable"; NULL or "" for the best that this
+ *          CPU says it has. A hypervisor may hide AVX512_BF16: the name is believed on any AVX-512.
  * error    NULL when the name is unknown or this CPU does not support it
  */
-static inline const Gemm *gemm_select(const char *name);
+static inline const Gemm *gemm_select(const char *name, GemmDtype dtype);
 
 /* gemm_select of the environment variable GEMM_ISA; NULL as above, for the caller to report */
-static inline const Gemm *gemm_default(void);
+static inline const Gemm *gemm_default(GemmDtype dtype);
+
+/* An operand: lanes run along the tile (rows of A, columns of B), depth along k. Element (l, p) is at
+ * x[l * lane + p * depth], counted in elements; one of the two strides is 1. */
+typedef enum GemmForm { GEMM_IS_F32, GEMM_IS_BF16, GEMM_IS_PACKED } GemmForm;
+typedef struct GemmOperand {
+    const void *x;
+    size_t lane, depth;
+    GemmForm form;
+} GemmOperand;
+
+/* Which operand: the two are cut into panels of different width. */
+typedef enum GemmSide { GEMM_A, GEMM_B } GemmSide;
+
+static inline GemmOperand gemm_f32(const float *x, size_t lane, size_t depth) {
+    return (GemmOperand){x, lane, depth, GEMM_IS_F32};
+}
+static inline GemmOperand gemm_bf16(const uint16_t *x, size_t lane, size_t depth) {
+    return (GemmOperand){x, lane, depth, GEMM_IS_BF16};
+}
+/* k is the depth it was packed with, at least the product's */
+static inline GemmOperand gemm_packed(const float *panels, size_t k) {
+    return (GemmOperand){panels, 0, k, GEMM_IS_PACKED};
+}
 
 /* floats of scratch for one thread: a constant that serves every shape and every row */
 static inline size_t gemm_scratch(void);
@@ -123,9 +167,41 @@ static inline void gemm_tn(const Gemm *g, float *c, size_t ldc, const float *a, 
                            const float *b, size_t ldb, size_t m, size_t n, size_t k, int accumulate,
                            float *scratch, int ith, int nth);
 
+/* C(m,n) = A(m,k) B(k,n), or +=, of operands in any form. The bits are those of the same operands in
+ * fp32 memory; the rest as gemm_nn. */
+static inline void gemm_multiply(const Gemm *g, float *c, size_t ldc, GemmOperand a, GemmOperand b,
+                                 size_t m, size_t n, size_t k, int accumulate, float *scratch,
+                                 int ith, int nth);
+
+/* Packed for this row: floats that `lanes` lanes of A or B take, `width` of them side by side. */
+static inline size_t gemm_packed_floats(const Gemm *g, GemmSide side, size_t lanes, size_t k);
+
+/* out <- B(k,n) in panels, for gemm_packed and products of this row; the thread's share of them, so
+ * a barrier follows */
+static inline void gemm_pack(const Gemm *g, float *out, GemmOperand b, size_t n, size_t k, int ith,
+                             int nth);
+
+/* The elements [from, from + k) of the depth of an operand that is `all` deep, into its place in
+ * out; x begins at `from`, which is even. Different slices may be packed at the same time. */
+static inline void gemm_pack_depth(const Gemm *g, GemmSide side, float *out, size_t all,
+                                   GemmOperand x, size_t lanes, size_t from, size_t k);
+
+/* bf16 is the upper half of fp32; rounded to nearest even, NaN stay NaN */
+static inline uint16_t gemm_to_bf16(float x) {
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return x != x ? 0x7fc0 : (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+static inline float gemm_from_bf16(uint16_t x) {
+    uint32_t u = (uint32_t)x << 16;
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
 /* C(m,m) = A(m,k) B(m,k)^T where the caller knows that C is symmetric, as when B is A: about half
  * the tiles are computed, the others mirrored; the same bits as gemm_nt on and above the diagonal;
- * lda, ldb >= k, ldc >= m, k > 0; one thread; the rest as gemm_nn */
+ * lda, ldb >= k, ldc >= m, k > 0; one thread, an fp32 row; the rest as gemm_nn */
 static inline void gemm_symmetric(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
                                   const float *b, size_t ldb, size_t m, size_t k, float *scratch);
 
@@ -148,7 +224,7 @@ static inline void gemm_naive(float *c, size_t ldc, const float *a, size_t a_row
 /* ------------------------------------------------------------------------------------------------
  * private from here: micro-kernels, one per instruction set */
 
-static inline int gemm__always(void) { return 1; }
+static inline int gemm__always(void) { return 2; }
 
 /* 4 x 8 without intrinsics: the compiler maps four floats to SSE, NEON or whatever there is */
 typedef float GemmFour __attribute__((vector_size(16)));
@@ -178,10 +254,14 @@ static inline void gemm__kernel_portable(size_t k, const float *a, size_t a_row,
 
 #ifdef GEMM__X86
 static inline int gemm__has_avx2(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? 2 : 0;
 }
 
-static inline int gemm__has_avx512(void) { return __builtin_cpu_supports("avx512f"); }
+static inline int gemm__has_avx512(void) { return __builtin_cpu_supports("avx512f") ? 2 : 0; }
+
+static inline int gemm__has_bf16(void) {
+    return __builtin_cpu_supports("avx512bf16") ? 2 : __builtin_cpu_supports("avx512bw") ? 1 : 0;
+}
 
 /* 6 x 16: 12 of the 16 registers hold the tile, 2 a row of B, 1 an element of A */
 __attribute__((target("avx2,fma"))) static inline void
@@ -210,6 +290,10 @@ gemm__kernel_avx2(size_t k, const float *a, size_t a_row, size_t a_col, const fl
     }
 }
 
+enum {
+    GEMM__AHEAD = 8192
+}; /* bytes that B is prefetched ahead: a page ends the CPU's own streams */
+
 /* 8 x 32: 16 chains hide the latency of two FMA ports; model widths are multiples of 8 and 32 */
 __attribute__((target("avx512f"))) static inline void
 gemm__kernel_avx512(size_t k, const float *a, size_t a_row, size_t a_col, const float *b,
@@ -219,6 +303,8 @@ gemm__kernel_avx512(size_t k, const float *a, size_t a_row, size_t a_col, const 
     for (int i = 0; i < 8; i++) t[i][0] = t[i][1] = _mm512_setzero_ps();
     for (size_t p = 0; p < k; p++, a += a_col, b += b_row) {
         __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + 16);
+        _mm_prefetch((const char *)((uintptr_t)b + GEMM__AHEAD), _MM_HINT_T1);
+        _mm_prefetch((const char *)((uintptr_t)b + GEMM__AHEAD + 64), _MM_HINT_T1);
 #pragma GCC unroll 8
         for (size_t i = 0; i < 8; i++) {
             __m512 ai = _mm512_set1_ps(a[i * a_row]);
@@ -236,23 +322,91 @@ gemm__kernel_avx512(size_t k, const float *a, size_t a_row, size_t a_col, const 
         _mm512_storeu_ps(c + 16, t[i][1]);
     }
 }
+
+/* the same tile; a word is a pair of bf16, and vdpbf16ps adds both of its products */
+__attribute__((target("avx512f,avx512bf16"))) static inline void
+gemm__kernel_avx512bf16(size_t k, const float *a, size_t a_row, size_t a_col, const float *b,
+                        size_t b_row, float *c, size_t ldc, int accumulate) {
+    __m512 t[8][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) t[i][0] = t[i][1] = _mm512_setzero_ps();
+    for (size_t p = 0; p < k; p++, a += a_col, b += b_row) {
+        __m512bh b0 = (__m512bh)_mm512_loadu_ps(b), b1 = (__m512bh)_mm512_loadu_ps(b + 16);
+#pragma GCC unroll 8
+        for (size_t i = 0; i < 8; i++) {
+            __m512bh ai = (__m512bh)_mm512_set1_ps(a[i * a_row]);
+            t[i][0] = _mm512_dpbf16_ps(t[i][0], ai, b0);
+            t[i][1] = _mm512_dpbf16_ps(t[i][1], ai, b1);
+        }
+    }
+#pragma GCC unroll 8
+    for (size_t i = 0; i < 8; i++, c += ldc) {
+        if (accumulate) {
+            t[i][0] = _mm512_add_ps(_mm512_loadu_ps(c), t[i][0]);
+            t[i][1] = _mm512_add_ps(_mm512_loadu_ps(c + 16), t[i][1]);
+        }
+        _mm512_storeu_ps(c, t[i][0]);
+        _mm512_storeu_ps(c + 16, t[i][1]);
+    }
+}
 #endif
 
-static inline const Gemm *gemm_select(const char *name) {
-    /* best first */
-    static const Gemm rows[] = {
-#ifdef GEMM__X86
-        {"avx512", gemm__has_avx512, 8, 32, gemm__kernel_avx512},
-        {"avx2", gemm__has_avx2, 6, 16, gemm__kernel_avx2},
+#ifdef __ARM_NEON
+/* 6 x 16: 24 of the 32 registers hold the tile, 4 a row of B, 1 an element of A */
+static inline void gemm__kernel_neon(size_t k, const float *a, size_t a_row, size_t a_col,
+                                     const float *b, size_t b_row, float *c, size_t ldc,
+                                     int accumulate) {
+    float32x4_t t[6][4];
+#pragma GCC unroll 24
+    for (int i = 0; i < 24; i++) t[i / 4][i % 4] = vdupq_n_f32(0);
+    for (size_t p = 0; p < k; p++, a += a_col, b += b_row) {
+        float32x4_t row[4] = {vld1q_f32(b), vld1q_f32(b + 4), vld1q_f32(b + 8), vld1q_f32(b + 12)};
+#pragma GCC unroll 6
+        for (size_t i = 0; i < 6; i++) {
+            float32x4_t ai = vld1q_dup_f32(a + i * a_row);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) t[i][j] = vfmaq_f32(t[i][j], ai, row[j]);
+        }
+    }
+#pragma GCC unroll 6
+    for (size_t i = 0; i < 6; i++, c += ldc) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            if (accumulate) t[i][j] = vaddq_f32(vld1q_f32(c + 4 * j), t[i][j]);
+            vst1q_f32(c + 4 * j, t[i][j]);
+        }
+    }
+}
 #endif
-        {"portable", gemm__always, 4, 8, gemm__kernel_portable}};
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        if ((!name || !*name || !strcmp(name, rows[i].name)) && rows[i].supported())
-            return &rows[i];
+
+static inline const Gemm *gemm_select(const char *name, GemmDtype dtype) {
+    /* best first; for fp32 and for bf16 */
+    static const Gemm rows[][2] = {
+#ifdef GEMM__X86
+        {{"avx512bf16", gemm__has_bf16, 8, 32, gemm__kernel_avx512, GEMM_FLOATS},
+         {"avx512bf16", gemm__has_bf16, 8, 32, gemm__kernel_avx512bf16, GEMM_PAIRS}},
+        {{"avx512", gemm__has_avx512, 8, 32, gemm__kernel_avx512, GEMM_FLOATS},
+         {"avx512", gemm__has_avx512, 8, 32, gemm__kernel_avx512, GEMM_ROUNDED}},
+        {{"avx2", gemm__has_avx2, 6, 16, gemm__kernel_avx2, GEMM_FLOATS},
+         {"avx2", gemm__has_avx2, 6, 16, gemm__kernel_avx2, GEMM_ROUNDED}},
+#endif
+#ifdef __ARM_NEON
+        {{"neon", gemm__always, 6, 16, gemm__kernel_neon, GEMM_FLOATS},
+         {"neon", gemm__always, 6, 16, gemm__kernel_neon, GEMM_ROUNDED}},
+#endif
+        {{"portable", gemm__always, 4, 8, gemm__kernel_portable, GEMM_FLOATS},
+         {"portable", gemm__always, 4, 8, gemm__kernel_portable, GEMM_ROUNDED}}};
+    int named = name && *name;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const Gemm *g = &rows[i][dtype];
+        if (named ? !strcmp(name, g->name) && g->supported() : g->supported() == 2) return g;
+    }
     return NULL;
 }
 
-static inline const Gemm *gemm_default(void) { return gemm_select(getenv("GEMM_ISA")); }
+static inline const Gemm *gemm_default(GemmDtype dtype) {
+    return gemm_select(getenv("GEMM_ISA"), dtype);
+}
 
 /* ------------------------------------------------------------------------------------------------
  * private: packing */
@@ -261,19 +415,23 @@ static inline size_t gemm__min(size_t x, size_t y) { return x < y ? x : y; }
 static inline size_t gemm__tiles(size_t x, size_t width) { return (x + width - 1) / width; }
 
 enum {
-    GEMM__STRIP = 16,         /* depth packed at a time: a cache line, where depth is contiguous */
+    GEMM__STRIP = 16,         /* depth packed at a time: a cache line, where depth is contiguous; */
+    GEMM__LONG_STRIP = 64,    /* more, where lanes are */
     GEMM__GROUP = 64,         /* lanes packed at a time, where lanes are contiguous */
     GEMM__FEW_B = 8,          /* B is read in place by so few tiles, if its lanes are contiguous; */
     GEMM__FEW_A = 4,          /* A always if its depth is, else by so few tiles, */
     GEMM__TLB_REACH = 1 << 17 /* or where one k block of it spans no more floats (128 pages) */
 };
 
-/* An operand as the kernel sees it: lanes run along the tile (rows of A, columns of B), depth along
- * k. Element (l, p) is at x[l * lane + p * depth]; one of the two strides is 1. */
-typedef struct GemmOperand {
-    const float *x;
-    size_t lane, depth;
-} GemmOperand;
+/* element (l, p) of an operand that is not packed */
+static inline const void *gemm__at(GemmOperand x, size_t l, size_t p) {
+    return (const char *)x.x + (l * x.lane + p * x.depth) * (x.form == GEMM_IS_BF16 ? 2 : 4);
+}
+
+/* words that k elements of depth take */
+static inline size_t gemm__words(const Gemm *g, size_t k) {
+    return g->word == GEMM_FLOATS ? k : g->word == GEMM_PAIRS ? (k + 1) / 2 : (k + 1) / 2 * 2;
+}
 
 #ifdef __SSE2__
 /* out(4,4) = x(4,4)^T; one line of each matrix every ldo or ldx floats */
@@ -293,57 +451,154 @@ static inline void gemm__transpose4(float *out, size_t ldo, const float *x, size
 }
 #endif
 
-/* out(k,width) = the first `lanes` lanes of x, then zeros; four floats at a time where it can be */
+/* n words of panel from n consecutive ones; n is known when this is inlined */
+static inline void gemm__copy(float *restrict out, size_t width, const float *restrict in,
+                              size_t depth, size_t n, size_t k) {
+    for (size_t p = 0; p < k; p++) memcpy(out + p * width, in + p * depth, n * sizeof *out);
+}
+
+/* out(k,width) = the first `lanes` lanes of x, then zeros; x is fp32 */
 static inline void gemm__pack_strip(float *restrict out, size_t width, GemmOperand x, size_t lanes,
                                     size_t k) {
     const float *restrict in = x.x;
-    size_t l4 = lanes / 4 * 4, k4 = x.lane == 1 ? k : k / 4 * 4;
+    size_t l4 = lanes / 4 * 4, k4 = k / 4 * 4;
     if (x.lane == 1) {
-        for (size_t p = 0; p < k; p++)
-            for (size_t l = 0; l < l4; l += 4)
-                memcpy(out + p * width + l, in + p * x.depth + l, 4 * sizeof *out);
+        if (lanes == 32)
+            gemm__copy(out, width, in, x.depth, 32, k);
+        else if (lanes == 16)
+            gemm__copy(out, width, in, x.depth, 16, k);
+        else if (lanes == 8)
+            gemm__copy(out, width, in, x.depth, 8, k);
+        else
+            for (size_t l = 0; l < lanes; l++)
+                for (size_t p = 0; p < k; p++) out[p * width + l] = in[p * x.depth + l];
     } else {
         for (size_t l = 0; l < l4; l += 4)
             for (size_t p = 0; p < k4; p += 4)
                 gemm__transpose4(out + p * width + l, width, in + l * x.lane + p, x.lane);
+        for (size_t l = 0; l < lanes; l++)
+            for (size_t p = l < l4 ? k4 : 0; p < k; p++) out[p * width + l] = in[l * x.lane + p];
     }
-    for (size_t l = 0; l < lanes; l++)
-        for (size_t p = l < l4 ? k4 : 0; p < k; p++)
-            out[p * width + l] = in[l * x.lane + p * x.depth];
     for (size_t l = lanes; l < width; l++)
         for (size_t p = 0; p < k; p++) out[p * width + l] = 0;
 }
 
-/* consecutive panels, each out(k,width), strip by strip across all of them */
-static inline void gemm__pack(float *out, size_t width, GemmOperand x, size_t lanes, size_t k) {
-    for (size_t p = 0; p < k; p += GEMM__STRIP) {
-        for (size_t l = 0; l < lanes; l += width) {
-            GemmOperand strip = {x.x + l * x.lane + p * x.depth, x.lane, x.depth};
-            gemm__pack_strip(out + l * k + p * width, width, strip, gemm__min(width, lanes - l),
-                             gemm__min(GEMM__STRIP, k - p));
+/* fp32 or bf16 as bf16 bits in a 32-bit word */
+static inline uint32_t gemm__bits(const void *x, size_t i, GemmForm form) {
+    return form == GEMM_IS_BF16 ? ((const uint16_t *)x)[i] : gemm_to_bf16(((const float *)x)[i]);
+}
+
+/* Two neighbours along k of n lanes as words of a bf16 panel: one row of pairs, or two of rounded
+ * floats, the odd one first. Lanes are `lane` elements apart, in and out; `odd` NULL stands for 0. */
+static inline void gemm__pair(GemmWord word, uint32_t *restrict out, size_t out_row,
+                              size_t out_lane, const void *even, const void *odd, size_t lane,
+                              size_t n, GemmForm form) {
+    for (size_t l = 0; l < n; l++) {
+        uint32_t lo = gemm__bits(even, l * lane, form);
+        uint32_t hi = odd ? gemm__bits(odd, l * lane, form) : 0;
+        if (word == GEMM_PAIRS) {
+            out[l * out_lane] = lo | hi << 16;
+        } else {
+            out[l * out_lane] = hi << 16;
+            out[l * out_lane + out_row] = lo << 16;
         }
     }
+}
+
+/* The same for bf16: k words of depth from `left` elements. Rounded into a small block first. */
+static inline void gemm__pack_strip_bf16(GemmWord word, float *restrict out, size_t width,
+                                         GemmOperand x, size_t lanes, size_t k, size_t left) {
+    uint32_t block[GEMM_NR_MAX * GEMM__STRIP];
+    size_t rows = word == GEMM_PAIRS ? 1 : 2; /* of words, for two elements of depth */
+    int along = x.lane == 1;                  /* lanes are contiguous: block(k, lanes) */
+    for (size_t p = 0; p * rows < k; p++) {
+        const void *even = gemm__at(x, 0, 2 * p);
+        const void *odd = 2 * p + 1 < left ? gemm__at(x, 0, 2 * p + 1) : NULL;
+        uint32_t *to = block + p * rows * (along ? GEMM_NR_MAX : 1);
+        size_t row = along ? GEMM_NR_MAX : 1, lane = along ? 1 : GEMM__STRIP;
+        if (along && x.form == GEMM_IS_F32 && odd)
+            gemm__pair(word, to, row, 1, even, odd, 1, lanes, GEMM_IS_F32);
+        else if (along && odd)
+            gemm__pair(word, to, row, 1, even, odd, 1, lanes, GEMM_IS_BF16);
+        else
+            gemm__pair(word, to, row, lane, even, odd, x.lane, lanes, x.form);
+    }
+    GemmOperand words = {block, along ? 1 : GEMM__STRIP, along ? GEMM_NR_MAX : 1, GEMM_IS_F32};
+    gemm__pack_strip(out, width, words, lanes, k);
+}
+
+/* consecutive panels of `width` lanes, strip by strip across all of them: words [0, k) of depth, from
+ * `left` elements; panel l at out + l * pitch */
+static inline void gemm__pack(const Gemm *g, float *out, size_t width, size_t pitch, GemmOperand x,
+                              size_t lanes, size_t k, size_t left) {
+    size_t per_word = g->word == GEMM_PAIRS ? 2 : 1;
+    size_t strip = x.lane == 1 && g->word == GEMM_FLOATS ? GEMM__LONG_STRIP : GEMM__STRIP;
+    for (size_t p = 0; p < k; p += strip) {
+        for (size_t l = 0; l < lanes; l += width) {
+            GemmOperand part = {gemm__at(x, l, p * per_word), x.lane, x.depth, x.form};
+            float *to = out + l * pitch + p * width;
+            size_t some = gemm__min(width, lanes - l), deep = gemm__min(strip, k - p);
+            if (g->word == GEMM_FLOATS)
+                gemm__pack_strip(to, width, part, some, deep);
+            else
+                gemm__pack_strip_bf16(g->word, to, width, part, some, deep, left - p * per_word);
+        }
+    }
+}
+
+static inline size_t gemm__width(const Gemm *g, GemmSide side) {
+    return side == GEMM_A ? g->mr : g->nr;
+}
+
+static inline size_t gemm_packed_floats(const Gemm *g, GemmSide side, size_t lanes, size_t k) {
+    size_t width = gemm__width(g, side);
+    return gemm__tiles(lanes, width) * width * gemm__words(g, k);
+}
+
+static inline void gemm_pack(const Gemm *g, float *out, GemmOperand b, size_t n, size_t k, int ith,
+                             int nth) {
+    size_t panels = gemm__tiles(n, g->nr), words = gemm__words(g, k);
+    size_t lo = panels * (size_t)ith / (size_t)nth * g->nr;
+    size_t hi = gemm__min(panels * ((size_t)ith + 1) / (size_t)nth * g->nr, n);
+    GemmOperand here = {gemm__at(b, lo, 0), b.lane, b.depth, b.form};
+    if (lo < hi) gemm__pack(g, out + lo * words, g->nr, words, here, hi - lo, words, k);
+}
+
+static inline void gemm_pack_depth(const Gemm *g, GemmSide side, float *out, size_t all,
+                                   GemmOperand x, size_t lanes, size_t from, size_t k) {
+    size_t width = gemm__width(g, side), word = g->word == GEMM_PAIRS ? from / 2 : from;
+    assert(from % 2 == 0);
+    gemm__pack(g, out + word * width, width, gemm__words(g, all), x, lanes, gemm__words(g, k), k);
 }
 
 /* lanes [0, lanes) of an operand, cut into panels of `width`, over one block of k */
 typedef struct GemmBlock {
     GemmOperand x;
-    size_t first, lanes, width, k; /* lane 0 is row or column `first` of C */
-    int in_place;                  /* may full panels be read where they lie? */
-    float *packed;                 /* the others; panel l at packed + l * k */
+    size_t first, lanes, width; /* lane 0 is row or column `first` of C */
+    size_t k, left;             /* words of depth, made from so many elements */
+    int in_place;               /* may full panels be read where they lie? */
+    float *panels;              /* the others; panel l at panels + l * pitch */
+    size_t pitch;
 } GemmBlock;
+
+/* A panel as the kernel takes it. */
+typedef struct GemmPanel {
+    const float *x;
+    size_t lane, depth;
+} GemmPanel;
 
 /* the panel that begins at lane l, where the kernel can read it; when fresh, it is packed first,
  * with its neighbours if their lanes share cache lines */
-static inline GemmOperand gemm__panel(const GemmBlock *s, size_t l, int fresh) {
-    GemmOperand here = {s->x.x + l * s->x.lane, s->x.lane, s->x.depth};
-    size_t rest = s->lanes - l;
-    if (s->in_place && rest >= s->width) return here;
-    float *packed = s->packed + l * s->k;
-    size_t group = s->width;
+static inline GemmPanel gemm__panel(const Gemm *g, const GemmBlock *s, size_t l, int fresh) {
+    float *panel = s->panels + l * s->pitch;
+    if (s->x.form == GEMM_IS_PACKED) return (GemmPanel){panel, 1, s->width};
+    GemmOperand here = {gemm__at(s->x, l, 0), s->x.lane, s->x.depth, s->x.form};
+    size_t rest = s->lanes - l, group = s->width;
+    if (s->in_place && rest >= s->width) return (GemmPanel){here.x, here.lane, here.depth};
     if (!s->in_place && s->x.lane == 1) group *= gemm__tiles(GEMM__GROUP, s->width);
-    if (fresh && l % group == 0) gemm__pack(packed, s->width, here, gemm__min(group, rest), s->k);
-    return (GemmOperand){packed, 1, s->width};
+    if (fresh && l % group == 0)
+        gemm__pack(g, panel, s->width, s->pitch, here, gemm__min(group, rest), s->k, s->left);
+    return (GemmPanel){panel, 1, s->width};
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -355,10 +610,10 @@ static inline void gemm__multiply_blocks(const Gemm *g, float *c, size_t ldc, co
                                          int upper) {
     float tile[GEMM_MR_MAX * GEMM_NR_MAX];
     for (size_t j = 0; j < sb->lanes; j += g->nr) {
-        GemmOperand b = gemm__panel(sb, j, fresh);
+        GemmPanel b = gemm__panel(g, sb, j, fresh);
         size_t cols = gemm__min(g->nr, sb->lanes - j);
         for (size_t i = 0; i < sa->lanes; i += g->mr) {
-            GemmOperand a = gemm__panel(sa, i, j == 0);
+            GemmPanel a = gemm__panel(g, sa, i, j == 0);
             if (upper && sa->first + i >= sb->first + j + g->nr) continue; /* below the diagonal */
             size_t rows = gemm__min(g->mr, sa->lanes - i);
             float *out = c + i * ldc + j;
@@ -381,24 +636,39 @@ static inline size_t gemm_scratch(void) {
     return GEMM__SCRATCH_A + GEMM__SCRATCH_B + 16; /* 16 to align by hand */
 }
 
+/* lanes from l and words of depth from p of an operand, ready to be cut into panels; `all` words and
+ * elements are the whole depth's */
+static inline GemmBlock gemm__block(const Gemm *g, GemmOperand x, size_t l, size_t lanes,
+                                    size_t width, size_t p, size_t all, size_t elements,
+                                    float *scratch) {
+    size_t k = gemm__min(GEMM_KC, all - p), done = g->word == GEMM_PAIRS ? 2 * p : p;
+    GemmBlock s = {x, l, lanes, width, k, elements - done, 0, scratch, k};
+    if (x.form == GEMM_IS_PACKED) {
+        s.pitch = gemm__words(g, x.depth);
+        s.panels = (float *)(uintptr_t)x.x + l * s.pitch + p * width;
+    } else
+        s.x.x = gemm__at(x, l, done);
+    return s;
+}
+
 /* loops 1, 2 and 3: blocks of columns, of depth, of rows */
 static inline void gemm__multiply(const Gemm *g, float *c, size_t ldc, GemmOperand a, GemmOperand b,
                                   size_t m, size_t n, size_t k, int accumulate, int upper,
                                   float *scratch) {
     const size_t mc = gemm__tiles(GEMM_MC, g->mr) * g->mr, nc = gemm__tiles(GEMM_NC, g->nr) * g->nr;
+    const size_t words = gemm__words(g, k);
+    const int plain = g->word == GEMM_FLOATS;
     scratch += (64 - (uintptr_t)scratch % 64) % 64 / sizeof *scratch;
     for (size_t j = 0; j < n; j += nc) {
-        for (size_t p = 0; p < k; p += GEMM_KC) {
-            size_t depth = gemm__min(GEMM_KC, k - p);
-            GemmOperand bx = {b.x + j * b.lane + p * b.depth, b.lane, b.depth};
-            GemmBlock sb = {bx,    j, gemm__min(nc, n - j),     g->nr,
-                            depth, 0, scratch + GEMM__SCRATCH_A};
-            sb.in_place = b.lane == 1 && m <= GEMM__FEW_B * g->mr;
+        for (size_t p = 0; p < words; p += GEMM_KC) {
+            GemmBlock sb = gemm__block(g, b, j, gemm__min(nc, n - j), g->nr, p, words, k,
+                                       scratch + GEMM__SCRATCH_A);
+            sb.in_place = plain && b.lane == 1 && m <= GEMM__FEW_B * g->mr;
             for (size_t i = 0; i < m; i += mc) {
-                GemmOperand ax = {a.x + i * a.lane + p * a.depth, a.lane, a.depth};
-                GemmBlock sa = {ax, i, gemm__min(mc, m - i), g->mr, depth, 0, scratch};
-                sa.in_place =
-                    a.depth == 1 || n <= GEMM__FEW_A * g->nr || depth * a.depth <= GEMM__TLB_REACH;
+                GemmBlock sa =
+                    gemm__block(g, a, i, gemm__min(mc, m - i), g->mr, p, words, k, scratch);
+                sa.in_place = plain && (a.depth == 1 || n <= GEMM__FEW_A * g->nr ||
+                                        sa.k * a.depth <= GEMM__TLB_REACH);
                 gemm__multiply_blocks(g, c + i * ldc + j, ldc, &sa, &sb, i == 0,
                                       accumulate || p > 0, upper);
             }
@@ -408,10 +678,10 @@ static inline void gemm__multiply(const Gemm *g, float *c, size_t ldc, GemmOpera
 
 /* the slice of C that is this thread's: whole tiles of rows or of columns, whichever leaves the
  * longest slice shorter; when equal, the longer side is cut, so that less is packed by everybody */
-static inline void gemm__multiply_slice(const Gemm *g, float *c, size_t ldc, GemmOperand a,
-                                        GemmOperand b, size_t m, size_t n, size_t k, int accumulate,
-                                        float *scratch, int ith, int nth) {
-    assert(nth > 0 && ith >= 0 && ith < nth);
+static inline void gemm_multiply(const Gemm *g, float *c, size_t ldc, GemmOperand a, GemmOperand b,
+                                 size_t m, size_t n, size_t k, int accumulate, float *scratch,
+                                 int ith, int nth) {
+    assert(nth > 0 && ith >= 0 && ith < nth && ldc >= n);
     if (m == 0 || n == 0) return;
     size_t i = (size_t)ith, t = (size_t)nth;
     size_t mt = gemm__tiles(m, g->mr), nt = gemm__tiles(n, g->nr);
@@ -429,10 +699,10 @@ static inline void gemm__multiply_slice(const Gemm *g, float *c, size_t ldc, Gem
         for (size_t r = 0; r < m && !accumulate; r++) memset(c + r * ldc, 0, n * sizeof *c);
         return;
     }
-    if (rows)
-        a.x += begin * a.lane;
-    else
-        b.x += begin * b.lane;
+    GemmOperand *cut = rows ? &a : &b;
+    cut->x = cut->form == GEMM_IS_PACKED
+                 ? (const float *)cut->x + begin * gemm__words(g, cut->depth)
+                 : gemm__at(*cut, begin, 0);
     gemm__multiply(g, c, ldc, a, b, m, n, k, accumulate, 0, scratch);
 }
 
@@ -440,31 +710,30 @@ static inline void gemm_nn(const Gemm *g, float *c, size_t ldc, const float *a, 
                            const float *b, size_t ldb, size_t m, size_t n, size_t k, int accumulate,
                            float *scratch, int ith, int nth) {
     assert(lda >= k && ldb >= n && ldc >= n);
-    GemmOperand ga = {a, lda, 1}, gb = {b, 1, ldb};
-    gemm__multiply_slice(g, c, ldc, ga, gb, m, n, k, accumulate, scratch, ith, nth);
+    gemm_multiply(g, c, ldc, gemm_f32(a, lda, 1), gemm_f32(b, 1, ldb), m, n, k, accumulate, scratch,
+                  ith, nth);
 }
 
 static inline void gemm_nt(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
                            const float *b, size_t ldb, size_t m, size_t n, size_t k, int accumulate,
                            float *scratch, int ith, int nth) {
     assert(lda >= k && ldb >= k && ldc >= n);
-    GemmOperand ga = {a, lda, 1}, gb = {b, ldb, 1};
-    gemm__multiply_slice(g, c, ldc, ga, gb, m, n, k, accumulate, scratch, ith, nth);
+    gemm_multiply(g, c, ldc, gemm_f32(a, lda, 1), gemm_f32(b, ldb, 1), m, n, k, accumulate, scratch,
+                  ith, nth);
 }
 
 static inline void gemm_tn(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
                            const float *b, size_t ldb, size_t m, size_t n, size_t k, int accumulate,
                            float *scratch, int ith, int nth) {
     assert(lda >= m && ldb >= n && ldc >= n);
-    GemmOperand ga = {a, 1, lda}, gb = {b, 1, ldb};
-    gemm__multiply_slice(g, c, ldc, ga, gb, m, n, k, accumulate, scratch, ith, nth);
+    gemm_multiply(g, c, ldc, gemm_f32(a, 1, lda), gemm_f32(b, 1, ldb), m, n, k, accumulate, scratch,
+                  ith, nth);
 }
 
 static inline void gemm_symmetric(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
                                   const float *b, size_t ldb, size_t m, size_t k, float *scratch) {
     assert(lda >= k && ldb >= k && ldc >= m && k > 0);
-    GemmOperand ga = {a, lda, 1}, gb = {b, ldb, 1};
-    gemm__multiply(g, c, ldc, ga, gb, m, m, k, 0, 1, scratch);
+    gemm__multiply(g, c, ldc, gemm_f32(a, lda, 1), gemm_f32(b, ldb, 1), m, m, k, 0, 1, scratch);
     for (size_t i = 0; i < m; i += 8)
         for (size_t j = 0; j <= i; j += 8)
             for (size_t r = i; r < gemm__min(i + 8, m); r++)

@@ -10,8 +10,10 @@
 
 /* signmuon.h's products run on gemm.h; its scratch follows the caller's. */
 static inline const Gemm *sm_gemm_row(void) {
-    const Gemm *g = gemm_default();
-    return g ? g : gemm_select(NULL); /* a GEMM_ISA that is unknown is the program's to refuse */
+    const Gemm *g = gemm_default(GEMM_F32);
+    return g ? g
+             : gemm_select(NULL,
+                           GEMM_F32); /* a GEMM_ISA that is unknown is the program's to refuse */
 }
 static inline void sm_gemm(char op, float *c, const float *a, const float *b, size_t m, size_t n,
                            size_t k, float *scratch) {
@@ -208,8 +210,25 @@ static const size_t *in_bytes(SmOptimizer *o, const size_t *cuts, size_t width) 
     return o->cut_byte;
 }
 
+/* All of it for one worker, which has nobody to wait for: each block goes through while in cache. */
+static void step_alone(void *context, int ith, int nth) {
+    SmWork *work = context;
+    SmGroup *g = work->g;
+    (void)nth;
+    for (size_t i = 0; i < g->count; i++) {
+        SmBlock *b = &g->blocks[i];
+        float *u = work->o->direction + b->element;
+        if (b->thread != ith) continue;
+        estimate(work->o, g, b, u);
+        apply_map(work->o, g->worker_map, b, u, ith);
+        apply_map(work->o, g->server_map, b, u, ith);
+        move(work->o, g, b, u);
+    }
+}
+
 // clang-format off
 static void step_by_mean(SmOptimizer *o, SmGroup *g) {
+    if (o->comm->size == 1) { run(o, g, step_alone); return; }
     run(o, g, make_direction);                       /* D_j = M_j, or LMO(M_j)            */
     comm_alltoall(o->comm, o->direction, in_bytes(o, g->cut_element, 4), o->inbox, g->kind);
     run(o, g, average_shard);                        /* D = mean D_j                      */

@@ -175,7 +175,7 @@ TEST(every_isa_agrees_with_the_naive_product_on_ragged_shapes) {
                                        pad, 100 + i);
                 gemm_run_naive(&t, accumulate);
                 for (size_t isa = 0; isa < 3; isa++) {
-                    const Gemm *g = gemm_select(gemm_isas[isa]);
+                    const Gemm *g = gemm_select(gemm_isas[isa], GEMM_F32);
                     if (!g) continue;
                     gemm_run(g, &t, accumulate, 1);
                     gemm_compare(g, &t, accumulate);
@@ -196,7 +196,7 @@ TEST(every_isa_agrees_with_the_naive_product_whether_operands_are_packed_or_not)
             GemmCase t = gemm_case(&gemm_kinds[kind], s[0], s[1], s[2], s[3], 300 + i);
             gemm_run_naive(&t, 0);
             for (size_t isa = 0; isa < 3; isa++) {
-                const Gemm *g = gemm_select(gemm_isas[isa]);
+                const Gemm *g = gemm_select(gemm_isas[isa], GEMM_F32);
                 if (!g) continue;
                 gemm_run(g, &t, 0, 1);
                 gemm_compare(g, &t, 0);
@@ -215,7 +215,7 @@ TEST(product_bits_do_not_depend_on_the_number_of_slices) {
             GemmCase t = gemm_case(&gemm_kinds[kind], s[0], s[1], s[2], 2, 500 + i);
             size_t bytes = t.m * t.ldc * sizeof *t.c;
             for (size_t isa = 0; isa < 3; isa++) {
-                const Gemm *g = gemm_select(gemm_isas[isa]);
+                const Gemm *g = gemm_select(gemm_isas[isa], GEMM_F32);
                 if (!g) continue;
                 gemm_run(g, &t, 1, 1);
                 memcpy(t.expect, t.c, bytes);
@@ -235,7 +235,7 @@ TEST(product_bits_do_not_depend_on_the_number_of_slices) {
 TEST(nn_nt_and_tn_give_the_same_bits) {
     enum { M = 77, N = 141, K = 401 };
     for (size_t isa = 0; isa < 3; isa++) {
-        const Gemm *g = gemm_select(gemm_isas[isa]);
+        const Gemm *g = gemm_select(gemm_isas[isa], GEMM_F32);
         if (!g) continue;
         GemmCase first = gemm_case(&gemm_kinds[0], M, N, K, 0, 700);
         gemm_run(g, &first, 0, 1);
@@ -263,7 +263,7 @@ TEST(nn_nt_and_tn_give_the_same_bits) {
 /* so that a token decoded alone has the bits of the same token in a batch */
 TEST(a_row_of_a_product_has_the_bits_of_that_row_alone) {
     for (size_t isa = 0; isa < 3; isa++) {
-        const Gemm *g = gemm_select(gemm_isas[isa]);
+        const Gemm *g = gemm_select(gemm_isas[isa], GEMM_F32);
         if (!g) continue;
         GemmCase t = gemm_case(&gemm_kinds[1], 75, 83, 417, 1, 800);
         float row[83];
@@ -280,7 +280,7 @@ TEST(a_row_of_a_product_has_the_bits_of_that_row_alone) {
 TEST(an_empty_inner_dimension_gives_zeros_or_leaves_c_alone) {
     for (size_t kind = 0; kind < 3; kind++) {
         GemmCase t = gemm_case(&gemm_kinds[kind], 19, 45, 0, 1, 900);
-        const Gemm *g = gemm_select(NULL);
+        const Gemm *g = gemm_select(NULL, GEMM_F32);
         gemm_run(g, &t, 1, 3);
         CHECK(!memcmp(t.c, t.start, t.m * t.ldc * sizeof *t.c));
         gemm_run(g, &t, 0, 3);
@@ -294,7 +294,7 @@ TEST(an_empty_inner_dimension_gives_zeros_or_leaves_c_alone) {
 TEST(a_symmetric_product_has_the_bits_of_the_full_one_and_touches_nothing_else) {
     const char *names[] = {"portable", "avx2", "avx512"};
     for (size_t isa = 0; isa < 3; isa++) {
-        const Gemm *g = gemm_select(names[isa]);
+        const Gemm *g = gemm_select(names[isa], GEMM_F32);
         for (size_t m = 1; g && m < 300; m += 1 + m / 3) {
             size_t k = 1 + test_hash(m) % 500, lda = k + 3, ldc = m + 5;
             float *a = malloc(m * lda * 4), *c = malloc(m * ldc * 4), *full = malloc(m * ldc * 4);
@@ -310,13 +310,13 @@ TEST(a_symmetric_product_has_the_bits_of_the_full_one_and_touches_nothing_else) 
 }
 
 TEST(an_unknown_isa_is_refused) {
-    CHECK(!gemm_select("avx1024"));
-    CHECK(!gemm_select("AVX2"));
-    CHECK(!gemm_select("avx"));
-    CHECK(gemm_select("portable") && !strcmp(gemm_select("portable")->name, "portable"));
-    CHECK(gemm_select(NULL) && gemm_select(NULL) == gemm_select(""));
+    CHECK(!gemm_select("avx1024", GEMM_F32));
+    CHECK(!gemm_select("AVX2", GEMM_F32));
+    CHECK(!gemm_select("avx", GEMM_F32));
+    CHECK(gemm_select("portable", GEMM_F32) && !strcmp(gemm_select("portable", GEMM_F32)->name, "portable"));
+    CHECK(gemm_select(NULL, GEMM_F32) && gemm_select(NULL, GEMM_F32) == gemm_select("", GEMM_F32));
     for (size_t isa = 0; isa < 3; isa++) {
-        const Gemm *g = gemm_select(gemm_isas[isa]);
+        const Gemm *g = gemm_select(gemm_isas[isa], GEMM_F32);
         CHECK(!g || !strcmp(g->name, gemm_isas[isa]));
         CHECK(!g || (g->supported() && g->mr <= GEMM_MR_MAX && g->nr <= GEMM_NR_MAX));
     }
@@ -326,11 +326,11 @@ TEST(the_environment_chooses_the_isa) {
     const char *old = getenv("GEMM_ISA");
     char *saved = old ? strdup(old) : NULL;
     setenv("GEMM_ISA", "portable", 1);
-    CHECK(gemm_default() == gemm_select("portable"));
+    CHECK(gemm_default(GEMM_F32) == gemm_select("portable", GEMM_F32));
     setenv("GEMM_ISA", "sse9", 1);
-    CHECK(!gemm_default());
+    CHECK(!gemm_default(GEMM_F32));
     unsetenv("GEMM_ISA");
-    CHECK(gemm_default() == gemm_select(NULL));
+    CHECK(gemm_default(GEMM_F32) == gemm_select(NULL, GEMM_F32));
     if (saved) setenv("GEMM_ISA", saved, 1);
     free(saved);
 }
@@ -1739,7 +1739,7 @@ TEST(logits_loss_and_every_gradient_agree_with_pytorch) {
             n[i] = atoi(st_meta(&f, key) ? st_meta(&f, key) : "0");
         }
         Gpt g;
-        model_open(&g, (GptShape){n[0], n[1], n[2], n[3], n[4], n[5], n[6], 0, 1}, (size_t)n[7], 1);
+        model_open(&g, (GptShape){n[0], n[1], n[2], n[3], n[4], n[5], n[6], 0, 1, 0}, (size_t)n[7], 1);
         size_t BT = (size_t)(n[7] * n[3]), V = (size_t)n[4], real = 0;
         int32_t *in = calloc(BT, 4), *target = calloc(BT, 4);
         float *logits = floats(BT * V), *want = floats(g.parameters);
@@ -1763,9 +1763,12 @@ TEST(logits_loss_and_every_gradient_agree_with_pytorch) {
                      0);
         }
         for (size_t i = 0; i < BT; i++) real += target[i] >= 0;
-        Pass p = {.B = (size_t)n[7], .T = (size_t)n[3], .in = in};
+        float *made = floats(BT * V);
+        Pass p = {.B = (size_t)n[7], .T = (size_t)n[3], .in = in, .logits = made};
         gpt_pass(&g, p);
-        CHECK_NEAR(distance(g.logits, logits, BT * V), 0, 1e-6);
+        CHECK_NEAR(distance(made, logits, BT * V), 0, 1e-6);
+        free(made);
+        p.logits = NULL;
         p.target = target;
         p.train = 1;
         CHECK_NEAR(gpt_pass(&g, p) / (double)real, loss, 1e-6);
@@ -1823,21 +1826,21 @@ static void check_central_differences(GptShape shape, size_t B, size_t T) {
 }
 
 TEST(gradients_agree_with_central_differences_in_double) {
-    check_central_differences((GptShape){2, 3, 24, 9, 17, 0, 0, 0, 1}, 2, 9);
-    check_central_differences((GptShape){1, 2, 16, 7, 11, 1, 1, 0, 2}, 3, 7);
-    check_central_differences((GptShape){2, 1, 12, 20, 13, 1, 0, 0, 3}, 2,
+    check_central_differences((GptShape){2, 3, 24, 9, 17, 0, 0, 0, 1, 0}, 2, 9);
+    check_central_differences((GptShape){1, 2, 16, 7, 11, 1, 1, 0, 2, 0}, 3, 7);
+    check_central_differences((GptShape){2, 1, 12, 20, 13, 1, 0, 0, 3, 0}, 2,
                               11); /* shorter than the context */
 }
 
 TEST(gradients_agree_with_central_differences_over_several_blocks_of_attention) {
-    check_central_differences((GptShape){1, 2, 12, 150, 7, 0, 0, 0, 4}, 1, 150);
+    check_central_differences((GptShape){1, 2, 12, 150, 7, 0, 0, 0, 4, 0}, 1, 150);
 }
 
 TEST(dropout_masks_are_the_same_in_both_directions_and_keep_the_mean) {
     Gpt g;
     enum { B = 2, T = 70 };
     int32_t in[B * T], target[B * T];
-    model_open(&g, (GptShape){2, 2, 16, T, 11, 1, 1, 0.3, 9}, B, 2);
+    model_open(&g, (GptShape){2, 2, 16, T, 11, 1, 1, 0.3, 9, 0}, B, 2);
     random_tokens(in, B * T, 11, 1);
     random_tokens(target, B * T, 11, 2);
     float *direction = floats(g.parameters), *keep = floats(g.parameters);
@@ -1882,7 +1885,7 @@ TEST(gradient_bits_do_not_depend_on_the_number_of_compute_threads) {
     float *first = NULL;
     for (int threads = 1; threads <= 5; threads += threads == 3 ? 2 : 1) {
         Gpt g;
-        model_open(&g, (GptShape){2, 3, 48, T, 37, 1, 0, 0.1, 9}, B, threads);
+        model_open(&g, (GptShape){2, 3, 48, T, 37, 1, 0, 0.1, 9, 0}, B, threads);
         gpt_pass(&g, (Pass){.B = B, .T = T, .in = in, .target = target, .d = {0.1, 5}, .train = 1});
         if (!first) {
             first = floats(g.parameters);
@@ -1901,7 +1904,7 @@ TEST(a_loss_does_not_depend_on_the_other_sequences_of_its_batch) {
     Gpt g;
     random_tokens(in, B * T, 21, 1);
     random_tokens(target, B * T, 21, 2);
-    model_open(&g, (GptShape){2, 2, 32, T, 21, 0, 0, 0, 9}, B, 1);
+    model_open(&g, (GptShape){2, 2, 32, T, 21, 0, 0, 0, 9, 0}, B, 1);
     gpt_pass(&g, (Pass){.B = 1, .T = T, .in = in + 3 * T, .target = target + 3 * T});
     memcpy(alone, g.losses, sizeof alone);
     gpt_pass(&g, (Pass){.B = B, .T = T, .in = in, .target = target});
@@ -1915,13 +1918,12 @@ TEST(cached_sampling_gives_the_logits_of_the_whole_forward_pass) {
     float logits[V];
     for (int bias = 0; bias < 2; bias++) {
         Gpt g;
-        model_open(&g, (GptShape){2, 2, 24, T, V, bias, bias, 0, 3}, 1, 1);
-        g.cache = floats(2 * 2 * T * 24);
+        model_open(&g, (GptShape){2, 2, 24, T, V, bias, bias, 0, 3, 0}, 1, 1);
+        gpt_begin_sample(&g);
         for (size_t i = 0; i < g.parameters; i++) g.params[i] *= 5;
         random_tokens(in, T, V, 4);
-        gpt_pass(&g, (Pass){.B = 1, .T = T, .in = in});
         float *all = floats(T * V);
-        memcpy(all, g.logits, T * V * sizeof(float));
+        gpt_pass(&g, (Pass){.B = 1, .T = T, .in = in, .logits = all});
         for (size_t t = 0; t < T; t++) {
             gpt_next(&g, in[t], t, logits);
             if (distance(logits, all + t * V, V) > 1e-5)
@@ -1948,19 +1950,24 @@ TEST(samples_follow_temperature_and_top_k) {
     CHECK_NEAR(count[1] / 1000, 1 / (1 + exp(1.0)), 2e-3);
 }
 
-TEST(the_fast_exponential_and_tangent_are_accurate) {
+TEST(the_fast_exponential_and_gelu_are_accurate) {
     for (double x = -86; x < 88; x += 0.00917) {
         double relative = (double)fast_exp((float)x) / exp((double)(float)x) - 1;
         if (fabs(relative) > 3e-7) FAIL("exp(%g): relative error %g", x, relative);
     }
     for (double x = -12; x < 12; x += 0.00131)
-        CHECK_NEAR((double)fast_tanh((float)x), tanh((double)(float)x), 2e-7);
+{
+        double y = (double)(float)x, u = sqrt(2 / acos(-1.0)) * (y + 0.044715 * y * y * y);
+        float in = (float)x, out;
+        gelu_row(&out, &in, 1);
+        CHECK_NEAR((double)out, 0.5 * y * (1 + tanh(u)), 1e-6);
+    }
     CHECK(fast_exp(-1000) == 0 && fast_exp(0) == 1 && isnan(fast_exp(NAN)));
 }
 
 TEST(initial_parameters_are_those_of_nanogpt_in_distribution) {
     Gpt g;
-    model_open(&g, (GptShape){4, 4, 128, 64, 65, 0, 0, 0, 1337}, 1, 1);
+    model_open(&g, (GptShape){4, 4, 128, 64, 65, 0, 0, 0, 1337, 0}, 1, 1);
     CHECK_EQ(g.parameters, 804096); /* nanoGPT's CPU recipe, positions included */
     for (size_t i = 0; i < g.tensors; i++) {
         const SmTensor *t = &g.tensor[i];

@@ -11,6 +11,7 @@
 #include <limits.h>
 #include <math.h>
 #include <stdarg.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
 #include "comm.h"
@@ -69,6 +70,7 @@ typedef struct Options {
     long workers, threads;
     const char *backend, *wire, *link;
     long check_every;
+    const char *dtype;
     long batch, steps, seed, eval_every, log_every, save_every;
     int resume, overwrite, eval, dry_run, quiet, help, version;
     const char *list, *from, *prompt;
@@ -121,6 +123,7 @@ static const char *choice_gain(size_t i) {
 CHOICES(choice_aux, "auto", "adamw", "sign", "same")
 CHOICES(choice_zero, "coin", "plus", "abstain")
 CHOICES(choice_wire, "sharded", "int8")
+CHOICES(choice_dtype, "fp32", "bf16")
 CHOICES(choice_schedule, "linear", "cosine", "constant", "wsd")
 CHOICES(choice_vocab, "auto", "chars", "bytes")
 CHOICES(choice_from, "last", "best")
@@ -219,6 +222,8 @@ static const Flag flags[] = {
      "compare the workers' parameters by hash; 0 never"},
     {RUN, "batch", FLAG_WHOLE, AT(batch), KEEP_FIXED, "12", 1, 1e6, NULL, "N",
      "sequences per step over all workers"},
+    {RUN, "dtype", FLAG_CHOICE, AT(dtype), KEEP_FIXED, "fp32", 0, 0, choice_dtype, "TYPE",
+     "of products and stored activations; sums, weights and optimizer stay fp32"},
     {RUN, "steps", FLAG_WHOLE, AT(steps), KEEP, "2000", 0, HUGE_COUNT, NULL, "N",
      "optimizer steps"},
     {RUN, "seed", FLAG_WHOLE, AT(seed), KEEP_FIXED, "1337", 0, 9e15, NULL, "N",
@@ -603,7 +608,7 @@ static void check_together(const Options *o) {
     if (o->steps < o->warmup)
         die(EXIT_USAGE, "--warmup %ld is longer than --steps %ld", o->warmup, o->steps);
     const char *isa = getenv("GEMM_ISA");
-    if (!gemm_default())
+    if (!gemm_default(GEMM_F32))
         die(EXIT_USAGE, "GEMM_ISA=%s is unknown or not of this CPU: take avx512, avx2 or portable",
             isa ? isa : "");
 }
@@ -668,20 +673,33 @@ typedef struct GptShape {
     int bias, untied;
     double dropout;
     uint64_t seed;
+    int bf16;
 } GptShape;
 
-enum { ATTENTION_ROWS = 64 }; /* queries that attention handles at once */
+enum {
+    ROWS = 64
+}; /* tokens that a thread takes through a chain of kernels while they are in cache */
+
+/* A stored activation: fp32 in f, or bf16 in h under --dtype bf16; the other is NULL. */
+typedef struct Store {
+    float *f;
+    uint16_t *h;
+} Store;
+
+/* An operand of a weight gradient, summed over tokens: fp32 as the product reads it, or bf16 by rows. */
+typedef struct Saved {
+    float *panels;
+    uint16_t *h;
+    GemmSide side; /* A: gradients of outputs; B: inputs */
+} Saved;
 
 /* Activations of B * T rows, kept for the backward pass. */
 typedef struct GptLayer {
-    float *in;                   /* (BT, C) residual stream */
-    float *ln1, *mean1, *scale1; /* (BT, C) (BT) (BT): normalised input, its mean and 1/deviation */
-    float *qkv;                  /* (BT, 3C) */
-    float *lse;                  /* (B, NH, T) log of the sum of exponentials of a row of scores */
-    float *att;                  /* (BT, C) heads side by side */
-    float *mid;                  /* (BT, C) residual stream after attention */
-    float *ln2, *mean2, *scale2;
-    float *fc, *gelu; /* (BT, 4C) before and after GELU */
+    float *in, *mid; /* (BT, C) residual stream before attention, and before the MLP */
+    float *mean1, *scale1, *mean2, *scale2; /* (BT) of the LayerNorms: mean and 1/deviation */
+    float *lse;         /* (B, NH, T) log of the sum of exponentials of a row of scores */
+    Store qkv, att, fc; /* (BT, 3C) (BT, C) heads side by side (BT, 4C) */
+    Saved ln1, ln2;     /* (BT, C) (BT, C) */
 } GptLayer;
 
 /* One worker's model. */
@@ -692,14 +710,19 @@ typedef struct Gpt {
     size_t *place; /* (L, TENSOR_KINDS) index of a tensor, or SIZE_MAX */
     char (*names)[64];
     float *params, *grads;
-    size_t B; /* sequences that the activations have room for */
+    char *arena; /* holds all of the following, `used` bytes; B sequences fit */
+    size_t used, B;
     GptLayer *layer;
-    float *last, *lnf, *meanf, *scalef;    /* (BT, C) (BT, C) (BT) (BT) */
-    float *logits;                         /* (BT, V); after the loss: its gradient */
-    float *losses;                         /* (BT) nats, 0 where the target is -1 */
-    float *dres, *dtmp, *dln, *dqkv, *dfc; /* (BT, C) (BT, C) (BT, C) (BT, 3C) (BT, 4C) */
-    float *cache;                          /* (L, 2, T, C) keys and values of a sample */
-    float *scratch;                        /* thread_floats for each compute thread */
+    float *last, *meanf, *scalef;           /* (BT, C) (BT) (BT) */
+    float *losses;                          /* (BT) nats, 0 where the target is -1 */
+    float *dres;                            /* (BT, C) gradient of the residual stream */
+    Store datt, dqkv;                       /* (BT, C) (BT, 3C) */
+    Saved att, gelu, lnf;                   /* (BT, C) (BT, 4C) (BT, C) inputs of the matrices */
+    Saved dlogits, dmlp, dfc, dproj, dqkvs; /* (BT, V) (BT, C) (BT, 4C) (BT, C) (BT, 3C) */
+    float *partial;              /* (blocks, PARTIAL_COLUMNS * C) sums over a block's rows */
+    float **forward, **backward; /* per tensor: a matrix packed for x W^T and for dout W, or NULL */
+    float *cache;                /* (L, 2, T, C) keys and values of a sample */
+    float *scratch;              /* thread_floats for each compute thread */
     size_t thread_floats;
     const Gemm *gemm;
     Team *team;
@@ -722,12 +745,18 @@ static float *grad(const Gpt *g, int kind, int l) { return tensor_in(g, g->grads
 
 static size_t tensor_size(const SmTensor *t) { return t->blocks * t->rows * t->cols; }
 
-/* Memory that comes zeroed and aligned, once, at the start. */
+enum { HUGE_PAGE = 1 << 21 };
+
+/* Memory that comes zeroed and aligned, once, at the start; in huge pages where that is possible. */
 static void *allocate(size_t bytes) {
-    bytes = bytes ? (bytes + 63) / 64 * 64 : 64;
-    void *p = aligned_alloc(64, bytes);
+    size_t page = bytes >= HUGE_PAGE ? HUGE_PAGE : 64;
+    bytes = bytes ? (bytes + page - 1) / page * page : page;
+    void *p = aligned_alloc(page, bytes);
     if (!p)
         die(EXIT_FAILED, "no memory for %zu bytes: take a smaller model, batch or context", bytes);
+#ifdef MADV_HUGEPAGE
+    if (page == HUGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE); /* or the TLB misses dominate */
+#endif
     return memset(p, 0, bytes);
 }
 static float *floats(size_t n) { return allocate(n * sizeof(float)); }
@@ -741,6 +770,9 @@ static void gpt_layout(Gpt *g, const GptShape *shape) {
     g->names = allocate(most * sizeof *g->names);
     g->place = allocate(most * sizeof *g->place);
     memset(g->place, 0xff, most * sizeof *g->place);
+    g->layer = allocate(L * sizeof *g->layer);
+    g->forward = allocate(most * sizeof *g->forward);
+    g->backward = allocate(most * sizeof *g->backward);
     for (int part = 0; part < 3; part++)
         for (size_t l = 0; l < (part == 1 ? L : 1); l++)
             for (int k = 0; k < TENSOR_KINDS; k++) {
@@ -787,56 +819,122 @@ static void gpt_init(Gpt *g) {
         }
 }
 
-/* Floats of activations for B sequences: the forward pass, then the backward pass. */
-static size_t gpt_activations(const GptShape *s, size_t B, int train) {
-    size_t n = B * (size_t)s->context, C = (size_t)s->width, L = (size_t)s->layers;
-    size_t layer = n * (5 * C + 3 * C + 8 * C + 4) + n * (size_t)s->heads;
-    return L * layer + n * (2 * C + (size_t)s->vocab + 3) + (train ? n * 10 * C : 0);
+/* The next `bytes` of the arena, or only their count while there is none yet. */
+static void *carve(Gpt *g, size_t bytes) {
+    char *here = g->arena ? g->arena + g->used : NULL;
+    g->used += (bytes + 63) / 64 * 64;
+    return here;
+}
+static float *carve_floats(Gpt *g, size_t n) { return carve(g, n * sizeof(float)); }
+static Store carve_store(Gpt *g, size_t n) {
+    return g->s.bf16 ? (Store){NULL, carve(g, n * sizeof(uint16_t))}
+                     : (Store){carve_floats(g, n), NULL};
+}
+
+static Saved carve_saved(Gpt *g, GemmSide side, size_t rows, size_t cols) {
+    if (g->s.bf16) return (Saved){NULL, carve(g, rows * cols * sizeof(uint16_t)), side};
+    return (Saved){carve_floats(g, gemm_packed_floats(g->gemm, side, cols, rows)), NULL, side};
+}
+
+/* Sums over the rows of a block, in multiples of C: where each begins. */
+enum {
+    PARTIAL_LN1W,
+    PARTIAL_LN1B,
+    PARTIAL_QKVB,
+    PARTIAL_LN2W = PARTIAL_QKVB + 3,
+    PARTIAL_LN2B,
+    PARTIAL_FCB,
+    PARTIAL_OUTB = PARTIAL_FCB + 4,
+    PARTIAL_ATTB,
+    PARTIAL_LNFW,
+    PARTIAL_LNFB,
+    PARTIAL_COLUMNS
+};
+
+/* One thread's scratch, in floats: for products, for blocks of rows, for a head of attention. */
+static size_t scratch_wide(const GptShape *s) { /* a block of rows of anything */
+    size_t C = (size_t)s->width, V = (size_t)s->vocab;
+    return ROWS * (4 * C > V ? 4 * C : V);
+}
+static size_t scratch_head(const Gemm *gemm, const GptShape *s) {
+    size_t T = (size_t)s->context, HS = (size_t)(s->width / s->heads);
+    return 2 * ROWS * T + 2 * gemm_packed_floats(gemm, GEMM_B, T, HS) +
+           gemm_packed_floats(gemm, GEMM_B, HS, T) + (3 * T + ROWS) * HS;
+}
+static size_t scratch_floats(const Gemm *gemm, const GptShape *s) {
+    size_t n =
+        gemm_scratch() + 3 * scratch_wide(s) + 2 * ROWS * (size_t)s->width + scratch_head(gemm, s);
+    return (n + 63) / 16 * 16;
+}
+
+/* Place activations for B sequences, packed matrices and scratch in the arena. */
+static void gpt_carve(Gpt *g, size_t B, int train, int threads) {
+    size_t n = B * (size_t)g->s.context, C = (size_t)g->s.width, V = (size_t)g->s.vocab;
+    g->used = 0;
+    for (GptLayer *a = g->layer; a < g->layer + g->s.layers; a++)
+        *a = (GptLayer){.in = carve_floats(g, n * C),
+                        .mid = carve_floats(g, n * C),
+                        .mean1 = carve_floats(g, n),
+                        .scale1 = carve_floats(g, n),
+                        .mean2 = carve_floats(g, n),
+                        .scale2 = carve_floats(g, n),
+                        .lse = carve_floats(g, n * (size_t)g->s.heads),
+                        .qkv = carve_store(g, n * 3 * C),
+                        .att = carve_store(g, n * C),
+                        .fc = carve_store(g, n * 4 * C),
+                        .ln1 = train ? carve_saved(g, GEMM_B, n, C) : (Saved){0},
+                        .ln2 = train ? carve_saved(g, GEMM_B, n, C) : (Saved){0}};
+    g->last = carve_floats(g, n * C);
+    g->meanf = carve_floats(g, n);
+    g->scalef = carve_floats(g, n);
+    g->losses = carve_floats(g, n);
+    if (train) {
+        g->dres = carve_floats(g, n * C);
+        g->datt = carve_store(g, n * C);
+        g->dqkv = carve_store(g, n * 3 * C);
+        g->att = carve_saved(g, GEMM_B, n, C);
+        g->gelu = carve_saved(g, GEMM_B, n, 4 * C);
+        g->lnf = carve_saved(g, GEMM_B, n, C);
+        g->dlogits = carve_saved(g, GEMM_A, n, V);
+        g->dmlp = carve_saved(g, GEMM_A, n, C);
+        g->dfc = carve_saved(g, GEMM_A, n, 4 * C);
+        g->dproj = carve_saved(g, GEMM_A, n, C);
+        g->dqkvs = carve_saved(g, GEMM_A, n, 3 * C);
+        g->partial = carve_floats(g, (n + ROWS - 1) / ROWS * PARTIAL_COLUMNS * C);
+    }
+    for (size_t i = 0; i < g->tensors; i++) {
+        const SmTensor *t = &g->tensor[i];
+        size_t out = t->blocks * t->rows, in = t->cols;
+        int head = i == g->place[g->s.untied ? HEAD : WTE];
+        g->forward[i] = g->backward[i] = NULL;
+        if (!t->hidden && !head) continue;
+        g->forward[i] = carve_floats(g, gemm_packed_floats(g->gemm, GEMM_B, out, in));
+        if (train) g->backward[i] = carve_floats(g, gemm_packed_floats(g->gemm, GEMM_B, in, out));
+    }
+    g->thread_floats = scratch_floats(g->gemm, &g->s);
+    g->scratch = carve_floats(g, (size_t)threads * g->thread_floats);
+}
+
+/* Bytes that gpt_allocate takes. */
+static size_t gpt_bytes(Gpt *g, size_t B, int train, int threads) {
+    g->gemm = gemm_default(g->s.bf16 ? GEMM_BF16 : GEMM_F32);
+    g->arena = NULL;
+    gpt_carve(g, B, train, threads);
+    return g->used;
 }
 
 /* Allocate activations for B sequences; train adds the backward pass's. */
 static void gpt_allocate(Gpt *g, size_t B, int train, Team *team) {
-    size_t n = B * (size_t)g->s.context, C = (size_t)g->s.width;
+    g->arena = allocate(gpt_bytes(g, B, train, team->threads));
+    gpt_carve(g, B, train, team->threads);
     g->B = B;
     g->team = team;
-    g->gemm = gemm_default();
-    g->layer = allocate((size_t)g->s.layers * sizeof *g->layer);
-    for (int l = 0; l < g->s.layers; l++)
-        g->layer[l] =
-            (GptLayer){floats(n * C),    floats(n * C),     floats(n),
-                       floats(n),        floats(n * 3 * C), floats(n * (size_t)g->s.heads),
-                       floats(n * C),    floats(n * C),     floats(n * C),
-                       floats(n),        floats(n),         floats(n * 4 * C),
-                       floats(n * 4 * C)};
-    g->last = floats(n * C);
-    g->lnf = floats(n * C);
-    g->meanf = floats(n);
-    g->scalef = floats(n);
-    g->logits = floats(n * (size_t)g->s.vocab);
-    g->losses = floats(n);
-    if (train) {
-        g->dres = floats(n * C);
-        g->dtmp = floats(n * C);
-        g->dln = floats(n * C);
-        g->dqkv = floats(n * 3 * C);
-        g->dfc = floats(n * 4 * C);
-    } else
-        g->dtmp = floats(n * C);
-    g->thread_floats = (gemm_scratch() + 2 * ATTENTION_ROWS * (size_t)g->s.context + 63) / 16 * 16;
-    g->scratch = floats((size_t)team->threads * g->thread_floats);
 }
 
 /* Give back everything. */
 static void gpt_free(Gpt *g) {
-    for (int l = 0; g->layer && l < g->s.layers; l++) {
-        GptLayer *a = &g->layer[l];
-        float *all[] = {a->in,  a->ln1, a->mean1, a->scale1, a->qkv, a->lse, a->att,
-                        a->mid, a->ln2, a->mean2, a->scale2, a->fc,  a->gelu};
-        for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
-    }
-    void *all[] = {g->layer, g->tensor, g->names,  g->place,  g->params, g->grads, g->last,
-                   g->lnf,   g->meanf,  g->scalef, g->logits, g->losses, g->dres,  g->dtmp,
-                   g->dln,   g->dqkv,   g->dfc,    g->cache,  g->scratch};
+    void *all[] = {g->arena, g->layer, g->forward, g->backward, g->tensor,
+                   g->names, g->place, g->params,  g->grads,    g->cache};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
     memset(g, 0, sizeof *g);
 }
@@ -849,20 +947,30 @@ static void slice(size_t n, int ith, int nth, size_t *lo, size_t *hi) {
     *hi = n * ((size_t)ith + 1) / (size_t)nth;
 }
 
+/* a * b + c in one rounding where the CPU has the instruction */
+static inline float mul_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(__aarch64__)
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 /* e^x to 2 ulp for x <= 88, 0 below -87; plain arithmetic, so that loops over it become vector
  * code. */
 static inline float fast_exp(float x) {
     float clamped = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float shifted = clamped * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the fraction falls off */
+    float shifted =
+        mul_add(clamped, 1.44269504f, 12582912.0f); /* 1.5 * 2^23: the fraction falls off */
     float n = shifted - 12582912.0f;
-    float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+    float r = mul_add(n, 2.12194440e-4f, mul_add(n, -0.693359375f, clamped));
     float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    p = mul_add(p, r, 1.3981999507e-3f);
+    p = mul_add(p, r, 8.3334519073e-3f);
+    p = mul_add(p, r, 4.1665795894e-2f);
+    p = mul_add(p, r, 1.6666665459e-1f);
+    p = mul_add(p, r, 5.0000001201e-1f);
+    p = mul_add(p, r * r, r) + 1.0f;
     union {
         float f;
         uint32_t u;
@@ -870,9 +978,6 @@ static inline float fast_exp(float x) {
     scale.u = (bits.u + 127u) << 23;
     return x < -87.0f ? 0.0f : p * scale.f;
 }
-
-/* tanh(y) and GELU's tanh form 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) */
-static inline float fast_tanh(float y) { return 1.0f - 2.0f / (fast_exp(2.0f * y) + 1.0f); }
 
 enum { DROP_EMBEDDING = -1, DROP_ATTENTION = 0, DROP_PROJECTION = 1, DROP_MLP = 2 };
 
@@ -911,10 +1016,11 @@ static void layernorm_row(float *restrict out, float *mean, float *scale, const 
     *scale = s;
 }
 
-/* dres (C) += gradient through a LayerNorm; dout (C) is the gradient of its output. */
-static void layernorm_row_backward(float *restrict dres, const float *restrict dout,
-                                   const float *restrict in, float m, float s,
-                                   const float *restrict w, size_t C) {
+/* dres, dw, db (C) += gradients through a LayerNorm: of its input, its weight and its bias (may be NULL);
+ * dout (C) is the gradient of its output. */
+static void layernorm_row_backward(float *restrict dres, float *restrict dw, float *restrict db,
+                                   const float *restrict dout, const float *restrict in, float m,
+                                   float s, const float *restrict w, size_t C) {
     float sum = 0, dot = 0;
 #pragma omp simd reduction(+ : sum, dot)
     for (size_t c = 0; c < C; c++) {
@@ -924,77 +1030,68 @@ static void layernorm_row_backward(float *restrict dres, const float *restrict d
     }
     sum /= (float)C;
     dot /= (float)C;
-    for (size_t c = 0; c < C; c++) dres[c] += s * (dout[c] * w[c] - sum - (in[c] - m) * s * dot);
+    for (size_t c = 0; c < C; c++) {
+        float x = (in[c] - m) * s;
+        dres[c] += s * (dout[c] * w[c] - sum - x * dot);
+        dw[c] += dout[c] * x;
+    }
+    for (size_t c = 0; db && c < C; c++) db[c] += dout[c];
 }
 
-/* dw, db (C) = sums over the rows of dout * normalised input, of dout; columns [lo, hi). */
-static void layernorm_weights_backward(float *restrict dw, float *restrict db,
-                                       const float *restrict dout, const float *restrict in,
-                                       const float *mean, const float *scale, size_t rows, size_t C,
-                                       size_t lo, size_t hi) {
-    for (size_t c = lo; c < hi; c++) dw[c] = 0;
-    for (size_t r = 0; r < rows; r++)
-        for (size_t c = lo; c < hi; c++)
-            dw[c] += dout[r * C + c] * (in[r * C + c] - mean[r]) * scale[r];
-    if (!db) return;
-    for (size_t c = lo; c < hi; c++) db[c] = 0;
-    for (size_t r = 0; r < rows; r++)
-        for (size_t c = lo; c < hi; c++) db[c] += dout[r * C + c];
-}
-
-/* db (n) = column sums of dout (rows, n), columns of this thread; nothing without a bias. */
-static void bias_backward(float *restrict db, const float *restrict dout, size_t rows, size_t n,
-                          int ith, int nth) {
-    size_t lo, hi;
-    if (!db) return;
-    slice(n, ith, nth, &lo, &hi);
-    for (size_t c = lo; c < hi; c++) db[c] = 0;
-    for (size_t r = 0; r < rows; r++)
-        for (size_t c = lo; c < hi; c++) db[c] += dout[r * n + c];
-}
-
-/* One pass: out = in + drop(step + bias), norm = LayerNorm(out). Rows [lo, hi). */
+/* One pass: out = in + drop(step + bias), norm = LayerNorm(out); the entries of the first row are
+ * numbered from `first` for the dropout. All (rows, C). */
 static void residual_norm(float *out, float *norm, float *mean, float *scale, const float *in,
-                          float *step, const float *bias, const float *w, const float *b, size_t C,
-                          const Dropout *d, uint64_t key, size_t lo, size_t hi) {
-    for (size_t r = lo; r < hi; r++) {
-        float *restrict s = step + r * C, *restrict o = out + r * C;
+                          float *step, const float *bias, const float *w, const float *b,
+                          size_t rows, size_t C, const Dropout *d, uint64_t key, size_t first) {
+    for (size_t r = 0; r < rows; r++) {
+        float *restrict s = step + r * C, *o = out + r * C;
         for (size_t c = 0; bias && c < C; c++) s[c] += bias[c];
-        drop(s, C, d, key, r * C);
+        drop(s, C, d, key, first + r * C);
         for (size_t c = 0; c < C; c++) o[c] = in[r * C + c] + s[c];
         layernorm_row(norm + r * C, &mean[r], &scale[r], o, w, b, C);
     }
 }
 
-/* fc (n) += bias; gelu = GELU(fc) */
-static void gelu_row(float *restrict gelu, float *restrict fc, const float *restrict bias,
-                     size_t n) {
-    for (size_t c = 0; bias && c < n; c++) fc[c] += bias[c];
+/* x (rows, n) += bias (n), which may be NULL */
+static void add_bias(float *x, const float *bias, size_t rows, size_t n) {
+    for (size_t r = 0; bias && r < rows; r++)
+        for (size_t c = 0; c < n; c++) x[r * n + c] += bias[c];
+}
+
+/* sum (n) = column sums of x (rows, n) */
+static void column_sums(float *restrict sum, const float *restrict x, size_t rows, size_t n) {
+    for (size_t c = 0; c < n; c++) sum[c] = 0;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t c = 0; c < n; c++) sum[c] += x[r * n + c];
+}
+
+/* GELU's tanh form: 0.5 x (1 + tanh(u)) = x / (1 + e^-2u) with u = sqrt(2/pi) (x + 0.044715 x^3) */
+static inline float gelu_gate(float x) {
+    return 1.0f / (1.0f + fast_exp(-1.59576912f * x * mul_add(0.044715f * x, x, 1.0f)));
+}
+
+/* gelu (n) = GELU(fc) */
+static void gelu_row(float *restrict gelu, const float *restrict fc, size_t n) {
+    for (size_t c = 0; c < n; c++) gelu[c] = fc[c] * gelu_gate(fc[c]);
+}
+
+/* dfc (n) *= GELU'(fc); gelu = GELU(fc) again */
+static void gelu_row_backward(float *restrict dfc, float *restrict gelu, const float *restrict fc,
+                              size_t n) {
     for (size_t c = 0; c < n; c++) {
-        float x = fc[c], t = fast_tanh(0.79788456f * (x + 0.044715f * x * x * x));
-        gelu[c] = 0.5f * x * (1.0f + t);
+        float x = fc[c], gate = gelu_gate(x);
+        gelu[c] = x * gate;
+        float slope = 1.59576912f * mul_add(3 * 0.044715f * x, x, 1.0f); /* of 2u */
+        dfc[c] *= mul_add(gelu[c] * (1.0f - gate), slope, gate);
     }
 }
 
-/* dfc (n) *= GELU'(fc) */
-static void gelu_row_backward(float *restrict dfc, const float *restrict fc, size_t n) {
-    for (size_t c = 0; c < n; c++) {
-        float x = fc[c], t = fast_tanh(0.79788456f * (x + 0.044715f * x * x * x));
-        dfc[c] *= 0.5f * (1.0f + t) +
-                  0.5f * x * (1.0f - t * t) * 0.79788456f * (1.0f + 3 * 0.044715f * x * x);
-    }
-}
-
-/* Largest of n >= 1 entries, in sixteen interleaved lanes. */
+/* Largest of n >= 1 entries. */
 static float row_max(const float *x, size_t n) {
-    float lane[16];
-    size_t i = 0;
-    for (size_t j = 0; j < 16; j++) lane[j] = x[0];
-    for (; i + 16 <= n; i += 16)
-        for (size_t j = 0; j < 16; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
-    for (; i < n; i++) lane[0] = x[i] > lane[0] ? x[i] : lane[0];
-    for (size_t j = 1; j < 16; j++) lane[0] = lane[j] > lane[0] ? lane[j] : lane[0];
-    return lane[0];
+    float largest = x[0];
+#pragma omp simd reduction(max : largest)
+    for (size_t i = 0; i < n; i++) largest = x[i] > largest ? x[i] : largest;
+    return largest;
 }
 
 /* Cross-entropy of one row of logits, which become their own gradient times `scale`. Returns
@@ -1018,309 +1115,539 @@ static float softmax_cross_entropy_row(float *restrict logits, size_t V, int32_t
 }
 
 /* ------------------------------------------------------------------------------------------------
- * attention of one head, ATTENTION_ROWS queries at a time against the keys they may see: memory is
- * linear in T, and the upper triangle is hardly computed */
+ * stores: activations that the backward pass reads again, in fp32 or in bf16 */
 
-/* What every block of queries needs to know. */
-typedef struct Head {
-    const Gpt *g;
-    const float *q, *k, *v; /* (T, HS) with leading dimension 3C */
-    float *lse;             /* (T) */
-    size_t T, HS, C;
-    Dropout d;
-    uint64_t key;  /* of this sequence and head */
-    float *p, *dp; /* (ATTENTION_ROWS, T) scratch */
-    float *gemm;
-} Head;
+/* A matrix of floats, rows `ld` apart. */
+typedef struct View {
+    float *x;
+    size_t ld;
+} View;
 
-static Head head_of(const Gpt *g, const GptLayer *a, int layer, size_t b, size_t h, size_t T,
-                    const Dropout *d, int ith) {
-    size_t C = (size_t)g->s.width, NH = (size_t)g->s.heads, HS = C / NH;
-    const float *q = a->qkv + b * T * 3 * C + h * HS;
-    float *scratch = g->scratch + (size_t)ith * g->thread_floats;
-    uint64_t key = drop_key(d, layer, DROP_ATTENTION);
-    return (Head){g,
-                  q,
-                  q + C,
-                  q + 2 * C,
-                  a->lse + (b * NH + h) * T,
-                  T,
-                  HS,
-                  C,
-                  *d,
-                  key ? sm_hash(key, b * NH + h) | 1 : 0,
-                  scratch,
-                  scratch + ATTENTION_ROWS * (size_t)g->s.context,
-                  scratch + 2 * ATTENTION_ROWS * (size_t)g->s.context};
+/* Where to write a matrix of `cols` columns at `at` of a store, whose rows are `ld` apart: the place
+ * itself, or scratch that store_close converts. */
+static View store_open(Store s, size_t at, size_t ld, size_t cols, float *scratch) {
+    return s.f ? (View){s.f + at, ld} : (View){scratch, cols};
+}
+static void store_close(Store s, size_t at, size_t ld, View v, size_t rows, size_t cols) {
+    for (size_t r = 0; s.h && r < rows; r++)
+        for (size_t c = 0; c < cols; c++) s.h[at + r * ld + c] = gemm_to_bf16(v.x[r * v.ld + c]);
 }
 
-/* p (rows, cols) = probabilities of queries [i0, i0 + rows) over keys [0, cols), before dropout.
- * With `known`, lse is read; otherwise it is computed. */
-static void attention_scores(const Head *h, size_t i0, size_t rows, size_t cols, int known) {
-    float scale = 1.0f / sqrtf((float)h->HS);
-    gemm_nt(h->g->gemm, h->p, cols, h->q + i0 * 3 * h->C, 3 * h->C, h->k, 3 * h->C, rows, cols,
-            h->HS, 0, h->gemm, 0, 1);
-    for (size_t i = 0; i < rows; i++) {
-        float *restrict p = h->p + i * cols;
-        size_t n = i0 + i + 1;
-        if (known) {
-            float lse = h->lse[i0 + i];
-            for (size_t j = 0; j < n; j++) p[j] = fast_exp(p[j] * scale - lse);
-        } else {
-            float largest = row_max(p, n), sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (size_t j = 0; j < n; j++) {
-                p[j] = fast_exp((p[j] - largest) * scale);
-                sum += p[j];
-            }
-            h->lse[i0 + i] = largest * scale + logf(sum);
-            sum = 1.0f / sum;
-            for (size_t j = 0; j < n; j++) p[j] *= sum;
-        }
-        for (size_t j = n; j < cols; j++) p[j] = 0;
-    }
+/* n stored values as floats: the place itself, or scratch. */
+static const float *store_read(Store s, size_t at, size_t n, float *scratch) {
+    if (s.f) return s.f + at;
+    for (size_t i = 0; i < n; i++) scratch[i] = gemm_from_bf16(s.h[at + i]);
+    return scratch;
 }
 
-/* out (T, HS) with leading dimension C */
-static void attention_forward(const Head *h, float *out) {
-    for (size_t i0 = 0; i0 < h->T; i0 += ATTENTION_ROWS) {
-        size_t rows = min_size(ATTENTION_ROWS, h->T - i0), cols = i0 + rows;
-        attention_scores(h, i0, rows, cols, 0);
-        for (size_t i = 0; i < rows; i++)
-            drop(h->p + i * cols, cols, &h->d, h->key, (i0 + i) * h->T);
-        gemm_nn(h->g->gemm, out + i0 * h->C, h->C, h->p, cols, h->v, 3 * h->C, rows, h->HS, cols, 0,
-                h->gemm, 0, 1);
-    }
+static GemmOperand store_operand(Store s, size_t at, size_t lane, size_t depth) {
+    return s.f ? gemm_f32(s.f + at, lane, depth) : gemm_bf16(s.h + at, lane, depth);
 }
 
-/* dq, dk, dv (T, HS), leading dimension 3C, from dout and out (leading dimension C). The last block
- * of queries sees all keys, so it goes first and the others add to what it wrote. */
-static void attention_backward(const Head *h, float *dq, float *dk, float *dv, const float *dout) {
-    const Gemm *G = h->g->gemm;
-    size_t C = h->C, HS = h->HS, blocks = (h->T + ATTENTION_ROWS - 1) / ATTENTION_ROWS;
-    float scale = 1.0f / sqrtf((float)HS);
-    for (size_t block = blocks; block-- > 0;) {
-        size_t i0 = block * ATTENTION_ROWS, rows = min_size(ATTENTION_ROWS, h->T - i0),
-               cols = i0 + rows;
-        int add = block + 1 < blocks;
-        attention_scores(h, i0, rows, cols, 1);
-        gemm_nt(G, h->dp, cols, dout + i0 * C, C, h->v, 3 * C, rows, cols, HS, 0, h->gemm, 0, 1);
-        if (h->key) { /* dv wants the dropped probabilities, ds the kept ones: made twice */
-            for (size_t i = 0; i < rows; i++)
-                drop(h->p + i * cols, cols, &h->d, h->key, (i0 + i) * h->T);
-            gemm_tn(G, dv, 3 * C, h->p, cols, dout + i0 * C, C, cols, HS, rows, add, h->gemm, 0, 1);
-            for (size_t i = 0; i < rows; i++)
-                drop(h->dp + i * cols, cols, &h->d, h->key, (i0 + i) * h->T);
-            attention_scores(h, i0, rows, cols, 1);
-        } else
-            gemm_tn(G, dv, 3 * C, h->p, cols, dout + i0 * C, C, cols, HS, rows, add, h->gemm, 0, 1);
-        for (size_t i = 0; i < rows; i++) {
-            float *restrict p = h->p + i * cols, *restrict dp = h->dp + i * cols, dot = 0;
-#pragma omp simd reduction(+ : dot)
-            for (size_t j = 0; j < cols; j++) dot += p[j] * dp[j];
-            for (size_t j = 0; j < cols; j++) p[j] *= (dp[j] - dot) * scale;
-        }
-        gemm_nn(G, dq + i0 * 3 * C, 3 * C, h->p, cols, h->k, 3 * C, rows, HS, cols, 0, h->gemm, 0,
-                1);
-        gemm_tn(G, dk, 3 * C, h->p, cols, h->q + i0 * 3 * C, 3 * C, cols, HS, rows, add, h->gemm, 0,
-                1);
-    }
+/* Keep rows [at, at + rows) of an operand of a weight gradient, x (rows, cols). */
+static void save_rows(const Gpt *g, Saved s, const float *x, size_t at, size_t rows, size_t cols,
+                      size_t all) {
+    if (s.panels)
+        gemm_pack_depth(g->gemm, s.side, s.panels, all, gemm_f32(x, 1, cols), cols, at, rows);
+    else if (s.h)
+        for (size_t i = 0; i < rows * cols; i++) s.h[at * cols + i] = gemm_to_bf16(x[i]);
+}
+static GemmOperand saved_operand(Saved s, size_t cols, size_t all) {
+    return s.panels ? gemm_packed(s.panels, all) : gemm_bf16(s.h, 1, cols);
 }
 
 /* ------------------------------------------------------------------------------------------------
- * forward and backward over B x T tokens; run by all compute threads of the worker together */
+ * a pass over B x T tokens, run by all compute threads of the worker together. Every thread takes
+ * its own blocks of ROWS tokens through everything between two attentions; a barrier stands only
+ * before and after attention, where tokens meet. */
 
 /* One pass over a batch. */
 typedef struct Pass {
     Gpt *g;
     size_t B, T;
     const int32_t *in, *target; /* (B, T); a target of -1 does not count */
+    size_t real;                /* how many count */
+    float *logits;              /* NULL, or receives (B, T, V); with targets, their gradient */
     Dropout d;
-    int train; /* logits become gradients, and the backward pass follows */
+    int train;  /* logits become gradients, and the backward pass follows */
+    int packed; /* the matrices have not changed since the last pass */
 } Pass;
 
-/* The thread's share of a product; a barrier must follow before anybody reads it. */
+/* One compute thread of it. */
 typedef struct Thread {
     Gpt *g;
+    const Pass *p;
     int ith, nth;
-    float *scratch;
+    float *gemm, *wide[3], *thin[2], *head; /* scratch */
 } Thread;
+
+static Thread thread_of(Gpt *g, const Pass *p, int ith, int nth) {
+    float *s = g->scratch + (size_t)ith * g->thread_floats, *wide = s + gemm_scratch();
+    size_t w = scratch_wide(&g->s), C = (size_t)g->s.width;
+    float *thin = wide + 3 * w;
+    size_t c = ROWS * C;
+    return (Thread){g,           p, ith, nth, s, {wide, wide + w, wide + 2 * w}, {thin, thin + c},
+                    thin + 2 * c};
+}
 
 static void sync_threads(const Thread *t) { team_barrier(t->g->team); }
 
-/* out (rows, n) = in (rows, k) W (n, k)^T */
-static void linear(const Thread *t, float *out, const float *in, const float *w, size_t rows,
-                   size_t n, size_t k) {
-    gemm_nt(t->g->gemm, out, n, in, k, w, k, rows, n, k, 0, t->scratch, t->ith, t->nth);
+/* Run f on this thread's blocks of rows. */
+static void each_block(const Thread *t, int l,
+                       void (*f)(const Thread *t, int l, size_t at, size_t rows)) {
+    size_t n = t->p->B * t->p->T, lo, hi;
+    slice((n + ROWS - 1) / ROWS, t->ith, t->nth, &lo, &hi);
+    for (size_t b = lo; b < hi; b++) f(t, l, b * ROWS, min_size(ROWS, n - b * ROWS));
 }
 
-/* din (rows, k) = dout (rows, n) W (n, k); dW (n, k) = dout^T in (rows, k) */
-static void linear_backward(const Thread *t, float *din, float *dw, const float *dout,
-                            const float *in, const float *w, size_t rows, size_t n, size_t k) {
-    gemm_nn(t->g->gemm, din, k, dout, n, w, k, rows, k, n, 0, t->scratch, t->ith, t->nth);
-    gemm_tn(t->g->gemm, dw, k, dout, n, in, k, n, k, rows, 0, t->scratch, t->ith, t->nth);
+/* ------------------------------------------------------------------------------------------------
+ * products with the weights, which are packed once per pass */
+
+static size_t tensor_at(const Gpt *g, int kind, int l) {
+    return g->place[(size_t)l * TENSOR_KINDS + (size_t)kind];
 }
+static int head_kind(const Gpt *g) { return g->s.untied ? HEAD : WTE; }
 
-static const float *head_weight(const Gpt *g) { return param(g, g->s.untied ? HEAD : WTE, 0); }
-
-static void forward_layer(const Thread *t, const Pass *p, int l) {
-    Gpt *g = t->g;
-    GptLayer *a = &g->layer[l];
-    size_t T = p->T, C = (size_t)g->s.width, NH = (size_t)g->s.heads, n = p->B * T, lo, hi;
-    slice(n, t->ith, t->nth, &lo, &hi);
-    linear(t, a->qkv, a->ln1, param(g, QKVW, l), n, 3 * C, C);
-    sync_threads(t);
-    const float *bias = param(g, QKVB, l);
-    for (size_t r = lo; bias && r < hi; r++)
-        for (size_t c = 0; c < 3 * C; c++) a->qkv[r * 3 * C + c] += bias[c];
-    if (bias) sync_threads(t);
-    for (size_t bh = (size_t)t->ith; bh < p->B * NH; bh += (size_t)t->nth) {
-        Head head = head_of(g, a, l, bh / NH, bh % NH, T, &p->d, t->ith);
-        attention_forward(&head, a->att + bh / NH * T * C + bh % NH * head.HS);
+static void pack_weights(const Thread *t) {
+    const Gpt *g = t->g;
+    for (size_t i = 0; i < g->tensors; i++) {
+        if (!g->forward[i]) continue;
+        size_t out = g->tensor[i].blocks * g->tensor[i].rows, in = g->tensor[i].cols;
+        const float *w = g->params + g->tensor[i].offset;
+        gemm_pack(g->gemm, g->forward[i], gemm_f32(w, in, 1), out, in, t->ith, t->nth);
+        if (t->p->train)
+            gemm_pack(g->gemm, g->backward[i], gemm_f32(w, 1, in), in, out, t->ith, t->nth);
     }
-    sync_threads(t);
-    linear(t, g->dtmp, a->att, param(g, ATTW, l), n, C, C);
-    sync_threads(t);
-    residual_norm(a->mid, a->ln2, a->mean2, a->scale2, a->in, g->dtmp, param(g, ATTB, l),
-                  param(g, LN2W, l), param(g, LN2B, l), C, &p->d,
-                  drop_key(&p->d, l, DROP_PROJECTION), lo, hi);
-    sync_threads(t);
-    linear(t, a->fc, a->ln2, param(g, FCW, l), n, 4 * C, C);
-    sync_threads(t);
-    for (size_t r = lo; r < hi; r++)
-        gelu_row(a->gelu + r * 4 * C, a->fc + r * 4 * C, param(g, FCB, l), 4 * C);
-    sync_threads(t);
-    linear(t, g->dtmp, a->gelu, param(g, OUTW, l), n, C, 4 * C);
-    sync_threads(t);
-    int top = l + 1 == g->s.layers;
-    GptLayer *next = top ? NULL : &g->layer[l + 1];
-    residual_norm(top ? g->last : next->in, top ? g->lnf : next->ln1, top ? g->meanf : next->mean1,
-                  top ? g->scalef : next->scale1, a->mid, g->dtmp, param(g, OUTB, l),
-                  param(g, top ? LNFW : LN1W, top ? 0 : l + 1),
-                  param(g, top ? LNFB : LN1B, top ? 0 : l + 1), C, &p->d,
-                  drop_key(&p->d, l, DROP_MLP), lo, hi);
-    sync_threads(t);
 }
 
-static void forward(const Thread *t, const Pass *p) {
-    Gpt *g = t->g;
-    GptLayer *a = &g->layer[0];
-    size_t C = (size_t)g->s.width, V = (size_t)g->s.vocab, n = p->B * p->T, lo, hi, real = 0;
-    const float *wte = param(g, WTE, 0), *wpe = param(g, WPE, 0);
-    slice(n, t->ith, t->nth, &lo, &hi);
-    for (size_t r = lo; r < hi; r++) {
-        for (size_t c = 0; c < C; c++)
-            a->in[r * C + c] = wte[(size_t)p->in[r] * C + c] + wpe[r % p->T * C + c];
-        drop(a->in + r * C, C, &p->d, drop_key(&p->d, 0, DROP_EMBEDDING), r * C);
-        layernorm_row(a->ln1 + r * C, &a->mean1[r], &a->scale1[r], a->in + r * C, param(g, LN1W, 0),
-                      param(g, LN1B, 0), C);
+/* out (rows, n) = x (rows, k) W (n, k)^T */
+static void linear(const Thread *t, float *out, GemmOperand x, int kind, int l, size_t rows) {
+    const Gpt *g = t->g;
+    size_t i = tensor_at(g, kind, l), n = g->tensor[i].blocks * g->tensor[i].rows,
+           k = g->tensor[i].cols;
+    gemm_multiply(g->gemm, out, n, x, gemm_packed(g->forward[i], k), rows, n, k, 0, t->gemm, 0, 1);
+}
+
+/* dx (rows, k) = dout (rows, n) W (n, k) */
+static void linear_backward(const Thread *t, float *dx, GemmOperand dout, int kind, int l,
+                            size_t rows) {
+    const Gpt *g = t->g;
+    size_t i = tensor_at(g, kind, l), n = g->tensor[i].blocks * g->tensor[i].rows,
+           k = g->tensor[i].cols;
+    gemm_multiply(g->gemm, dx, k, dout, gemm_packed(g->backward[i], n), rows, k, n, 0, t->gemm, 0,
+                  1);
+}
+
+/* dW (n, k) = dout^T x over all rows: this thread's slice of it */
+static void weight_gradient(const Thread *t, Saved dout, Saved x, int kind, int l) {
+    const Gpt *g = t->g;
+    size_t i = tensor_at(g, kind, l), n = g->tensor[i].blocks * g->tensor[i].rows,
+           k = g->tensor[i].cols;
+    size_t all = t->p->B * t->p->T;
+    gemm_multiply(g->gemm, grad(g, kind, l), k, saved_operand(dout, n, all),
+                  saved_operand(x, k, all), n, k, all, 0, t->gemm, t->ith, t->nth);
+}
+
+/* The gradient of a vector from its sums per block, in block order: this thread's slice of it. */
+static void add_partials(const Thread *t, int kind, int l, int column, size_t width) {
+    const Gpt *g = t->g;
+    size_t C = (size_t)g->s.width, n = t->p->B * t->p->T, lo, hi;
+    float *d = grad(g, kind, l);
+    slice(width * C, t->ith, t->nth, &lo, &hi);
+    for (size_t c = lo; d && c < hi; c++) d[c] = 0;
+    for (size_t b = 0; d && b * ROWS < n; b++)
+        for (size_t c = lo; c < hi; c++)
+            d[c] += g->partial[(b * PARTIAL_COLUMNS + (size_t)column) * C + c];
+}
+static float *partial_of(const Gpt *g, size_t at, int column) {
+    return g->partial + (at / ROWS * PARTIAL_COLUMNS + (size_t)column) * (size_t)g->s.width;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * attention of one head, ROWS queries at a time against the keys they may see: memory is linear in
+ * T, and the upper triangle is hardly computed */
+
+/* What every block of queries needs to know. */
+typedef struct Head {
+    const Thread *t;
+    const GptLayer *a;
+    float *lse;     /* (T) */
+    size_t at, out; /* of its first row in qkv, and in att */
+    size_t T, HS, C;
+    uint64_t key;                        /* of the dropout of this sequence and head */
+    float *p, *dp;                       /* (ROWS, T) scratch */
+    float *keys, *values, *rows, *grads; /* packed (HS, T), packed, packed (T, HS), (T, 3HS) */
+} Head;
+
+static Head head_of(const Thread *t, int l, size_t bh) {
+    const Gpt *g = t->g;
+    const GptLayer *a = &g->layer[l];
+    size_t C = (size_t)g->s.width, NH = (size_t)g->s.heads, HS = C / NH, T = t->p->T;
+    size_t all = (size_t)g->s.context, b = bh / NH, h = bh % NH;
+    uint64_t key = drop_key(&t->p->d, l, DROP_ATTENTION);
+    float *dp = t->head + ROWS * all, *keys = dp + ROWS * all,
+          *values = keys + gemm_packed_floats(g->gemm, GEMM_B, all, HS),
+          *rows = values + gemm_packed_floats(g->gemm, GEMM_B, all, HS),
+          *grads = rows + gemm_packed_floats(g->gemm, GEMM_B, HS, all);
+    return (Head){t,
+                  a,
+                  a->lse + bh * T,
+                  b * T * 3 * C + h * HS,
+                  b * T * C + h * HS,
+                  T,
+                  HS,
+                  C,
+                  key ? sm_hash(key, bh) | 1 : 0,
+                  t->head,
+                  dp,
+                  keys,
+                  values,
+                  rows,
+                  grads};
+}
+
+/* q, k or v (0, 1, 2) from row i on, as rows of A or columns of B, and as rows of B. */
+static GemmOperand head_part(const Head *h, size_t part, size_t i) {
+    return store_operand(h->a->qkv, h->at + i * 3 * h->C + part * h->C, 3 * h->C, 1);
+}
+static GemmOperand head_rows(const Head *h, size_t part, size_t i) {
+    return store_operand(h->a->qkv, h->at + i * 3 * h->C + part * h->C, 1, 3 * h->C);
+}
+
+/* p (rows, cols) = probabilities of queries [i0, i0 + rows) over keys [0, cols), before dropout.
+ * With `known`, lse is read; otherwise it is computed. */
+static void attention_scores(const Head *h, size_t i0, size_t rows, size_t cols, int known) {
+    float scale = 1.0f / sqrtf((float)h->HS);
+    gemm_multiply(h->t->g->gemm, h->p, cols, head_part(h, 0, i0), gemm_packed(h->keys, h->HS), rows,
+                  cols, h->HS, 0, h->t->gemm, 0, 1);
+    for (size_t i = 0; i < rows;
+         i++) { /* to a multiple of 16 keys, of which those behind i count 0 */
+        float *restrict p = h->p + i * cols, sum = 0;
+        size_t n = i0 + i + 1, m = min_size((n + 15) / 16 * 16, cols);
+        for (size_t j = n; j < m; j++) p[j] = -INFINITY;
+        memset(p + m, 0, (cols - m) * sizeof *p);
+        if (known) {
+            float lse = h->lse[i0 + i];
+            for (size_t j = 0; j < m; j++) p[j] = fast_exp(p[j] * scale - lse);
+            continue;
+        }
+        float largest = row_max(p, m);
+#pragma omp simd reduction(+ : sum)
+        for (size_t j = 0; j < m; j++) {
+            p[j] = fast_exp((p[j] - largest) * scale);
+            sum += p[j];
+        }
+        h->lse[i0 + i] = largest * scale + logf(sum);
+        sum = 1.0f / sum;
+        for (size_t j = 0; j < m; j++) p[j] *= sum;
     }
-    sync_threads(t);
-    for (int l = 0; l < g->s.layers; l++) forward_layer(t, p, l);
-    linear(t, g->logits, g->lnf, head_weight(g), n, V, C);
-    sync_threads(t);
-    for (size_t r = 0; p->target && r < n; r++) real += p->target[r] >= 0;
-    for (size_t r = lo; p->target && r < hi; r++)
-        g->losses[r] =
-            softmax_cross_entropy_row(g->logits + r * V, V, p->target[r], 1.0f / (float)real);
-    sync_threads(t);
 }
 
-/* dres += gradient through a LayerNorm of `in`, its weights' gradients too. */
-static void norm_backward(const Thread *t, float *dw, float *db, const float *dout, const float *in,
-                          const float *mean, const float *scale, const float *w, size_t n) {
-    size_t C = (size_t)t->g->s.width, lo, hi;
-    slice(C, t->ith, t->nth, &lo, &hi);
-    layernorm_weights_backward(dw, db, dout, in, mean, scale, n, C, lo, hi);
-    slice(n, t->ith, t->nth, &lo, &hi);
-    for (size_t r = lo; r < hi; r++)
-        layernorm_row_backward(t->g->dres + r * C, dout + r * C, in + r * C, mean[r], scale[r], w,
-                               C);
+static void drop_scores(const Head *h, float *p, size_t i0, size_t rows, size_t cols) {
+    for (size_t i = 0; i < rows; i++)
+        drop(p + i * cols, cols, &h->t->p->d, h->key, (i0 + i) * h->T);
 }
 
-/* The gradient that enters a residual branch: dres, or a copy of it with the branch's dropout. */
-static const float *branch_gradient(const Thread *t, const Pass *p, uint64_t key) {
-    size_t C = (size_t)t->g->s.width, lo, hi;
-    if (!key) return t->g->dres;
-    slice(p->B * p->T, t->ith, t->nth, &lo, &hi);
-    memcpy(t->g->dtmp + lo * C, t->g->dres + lo * C, (hi - lo) * C * sizeof(float));
-    drop(t->g->dtmp + lo * C, (hi - lo) * C, &p->d, key, lo * C);
-    sync_threads(t);
-    return t->g->dtmp;
-}
-
-static void backward_layer(const Thread *t, const Pass *p, int l) {
-    Gpt *g = t->g;
-    GptLayer *a = &g->layer[l];
-    size_t T = p->T, C = (size_t)g->s.width, NH = (size_t)g->s.heads, n = p->B * T, lo, hi;
-    slice(n, t->ith, t->nth, &lo, &hi);
-    const float *dout = branch_gradient(t, p, drop_key(&p->d, l, DROP_MLP));
-    bias_backward(grad(g, OUTB, l), dout, n, C, t->ith, t->nth);
-    linear_backward(t, g->dfc, grad(g, OUTW, l), dout, a->gelu, param(g, OUTW, l), n, C, 4 * C);
-    sync_threads(t);
-    for (size_t r = lo; r < hi; r++)
-        gelu_row_backward(g->dfc + r * 4 * C, a->fc + r * 4 * C, 4 * C);
-    sync_threads(t);
-    bias_backward(grad(g, FCB, l), g->dfc, n, 4 * C, t->ith, t->nth);
-    linear_backward(t, g->dln, grad(g, FCW, l), g->dfc, a->ln2, param(g, FCW, l), n, 4 * C, C);
-    sync_threads(t);
-    norm_backward(t, grad(g, LN2W, l), grad(g, LN2B, l), g->dln, a->mid, a->mean2, a->scale2,
-                  param(g, LN2W, l), n);
-    sync_threads(t);
-    dout = branch_gradient(t, p, drop_key(&p->d, l, DROP_PROJECTION));
-    bias_backward(grad(g, ATTB, l), dout, n, C, t->ith, t->nth);
-    linear_backward(t, g->dln, grad(g, ATTW, l), dout, a->att, param(g, ATTW, l), n, C, C);
-    sync_threads(t);
-    for (size_t bh = (size_t)t->ith; bh < p->B * NH; bh += (size_t)t->nth) {
-        Head head = head_of(g, a, l, bh / NH, bh % NH, T, &p->d, t->ith);
-        float *dq = g->dqkv + bh / NH * T * 3 * C + bh % NH * head.HS;
-        attention_backward(&head, dq, dq + C, dq + 2 * C,
-                           g->dln + bh / NH * T * C + bh % NH * head.HS);
+static void attention_forward(const Head *h) {
+    const Gemm *G = h->t->g->gemm;
+    gemm_pack(G, h->keys, head_part(h, 1, 0), h->T, h->HS, 0, 1);
+    gemm_pack(G, h->rows, head_rows(h, 2, 0), h->HS, h->T, 0, 1);
+    for (size_t i0 = 0; i0 < h->T; i0 += ROWS) {
+        size_t rows = min_size(ROWS, h->T - i0), cols = i0 + rows, at = h->out + i0 * h->C;
+        View out = store_open(h->a->att, at, h->C, h->HS, h->grads);
+        attention_scores(h, i0, rows, cols, 0);
+        drop_scores(h, h->p, i0, rows, cols);
+        gemm_multiply(G, out.x, out.ld, gemm_f32(h->p, cols, 1), gemm_packed(h->rows, h->T), rows,
+                      h->HS, cols, 0, h->t->gemm, 0, 1);
+        store_close(h->a->att, at, h->C, out, rows, h->HS);
     }
-    sync_threads(t);
-    bias_backward(grad(g, QKVB, l), g->dqkv, n, 3 * C, t->ith, t->nth);
-    linear_backward(t, g->dln, grad(g, QKVW, l), g->dqkv, a->ln1, param(g, QKVW, l), n, 3 * C, C);
-    sync_threads(t);
-    norm_backward(t, grad(g, LN1W, l), grad(g, LN1B, l), g->dln, a->in, a->mean1, a->scale1,
-                  param(g, LN1W, l), n);
-    sync_threads(t);
 }
 
-/* Every gradient is written, not added to: a step has one pass. */
-static void backward(const Thread *t, const Pass *p) {
+/* dqkv of this head from datt. The last block of queries sees all keys, so it goes first and the
+ * others add to what it wrote. */
+static void attention_backward(const Head *h) {
+    const Gpt *g = h->t->g;
+    size_t C = h->C, HS = h->HS, T = h->T, blocks = (T + ROWS - 1) / ROWS;
+    float scale = 1.0f / sqrtf((float)HS);
+    View d = store_open(g->dqkv, h->at, 3 * C, 3 * HS, h->grads);
+    size_t part = d.ld / 3; /* from dq to dk, from dk to dv */
+    float *dk = d.x + part, *dv = d.x + 2 * part;
+    gemm_pack(g->gemm, h->keys, head_part(h, 1, 0), T, HS, 0, 1);
+    gemm_pack(g->gemm, h->values, head_part(h, 2, 0), T, HS, 0, 1);
+    gemm_pack(g->gemm, h->rows, head_rows(h, 1, 0), HS, T, 0, 1);
+    for (size_t block = blocks; block-- > 0;) {
+        size_t i0 = block * ROWS, rows = min_size(ROWS, T - i0), cols = i0 + rows;
+        int add = block + 1 < blocks;
+        GemmOperand p = gemm_f32(h->p, 1, cols),
+                    dout_rows = store_operand(g->datt, h->out + i0 * C, C, 1);
+        GemmOperand dout = store_operand(g->datt, h->out + i0 * C, 1, C);
+        attention_scores(h, i0, rows, cols, 1);
+        gemm_multiply(g->gemm, h->dp, cols, dout_rows, gemm_packed(h->values, HS), rows, cols, HS,
+                      0, h->t->gemm, 0, 1);
+        drop_scores(h, h->p, i0, rows, cols); /* dv wants the dropped probabilities */
+        gemm_multiply(g->gemm, dv, d.ld, p, dout, cols, HS, rows, add, h->t->gemm, 0, 1);
+        drop_scores(h, h->dp, i0, rows, cols);
+        if (h->key) attention_scores(h, i0, rows, cols, 1); /* ds wants the kept ones */
+        for (size_t i = 0; i < rows; i++) {
+            float *restrict pi = h->p + i * cols, *restrict dp = h->dp + i * cols, dot = 0;
+#pragma omp simd reduction(+ : dot)
+            for (size_t j = 0; j < cols; j++) dot += pi[j] * dp[j];
+            for (size_t j = 0; j < cols; j++) pi[j] *= (dp[j] - dot) * scale;
+        }
+        gemm_multiply(g->gemm, d.x + i0 * d.ld, d.ld, gemm_f32(h->p, cols, 1),
+                      gemm_packed(h->rows, T), rows, HS, cols, 0, h->t->gemm, 0, 1);
+        gemm_multiply(g->gemm, dk, d.ld, p, head_rows(h, 0, i0), cols, HS, rows, add, h->t->gemm, 0,
+                      1);
+    }
+    for (size_t k = 0; k < 3; k++)
+        store_close(g->dqkv, h->at + k * C, 3 * C, (View){d.x + k * part, d.ld}, T, HS);
+}
+
+/* Every thread takes its share of all heads. */
+static void each_head(const Thread *t, int l, void (*f)(const Head *h)) {
+    size_t lo, hi;
+    slice(t->p->B * (size_t)t->g->s.heads, t->ith, t->nth, &lo, &hi);
+    for (size_t bh = lo; bh < hi; bh++) {
+        Head h = head_of(t, l, bh);
+        f(&h);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * backward, block by block. Every gradient is written, not added to: a step has one pass. */
+
+/* dres += gradient through a LayerNorm of `in`; sums for its weight and bias, which stand at `column`. */
+static void norm_backward(const Thread *t, const float *dout, const float *in, const float *mean,
+                          const float *scale, const float *w, int column, size_t at, size_t rows) {
+    size_t C = (size_t)t->g->s.width;
+    float *dw = partial_of(t->g, at, column), *db = t->g->s.bias ? dw + C : NULL;
+    memset(dw, 0, 2 * C * sizeof *dw);
+    for (size_t r = 0; r < rows; r++)
+        layernorm_row_backward(t->g->dres + (at + r) * C, dw, db, dout + r * C, in + (at + r) * C,
+                               mean[at + r], scale[at + r], w, C);
+}
+
+static void save_block(const Thread *t, Saved s, const float *x, size_t at, size_t rows,
+                       size_t cols) {
+    save_rows(t->g, s, x, at, rows, cols, t->p->B * t->p->T);
+}
+
+/* What of dres enters a branch, x: a copy, with the branch's dropout; sums for the last bias. */
+static void enter_branch(const Thread *t, Saved s, float *x, uint64_t key, int column, size_t at,
+                         size_t rows) {
+    size_t C = (size_t)t->g->s.width;
+    memcpy(x, t->g->dres + at * C, rows * C * sizeof *x);
+    drop(x, rows * C, &t->p->d, key, at * C);
+    if (t->g->s.bias) column_sums(partial_of(t->g, at, column), x, rows, C);
+    save_block(t, s, x, at, rows, C);
+}
+
+/* From the end of layer l to its attention: dres passes the MLP, datt is made. */
+static void mlp_backward(const Thread *t, int l, size_t at, size_t rows) {
     Gpt *g = t->g;
-    size_t C = (size_t)g->s.width, V = (size_t)g->s.vocab, n = p->B * p->T, lo, hi;
+    const GptLayer *a = &g->layer[l];
+    size_t C = (size_t)g->s.width, W = 4 * C;
+    float *dout = t->thin[0], *dln = t->thin[1], *dfc = t->wide[0], *gelu = t->wide[1];
+    enter_branch(t, g->dmlp, dout, drop_key(&t->p->d, l, DROP_MLP), PARTIAL_OUTB, at, rows);
+    linear_backward(t, dfc, gemm_f32(dout, C, 1), OUTW, l, rows);
+    gelu_row_backward(dfc, gelu, store_read(a->fc, at * W, rows * W, t->wide[2]), rows * W);
+    if (g->s.bias) column_sums(partial_of(g, at, PARTIAL_FCB), dfc, rows, W);
+    save_block(t, g->dfc, dfc, at, rows, W);
+    save_block(t, g->gelu, gelu, at, rows, W);
+    linear_backward(t, dln, gemm_f32(dfc, W, 1), FCW, l, rows);
+    norm_backward(t, dln, a->mid, a->mean2, a->scale2, param(g, LN2W, l), PARTIAL_LN2W, at, rows);
+    enter_branch(t, g->dproj, dout, drop_key(&t->p->d, l, DROP_PROJECTION), PARTIAL_ATTB, at, rows);
+    save_block(t, g->att, store_read(a->att, at * C, rows * C, t->thin[1]), at, rows, C);
+    View datt = store_open(g->datt, at * C, C, C, t->thin[1]);
+    linear_backward(t, datt.x, gemm_f32(dout, C, 1), ATTW, l, rows);
+    store_close(g->datt, at * C, C, datt, rows, C);
+}
+
+/* From the attention of layer l to its beginning, and on to the attention below. */
+static void qkv_backward(const Thread *t, int l, size_t at, size_t rows) {
+    Gpt *g = t->g;
+    const GptLayer *a = &g->layer[l];
+    size_t C = (size_t)g->s.width, W = 3 * C;
+    const float *dqkv = store_read(g->dqkv, at * W, rows * W, t->wide[0]);
+    if (g->s.bias) column_sums(partial_of(g, at, PARTIAL_QKVB), dqkv, rows, W);
+    save_block(t, g->dqkvs, dqkv, at, rows, W);
+    linear_backward(t, t->thin[1], gemm_f32(dqkv, W, 1), QKVW, l, rows);
+    norm_backward(t, t->thin[1], a->in, a->mean1, a->scale1, param(g, LN1W, l), PARTIAL_LN1W, at,
+                  rows);
+    if (l > 0)
+        mlp_backward(t, l - 1, at, rows);
+    else
+        drop(g->dres + at * C, rows * C, &t->p->d, drop_key(&t->p->d, 0, DROP_EMBEDDING), at * C);
+}
+
+/* From the loss to the end of the last layer. */
+static void head_backward(const Thread *t, const float *dlogits, size_t at, size_t rows) {
+    Gpt *g = t->g;
+    size_t C = (size_t)g->s.width, V = (size_t)g->s.vocab;
+    save_block(t, g->dlogits, dlogits, at, rows, V);
+    linear_backward(t, t->thin[1], gemm_f32(dlogits, V, 1), head_kind(g), 0, rows);
+    memset(g->dres + at * C, 0, rows * C * sizeof(float));
+    norm_backward(t, t->thin[1], g->last, g->meanf, g->scalef, param(g, LNFW, 0), PARTIAL_LNFW, at,
+                  rows);
+}
+
+/* Gradients of the embeddings; the head's has been written to a tied one. This thread's columns. */
+static void embedding_gradient(const Thread *t) {
+    Gpt *g = t->g;
+    const Pass *p = t->p;
+    size_t C = (size_t)g->s.width, lo, hi;
     float *dwte = grad(g, WTE, 0), *dwpe = grad(g, WPE, 0);
-    linear_backward(t, g->dln, grad(g, g->s.untied ? HEAD : WTE, 0), g->logits, g->lnf,
-                    head_weight(g), n, V, C);
-    slice(n * C, t->ith, t->nth, &lo, &hi);
-    memset(g->dres + lo, 0, (hi - lo) * sizeof(float));
-    sync_threads(t);
-    norm_backward(t, grad(g, LNFW, 0), grad(g, LNFB, 0), g->dln, g->last, g->meanf, g->scalef,
-                  param(g, LNFW, 0), n);
-    sync_threads(t);
-    for (int l = g->s.layers - 1; l >= 0; l--) backward_layer(t, p, l);
-    slice(n, t->ith, t->nth, &lo, &hi);
-    drop(g->dres + lo * C, (hi - lo) * C, &p->d, drop_key(&p->d, 0, DROP_EMBEDDING), lo * C);
-    sync_threads(t);
     slice(C, t->ith, t->nth, &lo, &hi);
-    for (size_t v = 0; g->s.untied && v < V; v++)
+    for (size_t v = 0; g->s.untied && v < (size_t)g->s.vocab; v++)
         memset(dwte + v * C + lo, 0, (hi - lo) * sizeof(float));
     for (size_t i = 0; i < (size_t)g->s.context; i++)
         memset(dwpe + i * C + lo, 0, (hi - lo) * sizeof(float));
-    for (size_t r = 0; r < n; r++)
+    for (size_t r = 0; r < p->B * p->T; r++)
         for (size_t c = lo; c < hi; c++) {
             dwte[(size_t)p->in[r] * C + c] += g->dres[r * C + c];
             dwpe[r % p->T * C + c] += g->dres[r * C + c];
         }
+}
+
+/* Gradients that layer l's attention and what is below it have left. */
+static void attention_gradients(const Thread *t, int l) {
+    weight_gradient(t, t->g->dqkvs, t->g->layer[l].ln1, QKVW, l);
+    add_partials(t, QKVB, l, PARTIAL_QKVB, 3);
+    add_partials(t, LN1W, l, PARTIAL_LN1W, 1);
+    add_partials(t, LN1B, l, PARTIAL_LN1B, 1);
+}
+
+/* Those that its MLP and projection have left. */
+static void mlp_gradients(const Thread *t, int l) {
+    const Gpt *g = t->g;
+    weight_gradient(t, g->dmlp, g->gelu, OUTW, l);
+    weight_gradient(t, g->dfc, g->layer[l].ln2, FCW, l);
+    weight_gradient(t, g->dproj, g->att, ATTW, l);
+    add_partials(t, OUTB, l, PARTIAL_OUTB, 1);
+    add_partials(t, FCB, l, PARTIAL_FCB, 4);
+    add_partials(t, LN2W, l, PARTIAL_LN2W, 1);
+    add_partials(t, LN2B, l, PARTIAL_LN2B, 1);
+    add_partials(t, ATTB, l, PARTIAL_ATTB, 1);
+}
+
+/* After forward, which ends with mlp_backward of the last layer. */
+static void backward(const Thread *t) {
+    Gpt *g = t->g;
+    weight_gradient(t, g->dlogits, g->lnf, head_kind(g), 0);
+    add_partials(t, LNFW, 0, PARTIAL_LNFW, 1);
+    add_partials(t, LNFB, 0, PARTIAL_LNFB, 1);
+    for (int l = g->s.layers - 1; l >= 0; l--) {
+        if (l + 1 < g->s.layers) attention_gradients(t, l + 1);
+        mlp_gradients(t, l);
+        each_head(t, l, attention_backward);
+        sync_threads(t);
+        each_block(t, l, qkv_backward);
+        sync_threads(t);
+    }
+    attention_gradients(t, 0);
+    embedding_gradient(t);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * forward, block by block */
+
+/* qkv of layer l from its LayerNorm */
+static void qkv_forward(const Thread *t, const float *ln, int l, size_t at, size_t rows) {
+    const Gpt *g = t->g;
+    const GptLayer *a = &g->layer[l];
+    size_t C = (size_t)g->s.width, W = 3 * C;
+    View qkv = store_open(a->qkv, at * W, W, W, t->wide[0]);
+    save_block(t, a->ln1, ln, at, rows, C);
+    linear(t, qkv.x, gemm_f32(ln, C, 1), QKVW, l, rows);
+    add_bias(qkv.x, param(g, QKVB, l), rows, W);
+    store_close(a->qkv, at * W, W, qkv, rows, W);
+}
+
+/* From the tokens to the first attention. */
+static void embed(const Thread *t, int l, size_t at, size_t rows) {
+    Gpt *g = t->g;
+    const Pass *p = t->p;
+    GptLayer *a = &g->layer[l];
+    size_t C = (size_t)g->s.width;
+    const float *wte = param(g, WTE, 0), *wpe = param(g, WPE, 0);
+    for (size_t r = at; r < at + rows; r++) {
+        float *in = a->in + r * C;
+        for (size_t c = 0; c < C; c++)
+            in[c] = wte[(size_t)p->in[r] * C + c] + wpe[r % p->T * C + c];
+        drop(in, C, &p->d, drop_key(&p->d, 0, DROP_EMBEDDING), r * C);
+        layernorm_row(t->thin[1] + (r - at) * C, &a->mean1[r], &a->scale1[r], in, param(g, LN1W, 0),
+                      param(g, LN1B, 0), C);
+    }
+    qkv_forward(t, t->thin[1], l, at, rows);
+}
+
+/* Logits, the loss, and the logits' gradient in their place. */
+static void head_forward(const Thread *t, const float *ln, size_t at, size_t rows) {
+    Gpt *g = t->g;
+    const Pass *p = t->p;
+    size_t C = (size_t)g->s.width, V = (size_t)g->s.vocab;
+    float *logits = p->logits ? p->logits + at * V : t->wide[0];
+    linear(t, logits, gemm_f32(ln, C, 1), head_kind(g), 0, rows);
+    for (size_t r = 0; p->target && r < rows; r++)
+        g->losses[at + r] =
+            softmax_cross_entropy_row(logits + r * V, V, p->target[at + r], 1.0f / (float)p->real);
+    if (!p->train) return;
+    save_block(t, g->lnf, ln, at, rows, C);
+    head_backward(t, logits, at, rows);
+}
+
+/* From the attention of layer l to the next one, or to the loss; then, when training, back to the
+ * attention of the last layer. */
+static void mlp_forward(const Thread *t, int l, size_t at, size_t rows) {
+    Gpt *g = t->g;
+    const Pass *p = t->p;
+    GptLayer *a = &g->layer[l], *next = a + 1;
+    int top = l + 1 == g->s.layers, n = top ? 0 : l + 1; /* the next norm's layer */
+    size_t C = (size_t)g->s.width, W = 4 * C;
+    float *step = t->thin[0], *ln = t->thin[1], *gelu = t->wide[1];
+    linear(t, step, store_operand(a->att, at * C, C, 1), ATTW, l, rows);
+    residual_norm(a->mid + at * C, ln, a->mean2 + at, a->scale2 + at, a->in + at * C, step,
+                  param(g, ATTB, l), param(g, LN2W, l), param(g, LN2B, l), rows, C, &p->d,
+                  drop_key(&p->d, l, DROP_PROJECTION), at * C);
+    save_block(t, a->ln2, ln, at, rows, C);
+    View fc = store_open(a->fc, at * W, W, W, t->wide[0]);
+    linear(t, fc.x, gemm_f32(ln, C, 1), FCW, l, rows);
+    add_bias(fc.x, param(g, FCB, l), rows, W);
+    gelu_row(gelu, fc.x, rows * W);
+    store_close(a->fc, at * W, W, fc, rows, W);
+    linear(t, step, gemm_f32(gelu, W, 1), OUTW, l, rows);
+    residual_norm((top ? g->last : next->in) + at * C, ln, (top ? g->meanf : next->mean1) + at,
+                  (top ? g->scalef : next->scale1) + at, a->mid + at * C, step, param(g, OUTB, l),
+                  param(g, top ? LNFW : LN1W, n), param(g, top ? LNFB : LN1B, n), rows, C, &p->d,
+                  drop_key(&p->d, l, DROP_MLP), at * C);
+    if (!top) {
+        qkv_forward(t, ln, l + 1, at, rows);
+        return;
+    }
+    head_forward(t, ln, at, rows);
+    if (p->train) mlp_backward(t, l, at, rows);
+}
+
+static void forward(const Thread *t) {
+    if (!t->p->packed) {
+        pack_weights(t);
+        sync_threads(t);
+    }
+    each_block(t, 0, embed);
     sync_threads(t);
+    for (int l = 0; l < t->g->s.layers; l++) {
+        each_head(t, l, attention_forward);
+        sync_threads(t);
+        each_block(t, l, mlp_forward);
+        sync_threads(t);
+    }
 }
 
 static void pass_on_thread(void *context, int ith, int nth) {
     const Pass *p = context;
-    Thread t = {p->g, ith, nth, p->g->scratch + (size_t)ith * p->g->thread_floats};
-    forward(&t, p);
-    if (p->train) backward(&t, p);
+    Thread t = thread_of(p->g, p, ith, nth);
+    forward(&t);
+    if (p->train) backward(&t);
 }
 
 /* Loss of a batch, its gradients when training; returns the sum of the losses of real targets in
@@ -1329,6 +1656,7 @@ static double gpt_pass(Gpt *g, Pass p) {
     double sum = 0;
     p.g = g;
     assert(p.B <= g->B && p.T <= (size_t)g->s.context);
+    for (size_t r = 0; p.target && r < p.B * p.T; r++) p.real += p.target[r] >= 0;
     team_run(g->team, pass_on_thread, &p);
     for (size_t r = 0; p.target && r < p.B * p.T; r++) sum += (double)g->losses[r];
     return sum;
@@ -1337,50 +1665,65 @@ static double gpt_pass(Gpt *g, Pass p) {
 /* ------------------------------------------------------------------------------------------------
  * sampling, one token at a time over cached keys and values */
 
+/* Make ready for gpt_next: pack the matrices, empty the cache. */
+static void gpt_begin_sample(Gpt *g) {
+    Pass p = {.g = g};
+    Thread t = thread_of(g, &p, 0, 1);
+    pack_weights(&t);
+    free(g->cache);
+    g->cache = floats((size_t)g->s.layers * 2 * (size_t)g->s.context * (size_t)g->s.width);
+}
+
+/* att (C) = attention of the last of n tokens; qkv is its own, keys and values are (n, C). */
+static void attend_last(const Gpt *g, float *att, const float *qkv, const float *keys,
+                        const float *values, size_t n, float *scores) {
+    size_t C = (size_t)g->s.width, HS = C / (size_t)g->s.heads;
+    for (size_t h = 0; h < C; h += HS) {
+        float sum = 0;
+        for (size_t j = 0; j < n; j++) {
+            float dot = 0;
+            for (size_t c = h; c < h + HS; c++) dot += qkv[c] * keys[j * C + c];
+            scores[j] = dot / sqrtf((float)HS);
+        }
+        float largest = row_max(scores, n);
+        for (size_t j = 0; j < n; j++) sum += scores[j] = fast_exp(scores[j] - largest);
+        for (size_t c = h; c < h + HS; c++) att[c] = 0;
+        for (size_t j = 0; j < n; j++)
+            for (size_t c = h; c < h + HS; c++) att[c] += scores[j] / sum * values[j * C + c];
+    }
+}
+
 /* Logits (V) after `token` at position `at`, whose keys and values join the cache. One thread. */
 static void gpt_next(Gpt *g, int32_t token, size_t at, float *logits) {
-    size_t C = (size_t)g->s.width, NH = (size_t)g->s.heads, HS = C / NH, T = (size_t)g->s.context;
-    GptLayer *a = &g->layer[0]; /* rows of its buffers serve as scratch for every layer */
-    Thread t = {g, 0, 1, g->scratch};
-    float *x = g->last, *ln = a->ln1, *qkv = a->qkv, *att = a->att, *step = g->dtmp, mean, scale,
-          *scores = g->scratch;
-    const float *bias;
+    size_t C = (size_t)g->s.width, T = (size_t)g->s.context;
+    Thread t = thread_of(g, NULL, 0, 1);
+    float *x = g->last, *ln = t.thin[0], *step = t.thin[1], *wide = t.wide[0], *gelu = t.wide[1],
+          mean, scale;
+    GemmOperand in = gemm_f32(ln, C, 1);
+    Dropout none = {0};
     for (size_t c = 0; c < C; c++)
         x[c] = param(g, WTE, 0)[(size_t)token * C + c] + param(g, WPE, 0)[at * C + c];
+    layernorm_row(ln, &mean, &scale, x, param(g, LN1W, 0), param(g, LN1B, 0), C);
     for (int l = 0; l < g->s.layers; l++) {
         float *keys = g->cache + (size_t)l * 2 * T * C, *values = keys + T * C;
-        layernorm_row(ln, &mean, &scale, x, param(g, LN1W, l), param(g, LN1B, l), C);
-        linear(&t, qkv, ln, param(g, QKVW, l), 1, 3 * C, C);
-        bias = param(g, QKVB, l);
-        for (size_t c = 0; bias && c < 3 * C; c++) qkv[c] += bias[c];
-        memcpy(keys + at * C, qkv + C, C * sizeof(float));
-        memcpy(values + at * C, qkv + 2 * C, C * sizeof(float));
-        for (size_t h = 0; h < NH; h++) {
-            float largest = -INFINITY, sum = 0;
-            for (size_t j = 0; j <= at; j++) {
-                float dot = 0;
-                for (size_t c = h * HS; c < (h + 1) * HS; c++) dot += qkv[c] * keys[j * C + c];
-                scores[j] = dot / sqrtf((float)HS);
-                largest = scores[j] > largest ? scores[j] : largest;
-            }
-            for (size_t j = 0; j <= at; j++) sum += scores[j] = fast_exp(scores[j] - largest);
-            for (size_t c = h * HS; c < (h + 1) * HS; c++) att[c] = 0;
-            for (size_t j = 0; j <= at; j++)
-                for (size_t c = h * HS; c < (h + 1) * HS; c++)
-                    att[c] += scores[j] / sum * values[j * C + c];
-        }
-        linear(&t, step, att, param(g, ATTW, l), 1, C, C);
-        bias = param(g, ATTB, l);
-        for (size_t c = 0; c < C; c++) x[c] += step[c] + (bias ? bias[c] : 0);
-        layernorm_row(ln, &mean, &scale, x, param(g, LN2W, l), param(g, LN2B, l), C);
-        linear(&t, a->fc, ln, param(g, FCW, l), 1, 4 * C, C);
-        gelu_row(a->gelu, a->fc, param(g, FCB, l), 4 * C);
-        linear(&t, step, a->gelu, param(g, OUTW, l), 1, C, 4 * C);
-        bias = param(g, OUTB, l);
-        for (size_t c = 0; c < C; c++) x[c] += step[c] + (bias ? bias[c] : 0);
+        int top = l + 1 == g->s.layers, n = top ? 0 : l + 1;
+        linear(&t, wide, in, QKVW, l, 1);
+        add_bias(wide, param(g, QKVB, l), 1, 3 * C);
+        memcpy(keys + at * C, wide + C, C * sizeof(float));
+        memcpy(values + at * C, wide + 2 * C, C * sizeof(float));
+        attend_last(g, ln, wide, keys, values, at + 1, t.head);
+        linear(&t, step, in, ATTW, l, 1);
+        residual_norm(x, ln, &mean, &scale, x, step, param(g, ATTB, l), param(g, LN2W, l),
+                      param(g, LN2B, l), 1, C, &none, 0, 0);
+        linear(&t, wide, in, FCW, l, 1);
+        add_bias(wide, param(g, FCB, l), 1, 4 * C);
+        gelu_row(gelu, wide, 4 * C);
+        linear(&t, step, gemm_f32(gelu, 4 * C, 1), OUTW, l, 1);
+        residual_norm(x, ln, &mean, &scale, x, step, param(g, OUTB, l),
+                      param(g, top ? LNFW : LN1W, n), param(g, top ? LNFB : LN1B, n), 1, C, &none,
+                      0, 0);
     }
-    layernorm_row(ln, &mean, &scale, x, param(g, LNFW, 0), param(g, LNFB, 0), C);
-    linear(&t, logits, ln, head_weight(g), 1, (size_t)g->s.vocab, C);
+    linear(&t, logits, in, head_kind(g), 0, 1);
 }
 
 static int descending(const void *a, const void *b) {
@@ -1442,8 +1785,7 @@ static int write_sample(Gpt *g, const DataVocab *vocab, const Options *o, const 
     size_t start = (size_t)length > T ? (size_t)length - T : 0, known = (size_t)length - start;
     for (size_t i = 0; i < (size_t)length; i++) put_token(vocab, prompt[i], terminal);
     for (size_t i = 0; i < known; i++) window[i] = prompt[start + i];
-    free(g->cache);
-    g->cache = floats((size_t)g->s.layers * 2 * T * (size_t)g->s.width);
+    gpt_begin_sample(g);
     for (long made = 0; made < o->sample && !comm_stop_requested(c); made++) {
         if (known > T) {
             memmove(window, window + known - (T + 1) / 2, (T + 1) / 2 * sizeof *window);
@@ -1556,7 +1898,9 @@ static int evaluate(Worker *w, double *loss) {
             int64_t real = data_val_window(data, T, at + b, w->in + b * T, w->target + b * T);
             if (real < 0) die(EXIT_FAILED, "%s: %s", w->run->o.data, data_strerror((int)real));
         }
-        gpt_pass(&w->g, (Pass){.B = B, .T = T, .in = w->in, .target = w->target});
+        gpt_pass(
+            &w->g,
+            (Pass){.B = B, .T = T, .in = w->in, .target = w->target, .packed = at > cuts[rank]});
         for (size_t b = 0; b < B; b++) {
             w->window_loss[at + b] = 0;
             for (size_t t = 0; t < T; t++) w->window_loss[at + b] += (double)w->g.losses[b * T + t];
@@ -1825,9 +2169,7 @@ static void print_dry_run(const Run *run) {
            share = 64.0 * (double)(o->workers - 1) / (double)o->workers;
     double optimizer = (double)sm_optimizer_bytes(&run->config, g.tensor, g.tensors,
                                                   (int)o->workers, (int)threads);
-    double scratch =
-        4.0 * (double)threads * (double)(gemm_scratch() + 2 * ATTENTION_ROWS * (size_t)o->context);
-    double activations = 4.0 * (double)gpt_activations(&run->shape, B, 1);
+    double model = (double)gpt_bytes(&g, B, 1, (int)threads);
     printf(
         "model      %ld layers, %ld heads, width %ld, context %ld, vocabulary %d: %zu parameters\n",
         o->layers, o->heads, o->width, o->context, run->shape.vocab, g.parameters);
@@ -1841,8 +2183,8 @@ static void print_dry_run(const Run *run) {
            "%.3f)\n",
            bytes, 8 * bytes / P, share);
     printf("memory of a worker: %.1f MB parameters and gradients, %.1f MB optimizer, %.1f MB "
-           "activations, %.1f MB scratch, %.1f MB outbox\n",
-           8 * P * mb, optimizer * mb, activations * mb, scratch * mb, COMM_OUTBOX * mb);
+           "activations and scratch, %.1f MB outbox\n",
+           8 * P * mb, optimizer * mb, model * mb, COMM_OUTBOX * mb);
     gpt_free(&g);
 }
 
@@ -1907,7 +2249,7 @@ static void write_command(const Run *run) {
     }
     uname(&u);
     fprintf(f, "\n# train_gpt %s, %s, %s %s, products %s, %d usable cores\n", GPT_VERSION,
-            __VERSION__, u.sysname, u.machine, gemm_default()->name, comm_cores());
+            __VERSION__, u.sysname, u.machine, gemm_default(GEMM_F32)->name, comm_cores());
     if (fclose(f)) die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
 }
 
@@ -2287,9 +2629,16 @@ static void open_data(Run *run) {
 /* Shape of the model from the flags and the vocabulary. */
 static void set_shape(Run *run, unsigned vocab) {
     const Options *o = &run->o;
-    run->shape =
-        (GptShape){(int)o->layers, (int)o->heads, (int)o->width, (int)o->context,  (int)vocab,
-                   o->bias,        o->untied,     o->dropout,    (uint64_t)o->seed};
+    run->shape = (GptShape){.layers = (int)o->layers,
+                            .heads = (int)o->heads,
+                            .width = (int)o->width,
+                            .context = (int)o->context,
+                            .vocab = (int)vocab,
+                            .bias = o->bias,
+                            .untied = o->untied,
+                            .bf16 = strcmp(o->dtype, "bf16") == 0,
+                            .dropout = o->dropout,
+                            .seed = (uint64_t)o->seed};
 }
 
 /* A run directory that nothing gets lost in. */
@@ -2354,7 +2703,7 @@ int main(int argc, char **argv) {
                     "%zu parameters, vocabulary %d, %" PRIu64 " tokens to train on, %" PRIu64
                     " to validate on; %ld %s x %ld compute threads, %s\n",
                     g.parameters, run.shape.vocab, run.data.train_tokens, run.data.val_tokens,
-                    o->workers, o->backend, o->threads, gemm_default()->name);
+                    o->workers, o->backend, o->threads, gemm_default(GEMM_F32)->name);
             print_rules(stderr, &run, &g);
             gpt_free(&g);
         }

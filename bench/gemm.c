@@ -77,7 +77,7 @@ static double fma_peak(void) {
     double best = NAN, (*peak)(float *) = NULL;
     float sink[CHAINS];
 #ifdef GEMM__X86
-    peak = gemm_select("avx512") ? peak_avx512 : gemm_select("avx2") ? peak_avx2 : NULL;
+    peak = gemm_select("avx512", GEMM_F32) ? peak_avx512 : gemm_select("avx2", GEMM_F32) ? peak_avx2 : NULL;
 #endif
     for (int i = 0; peak && i < SAMPLES; i++) {
         double start = now(), flops = peak(sink);
@@ -156,14 +156,14 @@ static double measure(Bench *s, int nth, Sgemm *blas) {
 }
 
 int main(int argc, char **argv) {
-    Bench s = {.g = gemm_default()};
+    Bench s = {.g = gemm_default(GEMM_F32)};
     if (!s.g) return fprintf(stderr, "bench/gemm: no GEMM_ISA=%s here\n", getenv("GEMM_ISA")), 2;
     void (*set_threads)(int) = NULL;
     char *(*core)(void) = NULL;
     Sgemm *blas = NULL;
     /* a release older than the CPU falls back to SSE; name the kernels that this CPU can run */
-    if (gemm_select("avx2"))
-        setenv("OPENBLAS_CORETYPE", gemm_select("avx512") ? "SkylakeX" : "Haswell", 0);
+    if (gemm_select("avx2", GEMM_F32))
+        setenv("OPENBLAS_CORETYPE", gemm_select("avx512", GEMM_F32) ? "SkylakeX" : "Haswell", 0);
     void *library = dlopen("libopenblas.so.0", RTLD_NOW);
     if (library) {
         *(void **)&blas = dlsym(library, "cblas_sgemm");
