@@ -40,7 +40,7 @@
      gemm_f32, gemm_bf16, gemm_packed(x, ...)   operands
      gemm_pack(g, out, b, n, k, ith, nth)       B as the kernel reads it, gemm_packed_floats(g, n, k)
      gemm_pack_depth(g, side, out, all, x, lanes, from, k)   a slice of the depth of A or B
-     gemm_symmetric(g, c, ldc, a, lda, b, ldb, m, k, scratch)   C = A B^T, half of it mirrored
+     gemm_symmetric(g, c, ldc, a, b, m, k, scratch)   C = A B, symmetric: half of it mirrored
      gemm_to_bf16, gemm_from_bf16               rounding to nearest even, and back
      gemm_naive(...)           the three-loop oracle, any strides, sums in double
 
@@ -199,11 +199,11 @@ static inline float gemm_from_bf16(uint16_t x) {
     return f;
 }
 
-/* C(m,m) = A(m,k) B(m,k)^T where the caller knows that C is symmetric, as when B is A: about half
- * the tiles are computed, the others mirrored; the same bits as gemm_nt on and above the diagonal;
- * lda, ldb >= k, ldc >= m, k > 0; one thread, an fp32 row; the rest as gemm_nn */
-static inline void gemm_symmetric(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
-                                  const float *b, size_t ldb, size_t m, size_t k, float *scratch);
+/* C(m,m) = A(m,k) B(k,m) where the caller knows that C is symmetric, as when B is A^T: about half the
+ * tiles are computed, the others mirrored; the bits of gemm_multiply on and above the diagonal; k > 0;
+ * one thread, an fp32 row; the rest as gemm_nn */
+static inline void gemm_symmetric(const Gemm *g, float *c, size_t ldc, GemmOperand a, GemmOperand b,
+                                  size_t m, size_t k, float *scratch);
 
 /* the oracle: C(m,n) = A(m,k) B(k,n), or +=, summed in double and rounded once
  * A(i,p) at a[i * a_row + p * a_col], B(p,j) at b[p * b_row + j * b_col]; needs no scratch
@@ -433,23 +433,31 @@ static inline size_t gemm__words(const Gemm *g, size_t k) {
     return g->word == GEMM_FLOATS ? k : g->word == GEMM_PAIRS ? (k + 1) / 2 : (k + 1) / 2 * 2;
 }
 
-#ifdef __SSE2__
-/* out(4,4) = x(4,4)^T; one line of each matrix every ldo or ldx floats */
-static inline void gemm__transpose4(float *out, size_t ldo, const float *x, size_t ldx) {
-    __m128 r0 = _mm_loadu_ps(x), r1 = _mm_loadu_ps(x + ldx);
-    __m128 r2 = _mm_loadu_ps(x + 2 * ldx), r3 = _mm_loadu_ps(x + 3 * ldx);
-    _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
-    _mm_storeu_ps(out, r0);
-    _mm_storeu_ps(out + ldo, r1);
-    _mm_storeu_ps(out + 2 * ldo, r2);
-    _mm_storeu_ps(out + 3 * ldo, r3);
+typedef float GemmEight __attribute__((vector_size(32)));
+
+/* out(8,8) = x(8,8)^T; one line of each matrix every ldo or ldx floats */
+static inline void gemm__transpose8(float *out, size_t ldo, const float *x, size_t ldx) {
+    GemmEight r[8], s[8];
+#pragma GCC unroll 8
+    for (size_t i = 0; i < 8; i++) memcpy(&r[i], x + i * ldx, sizeof r[i]);
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 8; i += 2) { /* neighbours, then pairs, then halves change places */
+        s[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
+        s[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 8; i += i % 2 ? 3 : 1) {
+        r[i] = __builtin_shufflevector(s[i], s[i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+        r[i + 2] = __builtin_shufflevector(s[i], s[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 4; i++) {
+        s[i] = __builtin_shufflevector(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        s[i + 4] = __builtin_shufflevector(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+#pragma GCC unroll 8
+    for (size_t i = 0; i < 8; i++) memcpy(out + i * ldo, &s[i], sizeof s[i]);
 }
-#else
-static inline void gemm__transpose4(float *out, size_t ldo, const float *x, size_t ldx) {
-    for (size_t i = 0; i < 4; i++)
-        for (size_t j = 0; j < 4; j++) out[j * ldo + i] = x[i * ldx + j];
-}
-#endif
 
 /* n words of panel from n consecutive ones; n is known when this is inlined */
 static inline void gemm__copy(float *restrict out, size_t width, const float *restrict in,
@@ -461,7 +469,7 @@ static inline void gemm__copy(float *restrict out, size_t width, const float *re
 static inline void gemm__pack_strip(float *restrict out, size_t width, GemmOperand x, size_t lanes,
                                     size_t k) {
     const float *restrict in = x.x;
-    size_t l4 = lanes / 4 * 4, k4 = k / 4 * 4;
+    size_t l8 = lanes / 8 * 8, k8 = k / 8 * 8;
     if (x.lane == 1) {
         if (lanes == 32)
             gemm__copy(out, width, in, x.depth, 32, k);
@@ -473,11 +481,11 @@ static inline void gemm__pack_strip(float *restrict out, size_t width, GemmOpera
             for (size_t l = 0; l < lanes; l++)
                 for (size_t p = 0; p < k; p++) out[p * width + l] = in[p * x.depth + l];
     } else {
-        for (size_t l = 0; l < l4; l += 4)
-            for (size_t p = 0; p < k4; p += 4)
-                gemm__transpose4(out + p * width + l, width, in + l * x.lane + p, x.lane);
+        for (size_t l = 0; l < l8; l += 8)
+            for (size_t p = 0; p < k8; p += 8)
+                gemm__transpose8(out + p * width + l, width, in + l * x.lane + p, x.lane);
         for (size_t l = 0; l < lanes; l++)
-            for (size_t p = l < l4 ? k4 : 0; p < k; p++) out[p * width + l] = in[l * x.lane + p];
+            for (size_t p = l < l8 ? k8 : 0; p < k; p++) out[p * width + l] = in[l * x.lane + p];
     }
     for (size_t l = lanes; l < width; l++)
         for (size_t p = 0; p < k; p++) out[p * width + l] = 0;
@@ -730,14 +738,19 @@ static inline void gemm_tn(const Gemm *g, float *c, size_t ldc, const float *a, 
                   ith, nth);
 }
 
-static inline void gemm_symmetric(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
-                                  const float *b, size_t ldb, size_t m, size_t k, float *scratch) {
-    assert(lda >= k && ldb >= k && ldc >= m && k > 0);
-    gemm__multiply(g, c, ldc, gemm_f32(a, lda, 1), gemm_f32(b, ldb, 1), m, m, k, 0, 1, scratch);
-    for (size_t i = 0; i < m; i += 8)
-        for (size_t j = 0; j <= i; j += 8)
-            for (size_t r = i; r < gemm__min(i + 8, m); r++)
-                for (size_t s = j; s < gemm__min(j + 8, r); s++) c[r * ldc + s] = c[s * ldc + r];
+static inline void gemm_symmetric(const Gemm *g, float *c, size_t ldc, GemmOperand a, GemmOperand b,
+                                  size_t m, size_t k, float *scratch) {
+    assert(ldc >= m && k > 0);
+    gemm__multiply(g, c, ldc, a, b, m, m, k, 0, 1, scratch);
+    for (size_t i = 0; i < m; i += 8) {
+        size_t end = i + 8 <= m ? i + 8 : m, whole = end == i + 8 ? m - m % 8 : i;
+        for (size_t j = i + 8; j < whole; j += 8)
+            gemm__transpose8(c + j * ldc + i, ldc, c + i * ldc + j, ldc);
+        for (size_t r = i; r < end; r++) { /* on the diagonal, and in ragged columns */
+            for (size_t j = r + 1; j < end; j++) c[j * ldc + r] = c[r * ldc + j];
+            for (size_t j = whole > end ? whole : end; j < m; j++) c[j * ldc + r] = c[r * ldc + j];
+        }
+    }
 }
 
 #endif /* GEMM_H */

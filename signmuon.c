@@ -22,10 +22,14 @@ static inline void sm_gemm(char op, float *c, const float *a, const float *b, si
     else
         gemm_nn(sm_gemm_row(), c, n, a, k, b, n, m, n, k, 0, scratch, 0, 1);
 }
+static inline void sm_gemm_symmetric(char op, float *c, const float *a, const float *b, size_t m,
+                                     size_t k, float *scratch) {
+    GemmOperand columns = op == 't' ? gemm_f32(b, k, 1) : gemm_f32(b, 1, m);
+    gemm_symmetric(sm_gemm_row(), c, m, gemm_f32(a, k, 1), columns, m, k, scratch);
+}
 #define SIGNMUON_GEMM sm_gemm
 #define SIGNMUON_GEMM_SCRATCH gemm_scratch()
-#define SIGNMUON_SYMMETRIC(c, a, b, m, k, scratch)                                                 \
-    gemm_symmetric(sm_gemm_row(), c, m, a, k, b, k, m, k, scratch)
+#define SIGNMUON_SYMMETRIC sm_gemm_symmetric
 #include "signmuon.h"
 
 /* ------------------------------------------------------------------------------------------------

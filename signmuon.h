@@ -67,7 +67,7 @@ int main(void) {
 
    COMPILE-TIME KNOBS (define before including, the same in every file)
      SIGNMUON_GEMM(op, c, a, b, m, n, k, scratch)   c(m,n) = a(m,k) b; 'n': b is (k,n), 't': (n,k)
-     SIGNMUON_SYMMETRIC(c, a, b, m, k, scratch)     c(m,m) = a(m,k) b(m,k)^T, known to be symmetric
+     SIGNMUON_SYMMETRIC(op, c, a, b, m, k, scratch) the same, c(m,m) known to be symmetric
      SIGNMUON_GEMM_SCRATCH                          floats that it wants after the caller's scratch
 
    NUMERICS
@@ -88,6 +88,9 @@ int main(void) {
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 
 #ifdef __cplusplus
 extern "C" {
@@ -254,7 +257,7 @@ static inline void sm_reference_gemm(char op, float *c, const float *a, const fl
 #define SIGNMUON_GEMM_SCRATCH 0
 #endif
 #ifndef SIGNMUON_SYMMETRIC
-#define SIGNMUON_SYMMETRIC(c, a, b, m, k, scratch) SIGNMUON_GEMM('t', c, a, b, m, m, k, scratch)
+#define SIGNMUON_SYMMETRIC(op, c, a, b, m, k, scratch) SIGNMUON_GEMM(op, c, a, b, m, m, k, scratch)
 #endif
 
 /* ------------------------------------------------------------------------------------------------
@@ -393,7 +396,7 @@ static inline void sm__polar_exact(float *out, const float *g, size_t rows, size
 static inline void sm__polynomial(float *p, const float *a, size_t m, const double *c,
                                   float *scratch) {
     (void)scratch;
-    SIGNMUON_SYMMETRIC(p, a, a, m, m, scratch);
+    SIGNMUON_SYMMETRIC('n', p, a, a, m, m, scratch);
     for (size_t i = 0; i < m * m; i++) p[i] = (float)c[1] * a[i] + (float)c[2] * p[i];
     for (size_t i = 0; i < m; i++) p[i * m + i] += (float)c[0];
 }
@@ -429,14 +432,14 @@ static inline void sm_polar(float *out, const float *g, size_t rows, size_t cols
     for (int k = 0, gather; k < ns->steps; k += gather) {
         // clang-format off
         gather = n <= 2 * m ? 1 : k == 0 ? 2 : ns->steps - k < 3 ? ns->steps - k : 3;
-        SIGNMUON_SYMMETRIC(a, x, x, m, n, rest);                   /* A = X X^T                  */
+        SIGNMUON_SYMMETRIC('t', a, x, x, m, n, rest);              /* A = X X^T                  */
         sm__polynomial(q, a, m, ns->coefficient[k], rest);         /* Q = c0 I + c1 A + c2 A A   */
         for (int j = 1; j < gather; j++) {
             float *last = j == 1 ? q : p, *swap = q;
-            SIGNMUON_SYMMETRIC(r, last, a, m, m, rest);            /* A = P A P                  */
-            SIGNMUON_SYMMETRIC(a, r, last, m, m, rest);
+            SIGNMUON_SYMMETRIC('n', r, last, a, m, m, rest);       /* A = P A P                  */
+            SIGNMUON_SYMMETRIC('n', a, r, last, m, m, rest);
             sm__polynomial(p, a, m, ns->coefficient[k + j], rest); /* P = c0 I + c1 A + c2 A A   */
-            SIGNMUON_SYMMETRIC(r, p, q, m, m, rest);               /* Q = P Q                    */
+            SIGNMUON_SYMMETRIC('n', r, p, q, m, m, rest);          /* Q = P Q                    */
             q = r;
             r = swap;
         }
@@ -545,6 +548,27 @@ static inline const SmNorm *sm_norm(const char *name) {
 /* ------------------------------------------------------------------------------------------------
  * sign bits */
 
+/* What differs between CPUs: bytes of a register, and one bit per float, for as many floats as an
+ * instruction takes, that says which are > 0 and which are not 0. */
+#if defined(__AVX512F__)
+enum { SM__BYTES = 64, SM__FLOATS = 16 };
+#define SM__POSITIVE(x) _mm512_cmp_ps_mask(_mm512_loadu_ps(x), _mm512_setzero_ps(), _CMP_GT_OQ)
+#define SM__NONZERO(x) _mm512_cmp_ps_mask(_mm512_loadu_ps(x), _mm512_setzero_ps(), _CMP_NEQ_UQ)
+#elif defined(__AVX2__)
+enum { SM__BYTES = 32, SM__FLOATS = 8 };
+#define SM__COMPARE(x, op) _mm256_cmp_ps(_mm256_loadu_ps(x), _mm256_setzero_ps(), op)
+#define SM__POSITIVE(x) _mm256_movemask_ps(SM__COMPARE(x, _CMP_GT_OQ))
+#define SM__NONZERO(x) _mm256_movemask_ps(SM__COMPARE(x, _CMP_NEQ_UQ))
+#elif defined(__SSE2__)
+enum { SM__BYTES = 16, SM__FLOATS = 4 };
+#define SM__POSITIVE(x) _mm_movemask_ps(_mm_cmpgt_ps(_mm_loadu_ps(x), _mm_setzero_ps()))
+#define SM__NONZERO(x) _mm_movemask_ps(_mm_cmpneq_ps(_mm_loadu_ps(x), _mm_setzero_ps()))
+#else
+enum { SM__BYTES = 16, SM__FLOATS = 1 };
+#define SM__POSITIVE(x) (*(x) > 0)
+#define SM__NONZERO(x) (*(x) != 0)
+#endif
+
 /* 64-bit words that n sign bits take. */
 static inline size_t sm_words(size_t n) { return (n + 63) / 64; }
 
@@ -553,16 +577,30 @@ static inline uint64_t sm__fill(SmZero rule, uint64_t key, size_t word) {
     return rule == SM_COIN ? sm_hash(key, word) : ~(uint64_t)0;
 }
 
+/* Bits x[i] > 0, and in *nonzero the bits x[i] != 0, of n <= 64 entries; bits past n are 0. */
+static inline uint64_t sm__positive(uint64_t *nonzero, const float *x, size_t n) {
+    float padded[64];
+    if (n < 64) {
+        memset(padded, 0, sizeof padded);
+        memcpy(padded, x, n * sizeof *x);
+        x = padded;
+    }
+    uint64_t plus = 0, any = 0;
+    for (size_t i = 0; i < 64; i += SM__FLOATS) {
+        plus |= (uint64_t)SM__POSITIVE(x + i) << i;
+        any |= (uint64_t)SM__NONZERO(x + i) << i;
+    }
+    *nonzero = any;
+    return plus;
+}
+
 /* bits <- sign(x), bit 1 for +, n entries into sm_words(n) words; bits past n are 0.
  * A zero follows the rule; with SM_ABSTAIN its bit is 0, and sm_present says who abstained. */
 static inline void sm_pack(uint64_t *bits, const float *x, size_t n, SmZero zeros, uint64_t key) {
     for (size_t w = 0; w < sm_words(n); w++) {
         size_t left = n - w * 64 < 64 ? n - w * 64 : 64;
-        uint64_t plus = 0, zero = 0;
-        for (size_t i = 0; i < left; i++) {
-            plus |= (uint64_t)(x[w * 64 + i] > 0) << i;
-            zero |= (uint64_t)(x[w * 64 + i] == 0) << i;
-        }
+        uint64_t nonzero, plus = sm__positive(&nonzero, x + w * 64, left);
+        uint64_t zero = ~nonzero & ~(uint64_t)0 >> (64 - left);
         if (zero && zeros != SM_ABSTAIN) plus |= zero & sm__fill(zeros, key, w);
         bits[w] = plus;
     }
@@ -570,36 +608,108 @@ static inline void sm_pack(uint64_t *bits, const float *x, size_t n, SmZero zero
 
 /* present <- 1 where x is not zero: the second plane of a message that may abstain. */
 static inline void sm_present(uint64_t *present, const float *x, size_t n) {
-    for (size_t w = 0; w < sm_words(n); w++) {
-        present[w] = 0;
-        for (size_t i = 0; i < 64 && w * 64 + i < n; i++)
-            present[w] |= (uint64_t)(x[w * 64 + i] != 0) << i;
+    for (size_t w = 0; w < sm_words(n); w++)
+        sm__positive(&present[w], x + w * 64, n - w * 64 < 64 ? n - w * 64 : 64);
+}
+
+/* x (64 entries) <- step with the sign that a bit says, 0 where `here` says 0. Integers, as gcc
+ * makes branches of ?: on floats. */
+static inline void sm__expand(float *x, uint64_t bits, uint64_t here, float step) {
+    const uint32_t top = (uint32_t)1 << 31;
+    uint32_t plus;
+    memcpy(&plus, &step, sizeof plus);
+    for (size_t half = 0; half < 64; half += 32) {
+        uint32_t minus = (uint32_t)(~bits >> half), h = (uint32_t)(here >> half);
+        for (size_t i = 0; i < 32; i++) {
+            uint32_t f = (plus ^ (minus << (31 - i) & top)) & (0 - (h >> i & 1));
+            memcpy(&x[half + i], &f, sizeof f);
+        }
     }
 }
 
 /* x <- the +-1 that bits say, 0 where present (may be NULL) says 0. */
 static inline void sm_unpack(float *x, const uint64_t *bits, const uint64_t *present, size_t n) {
     for (size_t w = 0; w < sm_words(n); w++) {
-        uint64_t b = bits[w], here = present ? present[w] : ~(uint64_t)0;
-        size_t left = n - w * 64 < 64 ? n - w * 64 : 64;
-        for (size_t i = 0; i < left; i++)
-            x[w * 64 + i] = (here >> i & 1) ? ((b >> i & 1) ? 1.0f : -1.0f) : 0.0f;
+        float last[64], *to = n - w * 64 < 64 ? last : x + w * 64;
+        sm__expand(to, bits[w], present ? present[w] : ~(uint64_t)0, 1.0f);
+        if (to == last) memcpy(x + w * 64, last, (n - w * 64) * sizeof *x);
     }
 }
 
-enum { SM__PLANES = 17, SM__LANES = 8 }; /* counts up to 65,535 voters; 512 bits at a time */
+/* Words that are counted together: a register full of them, and `SM__WIDES` registers at a time. */
+typedef uint64_t SmWide __attribute__((vector_size(SM__BYTES)));
+enum { SM__LANES = SM__BYTES / 8, SM__WIDES = 8, SM__PLANES = 18 };
 
-/* count += bit, in bit-sliced counters: plane p holds bit p of 64 counters (a carry-save chain). */
-static inline void sm__count(uint64_t count[][SM__LANES], size_t planes, const uint64_t *bit,
-                             size_t lanes) {
-    uint64_t carry[SM__LANES] = {0};
-    for (size_t l = 0; l < lanes; l++) carry[l] = bit[l];
-    for (size_t p = 0; p < planes; p++)
-        for (size_t l = 0; l < SM__LANES; l++) {
-            uint64_t both = count[p][l] & carry[l];
-            count[p][l] ^= carry[l];
-            carry[l] = both;
+/* What sm_vote was asked. */
+typedef struct SmPoll {
+    uint64_t *vote, *decided;
+    const uint64_t *const *ballots, *const *presents;
+    size_t voters;
+    SmZero ties;
+    uint64_t key;
+    size_t first_word;
+} SmPoll;
+
+/* *sum + *a + b, bit by bit: the sum stays in *sum, its carry replaces *a. */
+static inline void sm__add(SmWide *sum, SmWide *a, const SmWide *b) {
+    SmWide differ = *a ^ *b, carry = *a ^ (differ & (*a ^ *sum));
+    *sum ^= differ;
+    *a = carry;
+}
+
+/* count += bit ^ flip of every voter, in bit-sliced counters: plane p holds bit p of the counts.
+ * Eight voters at a time: adders make of their bits three planes and one carry, which ripples on.
+ * `wides` registers from word w on, of `lanes` words each. */
+__attribute__((always_inline)) static inline void
+sm__count(SmWide count[][SM__WIDES], size_t planes, const uint64_t *const *bits, uint64_t flip,
+          size_t voters, size_t w, size_t wides, size_t lanes) {
+    for (size_t v = 0; v < voters; v += 8)
+        for (size_t k = 0; k < wides; k++) {
+            SmWide row[8] = {{0}};
+            for (size_t j = 0; j < 8; j++)
+                if (v + j < voters) {
+                    memcpy(&row[j], bits[v + j] + w + k * SM__LANES, lanes * sizeof **bits);
+                    row[j] ^= flip;
+                }
+            for (size_t j = 0; j < 8; j += 2) sm__add(&count[0][k], &row[j], &row[j + 1]);
+            for (size_t j = 0; j < 8; j += 4) sm__add(&count[1][k], &row[j], &row[j + 2]);
+            sm__add(&count[2][k], &row[0], &row[4]);
+            for (size_t p = 3; p < planes; p++) {
+                SmWide both = count[p][k] & row[0];
+                count[p][k] ^= row[0];
+                row[0] = both;
+            }
         }
+}
+
+/* The verdicts on `wides` registers of words from w on. A vote for + counts 2, an abstention 1, and
+ * the count starts where more than `voters` reaches plane `top`; it ends below 2^(top+1), even if
+ * absent voters said + (and count 3). */
+__attribute__((always_inline)) static inline void sm__decide(const SmPoll *poll, size_t top,
+                                                             size_t w, size_t wides, size_t lanes) {
+    SmWide count[SM__PLANES][SM__WIDES], none = {0};
+    size_t voters = poll->voters, bytes = lanes * sizeof(uint64_t);
+    uint64_t start = ((uint64_t)1 << top) - 1 - voters;
+    for (size_t p = 0; p <= top; p++)
+        for (size_t k = 0; k < wides; k++) count[p][k] = none - (start >> p & 1);
+    sm__count(count + 1, top, poll->ballots, 0, voters, w, wides, lanes);
+    if (poll->presents)
+        sm__count(count, top + 1, poll->presents, ~(uint64_t)0, voters, w, wides, lanes);
+    for (size_t k = 0; k < wides; k++, w += SM__LANES) {
+        SmWide more = count[top][k], same = ~more, fill;
+        for (size_t p = 0; p < top; p++) same &= count[p][k];
+        if (poll->ties != SM_ABSTAIN && (poll->presents || voters % 2 == 0)) {
+            /* sm_hash(key, i + l) is sm_hash(key + i * its multiplier, l): a product less a word */
+            uint64_t key = poll->key + 0x9e3779b97f4a7c15u * (poll->first_word + w);
+            uint64_t coin[SM__LANES];
+            for (size_t l = 0; l < SM__LANES; l++) coin[l] = sm__fill(poll->ties, key, l);
+            memcpy(&fill, coin, sizeof fill);
+            more |= same & fill;
+        }
+        same = poll->ties == SM_ABSTAIN ? ~same : ~none;
+        memcpy(poll->vote + w, &more, bytes);
+        if (poll->decided) memcpy(poll->decided + w, &same, bytes);
+    }
 }
 
 /* vote <- the majority of the voters' bits, word by word.
@@ -611,43 +721,23 @@ static inline void sm_vote(uint64_t *vote, uint64_t *decided, const uint64_t *co
                            const uint64_t *const *presents, size_t voters, size_t words,
                            SmZero ties, uint64_t key, size_t first_word) {
     assert(voters >= 1 && voters < 65536);
-    size_t planes = 1;
-    while (voters >> planes) planes++;
-    for (size_t w = 0; w < words; w += SM__LANES) {
-        uint64_t plus[SM__PLANES + 1][SM__LANES] = {{0}}, all[SM__PLANES + 1][SM__LANES] = {{0}};
-        size_t lanes = words - w < SM__LANES ? words - w : (size_t)SM__LANES;
-        for (size_t v = 0; v < voters; v++) {
-            size_t used = 1;
-            while ((v + 1) >> used) used++;
-            sm__count(plus + 1, used, ballots[v] + w,
-                      lanes); /* shifted by a plane: 2 * (votes for +) */
-            if (presents) sm__count(all, used, presents[v] + w, lanes);
-        }
-        for (size_t p = 0; p < planes && !presents; p++)
-            for (size_t l = 0; l < SM__LANES; l++) all[p][l] = 0 - (uint64_t)(voters >> p & 1);
-        for (size_t l = 0; l < lanes; l++) {
-            uint64_t more = 0, same = ~(uint64_t)0; /* compare from the top plane down */
-            for (size_t p = planes + 1; p-- > 0;) {
-                more |= same & plus[p][l] & ~all[p][l];
-                same &= ~(plus[p][l] ^ all[p][l]);
-            }
-            vote[w + l] =
-                ties == SM_ABSTAIN ? more : more | (same & sm__fill(ties, key, first_word + w + l));
-            if (decided) decided[w + l] = ties == SM_ABSTAIN ? ~same : ~(uint64_t)0;
-        }
-    }
+    const SmPoll poll = {vote, decided, ballots, presents, voters, ties, key, first_word};
+    size_t top = 4, w = 0, wide = SM__LANES, block = wide * SM__WIDES;
+    while ((presents ? 2 * voters : voters) >> top) top++;
+    if (top == 4) /* few voters: all counters stay in registers */
+        for (; w + wide <= words; w += wide) sm__decide(&poll, 4, w, 1, SM__LANES);
+    for (; w + block <= words; w += block) sm__decide(&poll, top, w, SM__WIDES, SM__LANES);
+    for (; w < words; w += wide) sm__decide(&poll, top, w, 1, words - w < wide ? words - w : wide);
 }
 
 /* w <- keep w - step * (+-1 of bits), and only keep w where decided (may be NULL) is 0. */
 static inline void sm_apply(float *w, const uint64_t *bits, const uint64_t *decided, size_t n,
                             float step, float keep) {
     for (size_t k = 0; k < sm_words(n); k++) {
-        uint64_t b = bits[k], d = decided ? decided[k] : ~(uint64_t)0;
+        float s[64];
         size_t left = n - k * 64 < 64 ? n - k * 64 : 64;
-        for (size_t i = 0; i < left; i++) {
-            float s = (b >> i & 1) ? step : -step;
-            w[k * 64 + i] = keep * w[k * 64 + i] - ((d >> i & 1) ? s : 0.0f);
-        }
+        sm__expand(s, bits[k], decided ? decided[k] : ~(uint64_t)0, step);
+        for (size_t i = 0; i < left; i++) w[k * 64 + i] = keep * w[k * 64 + i] - s[i];
     }
 }
 

@@ -302,7 +302,7 @@ TEST(a_symmetric_product_has_the_bits_of_the_full_one_and_touches_nothing_else) 
             test_fill(a, m * lda, m);
             for (size_t i = 0; i < m * ldc; i++) c[i] = full[i] = 42;
             gemm_nt(g, full, ldc, a, lda, a, lda, m, m, k, 0, scratch, 0, 1);
-            gemm_symmetric(g, c, ldc, a, lda, a, lda, m, k, scratch);
+            gemm_symmetric(g, c, ldc, gemm_f32(a, lda, 1), gemm_f32(a, lda, 1), m, k, scratch);
             if (memcmp(c, full, m * ldc * 4) != 0) FAIL("%s, m %zu, k %zu", names[isa], m, k);
             free(a), free(c), free(full), free(scratch);
         }
