@@ -187,11 +187,13 @@ static inline void gemm_pack_depth(const Gemm *g, GemmSide side, float *out, siz
                                    GemmOperand x, size_t lanes, size_t from, size_t k);
 
 /* bf16 is the upper half of fp32; rounded to nearest even, NaN stay NaN */
-static inline uint16_t gemm_to_bf16(float x) {
-    uint32_t u;
+static inline uint32_t gemm__rounded(float x) {
+    uint32_t u, nan;
     memcpy(&u, &x, sizeof u);
-    return x != x ? 0x7fc0 : (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+    nan = (u & 0x7fffffff) > 0x7f800000;
+    return nan ? 0x7fc0 : (u + 0x7fff + (u >> 16 & 1)) >> 16;
 }
+static inline uint16_t gemm_to_bf16(float x) { return (uint16_t)gemm__rounded(x); }
 static inline float gemm_from_bf16(uint16_t x) {
     uint32_t u = (uint32_t)x << 16;
     float f;
@@ -491,47 +493,46 @@ static inline void gemm__pack_strip(float *restrict out, size_t width, GemmOpera
         for (size_t p = 0; p < k; p++) out[p * width + l] = 0;
 }
 
-/* fp32 or bf16 as bf16 bits in a 32-bit word */
-static inline uint32_t gemm__bits(const void *x, size_t i, GemmForm form) {
-    return form == GEMM_IS_BF16 ? ((const uint16_t *)x)[i] : gemm_to_bf16(((const float *)x)[i]);
+/* bits (n) <- n consecutive elements as bf16; nothing when x is NULL stands for zeros */
+static inline void gemm__bits(uint32_t *restrict bits, const void *x, size_t n, GemmForm form) {
+    const float *restrict f = x;
+    const uint16_t *restrict h = x;
+    if (!x)
+        memset(bits, 0, n * sizeof *bits);
+    else if (form == GEMM_IS_BF16)
+        for (size_t i = 0; i < n; i++) bits[i] = h[i];
+    else
+        for (size_t i = 0; i < n; i++) bits[i] = gemm__rounded(f[i]);
 }
 
-/* Two neighbours along k of n lanes as words of a bf16 panel: one row of pairs, or two of rounded
- * floats, the odd one first. Lanes are `lane` elements apart, in and out; `odd` NULL stands for 0. */
-static inline void gemm__pair(GemmWord word, uint32_t *restrict out, size_t out_row,
-                              size_t out_lane, const void *even, const void *odd, size_t lane,
-                              size_t n, GemmForm form) {
-    for (size_t l = 0; l < n; l++) {
-        uint32_t lo = gemm__bits(even, l * lane, form);
-        uint32_t hi = odd ? gemm__bits(odd, l * lane, form) : 0;
-        if (word == GEMM_PAIRS) {
-            out[l * out_lane] = lo | hi << 16;
-        } else {
-            out[l * out_lane] = hi << 16;
-            out[l * out_lane + out_row] = lo << 16;
-        }
-    }
-}
-
-/* The same for bf16: k words of depth from `left` elements. Rounded into a small block first. */
+/* The same for bf16: k words of depth from `left` elements, rounded into a small block first. A word is
+ * two neighbours along the depth, or they are two words, the odd one first. */
 static inline void gemm__pack_strip_bf16(GemmWord word, float *restrict out, size_t width,
                                          GemmOperand x, size_t lanes, size_t k, size_t left) {
-    uint32_t block[GEMM_NR_MAX * GEMM__STRIP];
-    size_t rows = word == GEMM_PAIRS ? 1 : 2; /* of words, for two elements of depth */
-    int along = x.lane == 1;                  /* lanes are contiguous: block(k, lanes) */
-    for (size_t p = 0; p * rows < k; p++) {
-        const void *even = gemm__at(x, 0, 2 * p);
-        const void *odd = 2 * p + 1 < left ? gemm__at(x, 0, 2 * p + 1) : NULL;
-        uint32_t *to = block + p * rows * (along ? GEMM_NR_MAX : 1);
-        size_t row = along ? GEMM_NR_MAX : 1, lane = along ? 1 : GEMM__STRIP;
-        if (along && x.form == GEMM_IS_F32 && odd)
-            gemm__pair(word, to, row, 1, even, odd, 1, lanes, GEMM_IS_F32);
-        else if (along && odd)
-            gemm__pair(word, to, row, 1, even, odd, 1, lanes, GEMM_IS_BF16);
-        else
-            gemm__pair(word, to, row, lane, even, odd, x.lane, lanes, x.form);
+    enum { S = GEMM__STRIP, N = GEMM_NR_MAX };
+    uint32_t block[N * S], even[N], odd[N], row[2 * S + 1];
+    size_t step = word == GEMM_PAIRS ? 1 : 2, elements = gemm__min(left, k * 2 / step);
+    for (size_t p = 0; x.lane == 1 && p < k; p += step) { /* block(k, N) */
+        size_t at = p * 2 / step;
+        uint32_t *to = block + p * N;
+        gemm__bits(even, gemm__at(x, 0, at), lanes, x.form);
+        gemm__bits(odd, at + 1 < left ? gemm__at(x, 0, at + 1) : NULL, lanes, x.form);
+        for (size_t l = 0; l < lanes; l++) to[l] = odd[l] << 16 | (step == 1 ? even[l] : 0);
+        for (size_t l = 0; step == 2 && l < lanes; l++) to[N + l] = even[l] << 16;
     }
-    GemmOperand words = {block, along ? 1 : GEMM__STRIP, along ? GEMM_NR_MAX : 1, GEMM_IS_F32};
+    for (size_t l = 0; x.lane != 1 && l < lanes; l++) { /* block(lanes, S) */
+        uint32_t *to = block + l * S;
+        gemm__bits(row, gemm__at(x, l, 0), elements, x.form);
+        row[elements] = 0;
+        if (step == 1)
+            for (size_t p = 0; p < k; p++) to[p] = row[2 * p + 1] << 16 | row[2 * p];
+        else
+            for (size_t p = 0; p < k; p += 2) {
+                to[p] = row[p + 1] << 16;
+                to[p + 1] = row[p] << 16;
+            }
+    }
+    GemmOperand words = {block, x.lane == 1 ? 1 : S, x.lane == 1 ? N : 1, GEMM_IS_F32};
     gemm__pack_strip(out, width, words, lanes, k);
 }
 
@@ -644,12 +645,17 @@ static inline size_t gemm_scratch(void) {
     return GEMM__SCRATCH_A + GEMM__SCRATCH_B + 16; /* 16 to align by hand */
 }
 
+/* words of depth in a block: GEMM_KC elements in any form, so that they are summed alike */
+static inline size_t gemm__deep(const Gemm *g) {
+    return g->word == GEMM_PAIRS ? GEMM_KC / 2 : GEMM_KC;
+}
+
 /* lanes from l and words of depth from p of an operand, ready to be cut into panels; `all` words and
  * elements are the whole depth's */
 static inline GemmBlock gemm__block(const Gemm *g, GemmOperand x, size_t l, size_t lanes,
                                     size_t width, size_t p, size_t all, size_t elements,
                                     float *scratch) {
-    size_t k = gemm__min(GEMM_KC, all - p), done = g->word == GEMM_PAIRS ? 2 * p : p;
+    size_t k = gemm__min(gemm__deep(g), all - p), done = g->word == GEMM_PAIRS ? 2 * p : p;
     GemmBlock s = {x, l, lanes, width, k, elements - done, 0, scratch, k};
     if (x.form == GEMM_IS_PACKED) {
         s.pitch = gemm__words(g, x.depth);
@@ -668,7 +674,7 @@ static inline void gemm__multiply(const Gemm *g, float *c, size_t ldc, GemmOpera
     const int plain = g->word == GEMM_FLOATS;
     scratch += (64 - (uintptr_t)scratch % 64) % 64 / sizeof *scratch;
     for (size_t j = 0; j < n; j += nc) {
-        for (size_t p = 0; p < words; p += GEMM_KC) {
+        for (size_t p = 0; p < words; p += gemm__deep(g)) {
             GemmBlock sb = gemm__block(g, b, j, gemm__min(nc, n - j), g->nr, p, words, k,
                                        scratch + GEMM__SCRATCH_A);
             sb.in_place = plain && b.lane == 1 && m <= GEMM__FEW_B * g->mr;
