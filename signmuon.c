@@ -571,10 +571,11 @@ static void build_group(Carver *c, SmGroup *g, const SmTensor *tensors, size_t c
     share_out(g, threads);
 }
 
-static void build(Carver *c, SmOptimizer *o, const SmTensor *tensors, size_t count, int workers,
-                  int threads) {
+static SmBytes build(Carver *c, SmOptimizer *o, const SmTensor *tensors, size_t count, int workers,
+                     int threads) {
     const SmConfig *config = &o->config;
-    size_t elements = 0, words = 0, scratch = 0, n = (size_t)workers;
+    size_t elements = 0, words = 0, scratch = 0, n = (size_t)workers, state, messages;
+    int maps = 0;
     for (int k = 0; k < 2; k++) {
         SmGroup *g = &o->group[k];
         int hidden = k == 0;
@@ -585,39 +586,43 @@ static void build(Carver *c, SmOptimizer *o, const SmTensor *tensors, size_t cou
                        .reply = hidden ? config->reply : config->aux->reply,
                        .kind = hidden ? COMM_MATRICES : COMM_AUXILIARY};
         build_group(c, g, tensors, count, hidden, workers, threads);
+        maps |= g->worker_map || g->server_map || g->local_map;
         if (g->elements > elements) elements = g->elements;
         if (g->words > words && g->method->message == SM_SIGN) words = g->words;
     }
     for (size_t t = 0; t < count; t++) {
         size_t need = sm_lmo_scratch(tensors[t].rows, tensors[t].cols);
-        if (tensors[t].hidden && need > scratch) scratch = need;
+        if (tensors[t].hidden && maps && need > scratch) scratch = need;
     }
     size_t longest = elements + n, bytes = longest * sizeof(float);
     if (sm_norm(config->server_map)) bytes *= n; /* an owner may hold all blocks */
     size_t planes = config->zeros == SM_ABSTAIN ? 2 : 1, sign_bytes = planes * (words + n) * 8;
     if (config->int8_wire) sign_bytes = (words + n) * 64;
     if (sm_norm(config->server_map)) sign_bytes *= n;
+    state = c->used;
     o->direction = carve(c, elements * sizeof(float));
     o->ballot = carve(c, words * 8);
     o->present = carve(c, planes == 2 ? words * 8 : 0);
     o->vote = carve(c, words * 8);
     o->decided = carve(c, words * 8);
     o->tally = carve(c, config->int8_wire ? words * 64 : 0);
-    int dense = o->group[0].method->message == SM_DENSE || o->group[1].method->message == SM_DENSE;
+    int dense = workers > 1 && (o->group[0].method->message == SM_DENSE ||
+                                o->group[1].method->message == SM_DENSE);
     o->inbox = carve(c, dense && bytes > sign_bytes ? bytes : sign_bytes);
     o->cut_byte = carve(c, (n + 1) * sizeof(size_t));
     o->confirmed = carve(c, (size_t)threads * sizeof(double));
+    messages = c->used - state;
     o->scratch_floats = (scratch + 15) / 16 * 16;
     o->scratch = carve(c, (size_t)threads * o->scratch_floats * sizeof(float));
+    return (SmBytes){state, messages, c->used - state - messages, c->used};
 }
 
-size_t sm_optimizer_bytes(const SmConfig *config, const SmTensor *tensors, size_t count,
-                          int workers, int threads) {
+SmBytes sm_optimizer_bytes(const SmConfig *config, const SmTensor *tensors, size_t count,
+                           int workers, int threads) {
     Carver c = {NULL, 0};
     SmOptimizer o = {.config = *config};
     carve(&c, sizeof o);
-    build(&c, &o, tensors, count, workers, threads);
-    return c.used;
+    return build(&c, &o, tensors, count, workers, threads);
 }
 
 SmOptimizer *sm_optimizer_init(void *arena, const SmConfig *config, const SmTensor *tensors,

@@ -862,9 +862,17 @@ typedef struct SmState {
     int replicated;   /* the same on every worker */
 } SmState;
 
-/* Bytes of arena, aligned to 64, that sm_optimizer_init wants; state included. */
-size_t sm_optimizer_bytes(const SmConfig *config, const SmTensor *tensors, size_t count,
-                          int workers, int threads);
+/* What an optimizer's arena holds. */
+typedef struct SmBytes {
+    size_t state;    /* momenta and AdamW's moments, and the table of blocks */
+    size_t messages; /* what is sent and received, and directions */
+    size_t scratch;  /* of the LMOs, for all threads */
+    size_t total;
+} SmBytes;
+
+/* Bytes of arena, aligned to 64, that sm_optimizer_init wants. */
+SmBytes sm_optimizer_bytes(const SmConfig *config, const SmTensor *tensors, size_t count,
+                           int workers, int threads);
 
 /* An optimizer inside arena (zeroed by the caller), which must outlive it, as must tensors and
  * comm. */

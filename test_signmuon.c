@@ -2440,7 +2440,8 @@ typedef struct SmRun {
 static int sm_case_worker(Comm *comm, void *arg) {
     const SmCase *c = ((SmRun *)arg)->c;
     SmResult *result = ((SmRun *)arg)->result;
-    size_t bytes = sm_optimizer_bytes(&c->config, c->tensors, c->count, c->workers, c->threads);
+    size_t bytes =
+        sm_optimizer_bytes(&c->config, c->tensors, c->count, c->workers, c->threads).total;
     void *arena = aligned_alloc(64, bytes);
     float grads[SM_SIZE], *params = result->params[comm->rank];
     if (!arena) return 1;

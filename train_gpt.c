@@ -712,6 +712,7 @@ typedef struct Gpt {
     float *params, *grads;
     char *arena; /* holds all of the following, `used` bytes; B sequences fit */
     size_t used, B;
+    size_t activations, packed; /* bytes of it; the rest is scratch */
     GptLayer *layer;
     float *last, *meanf, *scalef;           /* (BT, C) (BT) (BT) */
     float *losses;                          /* (BT) nats, 0 where the target is -1 */
@@ -745,12 +746,18 @@ static float *grad(const Gpt *g, int kind, int l) { return tensor_in(g, g->grads
 
 static size_t tensor_size(const SmTensor *t) { return t->blocks * t->rows * t->cols; }
 
-enum { HUGE_PAGE = 1 << 21 };
+enum { HUGE_PAGE = 1 << 21, PROGRAM_BYTES = 2 << 20 /* code, libc, stacks */ };
+
+/* What allocate takes for so many bytes. */
+static size_t allocated(size_t bytes) {
+    size_t page = bytes >= HUGE_PAGE ? HUGE_PAGE : 64;
+    return bytes ? (bytes + page - 1) / page * page : page;
+}
 
 /* Memory that comes zeroed and aligned, once, at the start; in huge pages where that is possible. */
 static void *allocate(size_t bytes) {
     size_t page = bytes >= HUGE_PAGE ? HUGE_PAGE : 64;
-    bytes = bytes ? (bytes + page - 1) / page * page : page;
+    bytes = allocated(bytes);
     void *p = aligned_alloc(page, bytes);
     if (!p)
         die(EXIT_FAILED, "no memory for %zu bytes: take a smaller model, batch or context", bytes);
@@ -902,6 +909,7 @@ static void gpt_carve(Gpt *g, size_t B, int train, int threads) {
         g->dqkvs = carve_saved(g, GEMM_A, n, 3 * C);
         g->partial = carve_floats(g, (n + ROWS - 1) / ROWS * PARTIAL_COLUMNS * C);
     }
+    g->activations = g->used;
     for (size_t i = 0; i < g->tensors; i++) {
         const SmTensor *t = &g->tensor[i];
         size_t out = t->blocks * t->rows, in = t->cols;
@@ -911,6 +919,7 @@ static void gpt_carve(Gpt *g, size_t B, int train, int threads) {
         g->forward[i] = carve_floats(g, gemm_packed_floats(g->gemm, GEMM_B, out, in));
         if (train) g->backward[i] = carve_floats(g, gemm_packed_floats(g->gemm, GEMM_B, in, out));
     }
+    g->packed = g->used - g->activations;
     g->thread_floats = scratch_floats(g->gemm, &g->s);
     g->scratch = carve_floats(g, (size_t)threads * g->thread_floats);
 }
@@ -2160,16 +2169,34 @@ static double formula_bytes(const Run *run, const Gpt *g) {
     return bits / 8;
 }
 
+/* What training takes, worker by worker and in all. */
+static void print_memory(const Run *run, Gpt *g, size_t B) {
+    const Options *o = &run->o;
+    int workers = (int)o->workers, threads = (int)o->threads;
+    size_t P = g->parameters * sizeof(float), model = gpt_bytes(g, B, 1, threads);
+    SmBytes s = sm_optimizer_bytes(&run->config, g->tensor, g->tensors, workers, threads);
+    size_t scratch = model - g->activations - g->packed + s.scratch;
+    size_t outbox = workers == 1 ? 0 : min_size(COMM_OUTBOX, P);
+    size_t worker = 2 * allocated(P) + allocated(model) + allocated(s.total) + outbox,
+           tokens = (size_t)(run->data.train_tokens + run->data.val_tokens), mb = 1000000,
+           data = tokens * (run->data.vocab.kind == DATA_GPT2 ? 2 : 1); /* mapped */
+    double d = 1.0 / (double)mb;
+    printf("memory of a worker, MB: %.1f parameters and gradients, %.1f packed matrices, %.1f "
+           "optimizer state, %.1f activations, %.1f messages, %.1f scratch\n",
+           2 * (double)P * d, (double)g->packed * d, (double)s.state * d,
+           (double)g->activations * d, (double)(s.messages + outbox) * d, (double)scratch * d);
+    printf("memory in all, MB: %.1f (%d %s, in whole pages, and %.1f of data and program)\n",
+           (double)(worker * (size_t)workers + data + PROGRAM_BYTES) * d, workers,
+           workers == 1 ? "worker" : "workers", (double)(data + PROGRAM_BYTES) * d);
+}
+
 static void print_dry_run(const Run *run) {
     const Options *o = &run->o;
     Gpt g;
     gpt_layout(&g, &run->shape);
-    size_t B = (size_t)(o->batch / o->workers), threads = (size_t)o->threads;
-    double mb = 1e-6, bytes = formula_bytes(run, &g), P = (double)g.parameters,
+    size_t B = (size_t)(o->batch / o->workers);
+    double bytes = formula_bytes(run, &g), P = (double)g.parameters,
            share = 64.0 * (double)(o->workers - 1) / (double)o->workers;
-    double optimizer = (double)sm_optimizer_bytes(&run->config, g.tensor, g.tensors,
-                                                  (int)o->workers, (int)threads);
-    double model = (double)gpt_bytes(&g, B, 1, (int)threads);
     printf(
         "model      %ld layers, %ld heads, width %ld, context %ld, vocabulary %d: %zu parameters\n",
         o->layers, o->heads, o->width, o->context, run->shape.vocab, g.parameters);
@@ -2182,9 +2209,7 @@ static void print_dry_run(const Run *run) {
            "all-reduce: "
            "%.3f)\n",
            bytes, 8 * bytes / P, share);
-    printf("memory of a worker: %.1f MB parameters and gradients, %.1f MB optimizer, %.1f MB "
-           "activations and scratch, %.1f MB outbox\n",
-           8 * P * mb, optimizer * mb, model * mb, COMM_OUTBOX * mb);
+    print_memory(run, &g, B);
     gpt_free(&g);
 }
 
@@ -2535,7 +2560,8 @@ static int work(Comm *c, void *arg) {
         w->g.grads = floats(w->g.parameters);
         w->tensor_square = allocate(w->g.tensors * sizeof(double));
         arena = allocate(
-            sm_optimizer_bytes(&run->config, w->g.tensor, w->g.tensors, c->size, c->team->threads));
+            sm_optimizer_bytes(&run->config, w->g.tensor, w->g.tensors, c->size, c->team->threads)
+                .total);
         w->optimizer = sm_optimizer_init(arena, &run->config, w->g.tensor, w->g.tensors, c);
         if (o->resume) read_state(w);
         status = train(w);
