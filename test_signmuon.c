@@ -78,6 +78,10 @@ static void test_fill(float *x, size_t n, uint64_t seed) {
  * gemm.h: every product against the naive loop */
 
 #include "gemm.h"
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 typedef void GemmProduct(const Gemm *, float *, size_t, const float *, size_t, const float *,
                          size_t, size_t, size_t, size_t, int, float *, int, int);
@@ -87,7 +91,8 @@ static const struct GemmKind {
     GemmProduct *product;
     int a_transposed, b_transposed;
 } gemm_kinds[] = {{"nn", gemm_nn, 0, 0}, {"nt", gemm_nt, 0, 1}, {"tn", gemm_tn, 1, 0}};
-static const char *const gemm_isas[] = {"avx512", "avx2", "portable"};
+static const char *const gemm_isas[] = {"avx512", "avx2", "neon", "portable"};
+enum { GEMM_ISAS = sizeof gemm_isas / sizeof *gemm_isas };
 
 /* operands and results of one product, each in a block of exactly its size, so that a sanitizer
  * sees a step over the edge; `pad` columns beyond the tight leading dimensions */
@@ -174,7 +179,7 @@ TEST(every_isa_agrees_with_the_naive_product_on_ragged_shapes) {
                 GemmCase t = gemm_case(&gemm_kinds[kind], shapes[i][0], shapes[i][1], shapes[i][2],
                                        pad, 100 + i);
                 gemm_run_naive(&t, accumulate);
-                for (size_t isa = 0; isa < 3; isa++) {
+                for (size_t isa = 0; isa < GEMM_ISAS; isa++) {
                     const Gemm *g = gemm_select(gemm_isas[isa], GEMM_F32);
                     if (!g) continue;
                     gemm_run(g, &t, accumulate, 1);
@@ -195,7 +200,7 @@ TEST(every_isa_agrees_with_the_naive_product_whether_operands_are_packed_or_not)
             const size_t *s = shapes[i];
             GemmCase t = gemm_case(&gemm_kinds[kind], s[0], s[1], s[2], s[3], 300 + i);
             gemm_run_naive(&t, 0);
-            for (size_t isa = 0; isa < 3; isa++) {
+            for (size_t isa = 0; isa < GEMM_ISAS; isa++) {
                 const Gemm *g = gemm_select(gemm_isas[isa], GEMM_F32);
                 if (!g) continue;
                 gemm_run(g, &t, 0, 1);
@@ -214,7 +219,7 @@ TEST(product_bits_do_not_depend_on_the_number_of_slices) {
             const size_t *s = shapes[i];
             GemmCase t = gemm_case(&gemm_kinds[kind], s[0], s[1], s[2], 2, 500 + i);
             size_t bytes = t.m * t.ldc * sizeof *t.c;
-            for (size_t isa = 0; isa < 3; isa++) {
+            for (size_t isa = 0; isa < GEMM_ISAS; isa++) {
                 const Gemm *g = gemm_select(gemm_isas[isa], GEMM_F32);
                 if (!g) continue;
                 gemm_run(g, &t, 1, 1);
@@ -234,7 +239,7 @@ TEST(product_bits_do_not_depend_on_the_number_of_slices) {
 /* C(m,n) of the same values through all three products, tight and padded */
 TEST(nn_nt_and_tn_give_the_same_bits) {
     enum { M = 77, N = 141, K = 401 };
-    for (size_t isa = 0; isa < 3; isa++) {
+    for (size_t isa = 0; isa < GEMM_ISAS; isa++) {
         const Gemm *g = gemm_select(gemm_isas[isa], GEMM_F32);
         if (!g) continue;
         GemmCase first = gemm_case(&gemm_kinds[0], M, N, K, 0, 700);
@@ -262,7 +267,7 @@ TEST(nn_nt_and_tn_give_the_same_bits) {
 
 /* so that a token decoded alone has the bits of the same token in a batch */
 TEST(a_row_of_a_product_has_the_bits_of_that_row_alone) {
-    for (size_t isa = 0; isa < 3; isa++) {
+    for (size_t isa = 0; isa < GEMM_ISAS; isa++) {
         const Gemm *g = gemm_select(gemm_isas[isa], GEMM_F32);
         if (!g) continue;
         GemmCase t = gemm_case(&gemm_kinds[1], 75, 83, 417, 1, 800);
@@ -292,9 +297,8 @@ TEST(an_empty_inner_dimension_gives_zeros_or_leaves_c_alone) {
 }
 
 TEST(a_symmetric_product_has_the_bits_of_the_full_one_and_touches_nothing_else) {
-    const char *names[] = {"portable", "avx2", "avx512"};
-    for (size_t isa = 0; isa < 3; isa++) {
-        const Gemm *g = gemm_select(names[isa], GEMM_F32);
+    for (size_t isa = 0; isa < GEMM_ISAS; isa++) {
+        const Gemm *g = gemm_select(gemm_isas[isa], GEMM_F32);
         for (size_t m = 1; g && m < 300; m += 1 + m / 3) {
             size_t k = 1 + test_hash(m) % 500, lda = k + 3, ldc = m + 5;
             float *a = malloc(m * lda * 4), *c = malloc(m * ldc * 4), *full = malloc(m * ldc * 4);
@@ -303,9 +307,123 @@ TEST(a_symmetric_product_has_the_bits_of_the_full_one_and_touches_nothing_else) 
             for (size_t i = 0; i < m * ldc; i++) c[i] = full[i] = 42;
             gemm_nt(g, full, ldc, a, lda, a, lda, m, m, k, 0, scratch, 0, 1);
             gemm_symmetric(g, c, ldc, gemm_f32(a, lda, 1), gemm_f32(a, lda, 1), m, k, scratch);
-            if (memcmp(c, full, m * ldc * 4) != 0) FAIL("%s, m %zu, k %zu", names[isa], m, k);
+            if (memcmp(c, full, m * ldc * 4) != 0) FAIL("%s, m %zu, k %zu", gemm_isas[isa], m, k);
             free(a), free(c), free(full), free(scratch);
         }
+    }
+}
+
+/* The row for bf16, or NULL where the CPU has not got it, whatever it says: tried in a child. */
+static const Gemm *gemm_bf16_row(const char *isa) {
+    const Gemm *g = gemm_select(isa, GEMM_BF16);
+    if (!g || g->word != GEMM_PAIRS) return g;
+    pid_t pid = fork();
+    if (pid == 0) {
+        float word[64] = {0}, tile[GEMM_MR_MAX * GEMM_NR_MAX];
+        signal(SIGILL, SIG_DFL);
+        g->kernel(1, word, 1, 1, word, 1, tile, g->nr, 0);
+        _exit(0);
+    }
+    int status = 1;
+    waitpid(pid, &status, 0);
+    return status == 0 ? g : NULL;
+}
+
+TEST(rounding_to_bf16_is_to_nearest_even_and_keeps_nan_and_infinity) {
+    uint64_t seed = 31;
+    for (int i = 0; i < 20000; i++) {
+        uint32_t bits = (uint32_t)test_hash(seed++), low, up;
+        if (i % 4 == 0) bits = (bits & 0xffff0000) | 0x8000; /* ties */
+        float x, r, below, above;
+        memcpy(&x, &bits, 4);
+        if (!isfinite(x) || fabsf(x) > 3e38f) continue;
+        low = bits & 0xffff0000, up = low + 0x10000;
+        memcpy(&below, &low, 4), memcpy(&above, &up, 4);
+        r = gemm_from_bf16(gemm_to_bf16(x));
+        double down = fabs((double)x - (double)below), rise = fabs((double)above - (double)x);
+        int even = (low >> 16 & 1) == 0;
+        if (memcmp(&r, down < rise || (down == rise && even) ? &below : &above, 4))
+            FAIL("%a became %a", (double)x, (double)r);
+    }
+    CHECK(isnan(gemm_from_bf16(gemm_to_bf16(NAN))));
+    CHECK(gemm_from_bf16(gemm_to_bf16(-INFINITY)) == -INFINITY);
+}
+
+/* odd k, several blocks of k, operands in fp32 and in bf16 memory */
+TEST(bf16_products_round_their_operands_and_have_the_same_bits_on_every_isa) {
+    static const size_t shapes[][3] = {
+        {1, 1, 1}, {7, 33, 5}, {67, 70, 130}, {9, 40, 769}, {131, 37, 385}};
+    static const char *const isas[] = {"portable", "avx512bf16", "avx512", "avx2", "neon"};
+    for (size_t i = 0; i < 5 * 3; i++) {
+        const size_t *s = shapes[i / 3];
+        GemmCase t = gemm_case(&gemm_kinds[i % 3], s[0], s[1], s[2], 2, 950 + i);
+        size_t na = (t.kind->a_transposed ? t.k : t.m) * t.lda,
+               nb = (t.kind->b_transposed ? t.n : t.k) * t.ldb, bytes = t.m * t.ldc * sizeof *t.c;
+        uint16_t *ha = malloc(na * 2), *hb = malloc(nb * 2);
+        float *a = malloc(na * 4), *b = malloc(nb * 4), *first = malloc(bytes);
+        memcpy(a, t.a, na * 4), memcpy(b, t.b, nb * 4);
+        for (size_t j = 0; j < na; j++) t.a[j] = gemm_from_bf16(ha[j] = gemm_to_bf16(a[j]));
+        for (size_t j = 0; j < nb; j++) t.b[j] = gemm_from_bf16(hb[j] = gemm_to_bf16(b[j]));
+        gemm_run_naive(&t, 0);
+        memcpy(t.a, a, na * 4), memcpy(t.b, b, nb * 4);
+        for (size_t isa = 0; isa < 5; isa++) {
+            const Gemm *g = gemm_bf16_row(isas[isa]);
+            if (!g) continue;
+            gemm_run(g, &t, 0, 1);
+            gemm_compare(g, &t, 0);
+            if (isa == 0) memcpy(first, t.c, bytes);
+            if (memcmp(first, t.c, bytes)) FAIL("%s %s shape %zu", isas[isa], t.kind->name, i);
+            int ta = t.kind->a_transposed, tb = t.kind->b_transposed;
+            gemm_multiply(g, t.c, t.ldc, gemm_bf16(ha, ta ? 1 : t.lda, ta ? t.lda : 1),
+                          gemm_bf16(hb, tb ? t.ldb : 1, tb ? 1 : t.ldb), t.m, t.n, t.k, 0,
+                          t.scratch, 0, 1);
+            if (memcmp(first, t.c, bytes))
+                FAIL("%s %s stored, shape %zu", isas[isa], t.kind->name, i);
+        }
+        free(ha), free(hb), free(a), free(b), free(first);
+        gemm_case_free(&t);
+    }
+}
+
+/* B packed at once by three threads, A and B packed in slices of the depth, used by three threads */
+TEST(packed_operands_give_the_bits_of_plain_ones) {
+    static const size_t shapes[][3] = {{5, 9, 17}, {67, 70, 130}, {64, 96, 769}, {131, 37, 385}};
+    for (size_t i = 0; i < 4 * 2 * GEMM_ISAS; i++) {
+        const size_t *s = shapes[i % 4], m = s[0], n = s[1], k = s[2];
+        const Gemm *g = gemm_select(gemm_isas[i / 8], i / 4 % 2 ? GEMM_BF16 : GEMM_F32);
+        if (!g) continue;
+        GemmCase t = gemm_case(&gemm_kinds[2], m, n, k, 3, 1000 + i);
+        float *pa = gemm_block(gemm_packed_floats(g, GEMM_A, m, k)),
+              *pb = gemm_block(gemm_packed_floats(g, GEMM_B, n, k)),
+              *pd = gemm_block(gemm_packed_floats(g, GEMM_B, n, k));
+        gemm_run(g, &t, 0, 1);
+        memcpy(t.expect, t.c, m * t.ldc * 4);
+        for (int ith = 0; ith < 3; ith++) gemm_pack(g, pb, gemm_f32(t.b, 1, t.ldb), n, k, ith, 3);
+        for (size_t from = 0; from < k; from += 64) {
+            size_t part = k - from < 64 ? k - from : 64;
+            gemm_pack_depth(g, GEMM_A, pa, k, gemm_f32(t.a + from * t.lda, 1, t.lda), m, from,
+                            part);
+            gemm_pack_depth(g, GEMM_B, pd, k, gemm_f32(t.b + from * t.ldb, 1, t.ldb), n, from,
+                            part);
+        }
+        CHECK(!memcmp(pb, pd, gemm_packed_floats(g, GEMM_B, n, k) * 4));
+        for (int packed_a = 0; packed_a < 2; packed_a++) {
+            memcpy(t.c, t.start, m * t.ldc * 4);
+            for (int ith = 0; ith < 3; ith++)
+                gemm_multiply(g, t.c, t.ldc,
+                              packed_a ? gemm_packed(pa, k) : gemm_f32(t.a, 1, t.lda),
+                              gemm_packed(pb, k), m, n, k, 0, t.scratch, ith, 3);
+            if (memcmp(t.c, t.expect, m * t.ldc * 4))
+                FAIL("%s, word %d, shape %zu, A packed %d", g->name, (int)g->word, i % 4, packed_a);
+        }
+        /* the first columns and depths of a longer packed B */
+        size_t half = k / 2 / 2 * 2 + 2;
+        gemm_multiply(g, t.c, t.ldc, gemm_f32(t.a, 1, t.lda), gemm_packed(pb, k), m, n / 2 + 1,
+                      half, 0, t.scratch, 0, 1);
+        gemm_tn(g, t.expect, t.ldc, t.a, t.lda, t.b, t.ldb, m, n / 2 + 1, half, 0, t.scratch, 0, 1);
+        if (memcmp(t.c, t.expect, m * t.ldc * 4)) FAIL("%s: a part of a packed B", g->name);
+        free(pa), free(pb), free(pd);
+        gemm_case_free(&t);
     }
 }
 
@@ -313,9 +431,10 @@ TEST(an_unknown_isa_is_refused) {
     CHECK(!gemm_select("avx1024", GEMM_F32));
     CHECK(!gemm_select("AVX2", GEMM_F32));
     CHECK(!gemm_select("avx", GEMM_F32));
-    CHECK(gemm_select("portable", GEMM_F32) && !strcmp(gemm_select("portable", GEMM_F32)->name, "portable"));
+    CHECK(gemm_select("portable", GEMM_F32) &&
+          !strcmp(gemm_select("portable", GEMM_F32)->name, "portable"));
     CHECK(gemm_select(NULL, GEMM_F32) && gemm_select(NULL, GEMM_F32) == gemm_select("", GEMM_F32));
-    for (size_t isa = 0; isa < 3; isa++) {
+    for (size_t isa = 0; isa < GEMM_ISAS; isa++) {
         const Gemm *g = gemm_select(gemm_isas[isa], GEMM_F32);
         CHECK(!g || !strcmp(g->name, gemm_isas[isa]));
         CHECK(!g || (g->supported() && g->mr <= GEMM_MR_MAX && g->nr <= GEMM_NR_MAX));
@@ -1739,7 +1858,8 @@ TEST(logits_loss_and_every_gradient_agree_with_pytorch) {
             n[i] = atoi(st_meta(&f, key) ? st_meta(&f, key) : "0");
         }
         Gpt g;
-        model_open(&g, (GptShape){n[0], n[1], n[2], n[3], n[4], n[5], n[6], 0, 1, 0}, (size_t)n[7], 1);
+        model_open(&g, (GptShape){n[0], n[1], n[2], n[3], n[4], n[5], n[6], 0, 1, 0}, (size_t)n[7],
+                   1);
         size_t BT = (size_t)(n[7] * n[3]), V = (size_t)n[4], real = 0;
         int32_t *in = calloc(BT, 4), *target = calloc(BT, 4);
         float *logits = floats(BT * V), *want = floats(g.parameters);
@@ -1823,6 +1943,51 @@ static void check_central_differences(GptShape shape, size_t B, size_t T) {
     }
     free(w), free(in), free(target), free(noise);
     model_close(&g);
+}
+
+/* Each product rounds its operands to 8 bits of mantissa: a few 2^-9 relative to the tensor. */
+TEST(gradients_in_bf16_are_near_those_in_fp32_and_do_not_depend_on_threads) {
+    enum { B = 3, T = 70, V = 37 };
+    int32_t in[B * T], target[B * T];
+    float *grads[3];
+    random_tokens(in, B * T, V, 5);
+    random_tokens(target, B * T, V, 6);
+    for (int k = 0; k < 3; k++) { /* fp32; bf16 on one thread, on three */
+        Gpt g;
+        model_open(&g, (GptShape){2, 3, 48, T, V, 1, 0, 0.1, 9, k > 0}, B, k == 2 ? 3 : 1);
+        CHECK_NEAR(
+            gpt_pass(
+                &g, (Pass){.B = B, .T = T, .in = in, .target = target, .d = {0.1, 5}, .train = 1}) /
+                (B * T),
+            log(V), 0.1);
+        grads[k] = floats(g.parameters);
+        memcpy(grads[k], g.grads, g.parameters * sizeof(float));
+        for (size_t i = 0; k == 1 && i < g.tensors; i++) {
+            size_t at = g.tensor[i].offset, n = tensor_size(&g.tensor[i]);
+            double d = distance(grads[1] + at, grads[0] + at, n);
+            if (!(d > 1e-5 && d < 0.03)) FAIL("%s: relative distance %g", g.tensor[i].name, d);
+        }
+        if (k == 2) CHECK(!memcmp(grads[1], grads[2], g.parameters * sizeof(float)));
+        model_close(&g);
+    }
+    for (int k = 0; k < 3; k++) free(grads[k]);
+}
+
+TEST(memory_of_activations_is_linear_in_the_context_and_bf16_halves_what_is_stored) {
+    size_t bytes[2][3], stored[2];
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        for (int k = 0; k < 3; k++) {
+            Gpt g;
+            gpt_layout(&g, &(GptShape){4, 4, 128, 2048 << k, 65, 0, 0, 0, 1, bf16});
+            bytes[bf16][k] = gpt_bytes(&g, 1, 1, 2);
+            stored[bf16] = g.activations;
+            gpt_free(&g);
+        }
+        double first = (double)(bytes[bf16][1] - bytes[bf16][0]),
+               second = (double)(bytes[bf16][2] - bytes[bf16][1]);
+        CHECK_NEAR(second / first, 2, 0.01);
+    }
+    CHECK((double)stored[1] < 0.65 * (double)stored[0]); /* the residual stream stays fp32 */
 }
 
 TEST(gradients_agree_with_central_differences_in_double) {
@@ -1955,8 +2120,7 @@ TEST(the_fast_exponential_and_gelu_are_accurate) {
         double relative = (double)fast_exp((float)x) / exp((double)(float)x) - 1;
         if (fabs(relative) > 3e-7) FAIL("exp(%g): relative error %g", x, relative);
     }
-    for (double x = -12; x < 12; x += 0.00131)
-{
+    for (double x = -12; x < 12; x += 0.00131) {
         double y = (double)(float)x, u = sqrt(2 / acos(-1.0)) * (y + 0.044715 * y * y * y);
         float in = (float)x, out;
         gelu_row(&out, &in, 1);
@@ -3880,7 +4044,7 @@ static void cli_remove(const char *path) {
     if (nftw(path, cli_remove_one, 16, FTW_DEPTH | FTW_PHYS)) FAIL("cannot remove %s", path);
 }
 
-/* FOLDER/here with text.txt (20 kB) and long.txt (30 kB), in TMPDIR, or on a memory disk, since every
+/* FOLDER/here with text.txt (20 kB) and long.txt (120 kB), in TMPDIR, or on a memory disk, since every
  * checkpoint is synced, or in /tmp */
 static void cli_begin(void) {
     const char *program = getenv("TRAIN_GPT"), *place = getenv("TMPDIR");
@@ -3890,7 +4054,7 @@ static void cli_begin(void) {
     snprintf(cli_folder, sizeof cli_folder, "%.40s/test_train_gpt_XXXXXX", place);
     if (!mkdtemp(cli_folder) || mkdir(cli_path("%s", ""), 0777)) FAIL("cannot make %s", cli_folder);
     cli_write_words("text.txt", 20000, cli_alphabet, sizeof cli_alphabet / sizeof *cli_alphabet);
-    cli_write_words("long.txt", 30000, cli_alphabet, sizeof cli_alphabet / sizeof *cli_alphabet);
+    cli_write_words("long.txt", 120000, cli_alphabet, sizeof cli_alphabet / sizeof *cli_alphabet);
 }
 
 static void cli_end(void) {
@@ -4030,6 +4194,8 @@ static void cli_follow(const char *text) {
     }
 }
 
+static double cli_peak; /* resident bytes of the last run */
+
 /* Waits for the end of a run; returns its exit status, -SIGNAL, or CLI_HANGS. Fills cli_out, cli_err.
  * deaf: a held stderr is not read while the run lives */
 static int cli_wait_for(pid_t pid, double seconds, int deaf) {
@@ -4037,7 +4203,8 @@ static int cli_wait_for(pid_t pid, double seconds, int deaf) {
     struct stat kind;
     int s = 0, hangs = 0;
     char path[128];
-    while (waitpid(pid, &s, WNOHANG) == 0) {
+    struct rusage used = {0};
+    while (wait4(pid, &s, WNOHANG, &used) == 0) {
         while (cli_held >= 0 && !deaf && cli_take()) continue;
         if (cli_clock() > deadline) {
             FAIL("still runs after %.0f s: %s", seconds, cli_line);
@@ -4048,6 +4215,7 @@ static int cli_wait_for(pid_t pid, double seconds, int deaf) {
         }
         cli_rest();
     }
+    cli_peak = (double)used.ru_maxrss * 1024;
     snprintf(path, sizeof path, "%s/stdout", cli_folder);
     int regular = lstat(path, &kind) == 0 && S_ISREG(kind.st_mode);
     cli_out_size = cli_get(regular ? path : "/dev/null", cli_out, sizeof cli_out);
@@ -4222,6 +4390,7 @@ static const struct CliVariant {
     {2, "--workers 2 --method muon --ns polar-express5 --dropout 0.2 --bias --untied"},
     {3, "--workers 3 --method sgd --aux sign --server-map frobenius --momentum 0.9"},
     {1, "--workers 1 --aux sign --worker-map row --dropout 0.1"},
+    {3, "--workers 3 --aux sign --dtype bf16"},
 };
 enum { CLI_VARIANTS = sizeof cli_variants / sizeof *cli_variants };
 
@@ -4259,6 +4428,27 @@ TEST(every_method_gives_the_same_bits_with_threads_and_processes) {
         cli_same("a", "b", 4);
     }
     CHECK(methods >= 10);
+    cli_end();
+}
+
+TEST(the_dry_run_tells_the_peak_memory_to_a_tenth) {
+    static const char *const lines[] = {
+        "--workers 1 --method adamw --layers 4 --width 128 --heads 4 --context 256 --batch 8",
+        "--workers 3 --aux sign --layers 4 --width 128 --heads 4 --context 128 --batch 12",
+        "--workers 2 --method muon --layers 3 --width 96 --heads 3 --context 512 --batch 4 --dtype "
+        "bf16"};
+    cli_begin();
+    for (size_t i = 0; i < 3; i++) {
+        double told = 0;
+        CLI_OK(CLI_TINY "--dry-run %s", lines[i]);
+        const char *all = strstr(cli_out, "memory in all, MB: ");
+        CHECK(all && sscanf(all, "memory in all, MB: %lf", &told) == 1);
+        CLI_OK(CLI_TINY "--steps 2 --out a --overwrite %s", lines[i]);
+#ifndef __SANITIZE_ADDRESS__
+        if (fabs(cli_peak * 1e-6 / told - 1) > 0.1)
+            FAIL("told %.1f MB, took %.1f: %s", told, cli_peak * 1e-6, lines[i]);
+#endif
+    }
     cli_end();
 }
 
