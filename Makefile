@@ -32,7 +32,7 @@ data/play: data/play.c
 TEXT = $$(sh data/tinyshakespeare.sh || { $(MAKE) -s data/play >&2 && data/play data/offline.txt >&2 && echo data/offline.txt; })
 
 train: train_gpt ## train on TinyShakespeare by majority vote, then print a sample
-	text=$(TEXT) && ./train_gpt --data "$$text" --method signmuon --aux sign --workers 3 --backend threads --out out --overwrite $(TRAIN)
+	text=$(TEXT) && ./train_gpt --data "$$text" --method signmuon --aux sign --workers 3 --threads 2 --backend threads --out out --overwrite $(TRAIN)
 	@echo "nanoGPT publishes val_loss 1.88 for this model, batch and number of steps (20 random batches, AdamW)"
 	@./train_gpt --sample 300 --out out
 
@@ -51,11 +51,20 @@ define variant
 	@git ls-files -z | xargs -0 cp --parents -t build/$@
 endef
 
-check: check-gcc check-clang check-asan check-tsan check-valgrind check-tidy ## all tests again: two compilers, ASan, UBSan, TSan, valgrind, clang-tidy
+check: check-gcc check-clang check-isa check-neon check-asan check-tsan check-valgrind check-tidy ## all tests again: two compilers, every instruction set, ASan, UBSan, TSan, valgrind, clang-tidy
 
 check-gcc check-clang: ## -Werror
 	$(variant)
 	$(MAKE) -s -C build/$@ CC=$(subst check-,,$@) EXTRA=-Werror all bench/gemm test
+
+check-isa: test_signmuon train_gpt ## the kernels of older CPUs
+	for isa in avx2 portable; do echo "GEMM_ISA=$$isa"; GEMM_ISA=$$isa ./test_signmuon || exit 1; done
+
+check-neon: ## NEON, cross-compiled, in an emulator (gcc-aarch64-linux-gnu, qemu-user)
+	$(variant)
+	$(MAKE) -s -C build/$@ CC=aarch64-linux-gnu-gcc NATIVE=0 EXTRA='-Werror -static' test_signmuon train_gpt
+	cc -o build/$@/play data/play.c -lm && cd build/$@ && ./play text 30000 && for t in isa bf16 packed symmetric newton gradients vote; do \
+	    qemu-aarch64 ./test_signmuon $$t || exit 1; done && GEMM_ISA=neon qemu-aarch64 ./train_gpt --data text --quiet --layers 1 --width 32 --context 16 --workers 3 --aux sign --steps 5 --out o
 
 check-asan: ## AddressSanitizer and UndefinedBehaviorSanitizer
 	$(variant)
@@ -106,4 +115,4 @@ clean: ## remove what was built
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-.PHONY: all train sample test check check-gcc check-clang check-asan check-tsan check-valgrind check-tidy bench plots table install clean help
+.PHONY: all train sample test check check-gcc check-clang check-isa check-neon check-asan check-tsan check-valgrind check-tidy bench plots table install clean help
