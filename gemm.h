@@ -443,14 +443,15 @@ static inline void gemm__transpose8(float *out, size_t ldo, const float *x, size
 #pragma GCC unroll 8
     for (size_t i = 0; i < 8; i++) memcpy(&r[i], x + i * ldx, sizeof r[i]);
 #pragma GCC unroll 4
-    for (size_t i = 0; i < 8; i += 2) { /* neighbours, then pairs, then halves change places */
-        s[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 2, 10, 4, 12, 6, 14);
-        s[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    for (size_t i = 0; i < 8; i += 2) { /* interleave rows, then pairs of rows, then their halves */
+        s[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        s[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
     }
 #pragma GCC unroll 4
-    for (size_t i = 0; i < 8; i += i % 2 ? 3 : 1) {
-        r[i] = __builtin_shufflevector(s[i], s[i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-        r[i + 2] = __builtin_shufflevector(s[i], s[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    for (size_t i = 0; i < 4; i++) {
+        size_t from = i / 2 * 4 + i % 2;
+        r[2 * i] = __builtin_shufflevector(s[from], s[from + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+        r[2 * i + 1] = __builtin_shufflevector(s[from], s[from + 2], 2, 3, 10, 11, 6, 7, 14, 15);
     }
 #pragma GCC unroll 4
     for (size_t i = 0; i < 4; i++) {
