@@ -714,12 +714,12 @@ typedef struct Gpt {
     size_t used, B;
     size_t activations, packed; /* bytes of it; the rest is scratch */
     GptLayer *layer;
-    float *last, *meanf, *scalef;           /* (BT, C) (BT) (BT) */
-    float *losses;                          /* (BT) nats, 0 where the target is -1 */
-    float *dres;                            /* (BT, C) gradient of the residual stream */
-    Store datt, dqkv;                       /* (BT, C) (BT, 3C) */
-    Saved att, gelu, lnf;                   /* (BT, C) (BT, 4C) (BT, C) inputs of the matrices */
-    Saved dlogits, dmlp, dfc, dproj, dqkvs; /* (BT, V) (BT, C) (BT, 4C) (BT, C) (BT, 3C) */
+    float *last, *meanf, *scalef; /* (BT, C) (BT) (BT) */
+    float *losses;                /* (BT) nats, 0 where the target is -1 */
+    float *dres;                  /* (BT, C) gradient of the residual stream */
+    Store datt, dqkv;             /* (BT, C) (BT, 3C) */
+    Saved att_saved, gelu, lnf;   /* (BT, C) (BT, 4C) (BT, C) inputs of the matrices */
+    Saved dlogits, dmlp, dfc, dproj, dqkv_saved; /* (BT, V) (BT, C) (BT, 4C) (BT, C) (BT, 3C) */
     float *partial;              /* (blocks, PARTIAL_COLUMNS * C) sums over a block's rows */
     float **forward, **backward; /* per tensor: a matrix packed for x W^T and for dout W, or NULL */
     float *cache;                /* (L, 2, T, C) keys and values of a sample */
@@ -899,14 +899,14 @@ static void gpt_carve(Gpt *g, size_t B, int train, int threads) {
         g->dres = carve_floats(g, n * C);
         g->datt = carve_store(g, n * C);
         g->dqkv = carve_store(g, n * 3 * C);
-        g->att = carve_saved(g, GEMM_B, n, C);
+        g->att_saved = carve_saved(g, GEMM_B, n, C);
         g->gelu = carve_saved(g, GEMM_B, n, 4 * C);
         g->lnf = carve_saved(g, GEMM_B, n, C);
         g->dlogits = carve_saved(g, GEMM_A, n, V);
         g->dmlp = carve_saved(g, GEMM_A, n, C);
         g->dfc = carve_saved(g, GEMM_A, n, 4 * C);
         g->dproj = carve_saved(g, GEMM_A, n, C);
-        g->dqkvs = carve_saved(g, GEMM_A, n, 3 * C);
+        g->dqkv_saved = carve_saved(g, GEMM_A, n, 3 * C);
         g->partial = carve_floats(g, (n + ROWS - 1) / ROWS * PARTIAL_COLUMNS * C);
     }
     g->activations = g->used;
@@ -1153,13 +1153,12 @@ static GemmOperand store_operand(Store s, size_t at, size_t lane, size_t depth) 
     return s.f ? gemm_f32(s.f + at, lane, depth) : gemm_bf16(s.h + at, lane, depth);
 }
 
-/* Keep rows [at, at + rows) of an operand of a weight gradient, x (rows, cols). */
+/* Keep x (rows, cols), rows [at, at + rows) of `all`, for a weight gradient. */
 static void save_rows(const Gpt *g, Saved s, const float *x, size_t at, size_t rows, size_t cols,
                       size_t all) {
     if (s.panels)
         gemm_pack_depth(g->gemm, s.side, s.panels, all, gemm_f32(x, 1, cols), cols, at, rows);
-    else if (s.h)
-        for (size_t i = 0; i < rows * cols; i++) s.h[at * cols + i] = gemm_to_bf16(x[i]);
+    for (size_t i = 0; s.h && i < rows * cols; i++) s.h[at * cols + i] = gemm_to_bf16(x[i]);
 }
 static GemmOperand saved_operand(Saved s, size_t cols, size_t all) {
     return s.panels ? gemm_packed(s.panels, all) : gemm_bf16(s.h, 1, cols);
@@ -1438,7 +1437,7 @@ static void norm_backward(const Thread *t, const float *dout, const float *in, c
 
 static void save_block(const Thread *t, Saved s, const float *x, size_t at, size_t rows,
                        size_t cols) {
-    save_rows(t->g, s, x, at, rows, cols, t->p->B * t->p->T);
+    if (t->p->train) save_rows(t->g, s, x, at, rows, cols, t->p->B * t->p->T);
 }
 
 /* What of dres enters a branch, x: a copy, with the branch's dropout; sums for the last bias. */
@@ -1466,7 +1465,7 @@ static void mlp_backward(const Thread *t, int l, size_t at, size_t rows) {
     linear_backward(t, dln, gemm_f32(dfc, W, 1), FCW, l, rows);
     norm_backward(t, dln, a->mid, a->mean2, a->scale2, param(g, LN2W, l), PARTIAL_LN2W, at, rows);
     enter_branch(t, g->dproj, dout, drop_key(&t->p->d, l, DROP_PROJECTION), PARTIAL_ATTB, at, rows);
-    save_block(t, g->att, store_read(a->att, at * C, rows * C, t->thin[1]), at, rows, C);
+    save_block(t, g->att_saved, store_read(a->att, at * C, rows * C, t->thin[1]), at, rows, C);
     View datt = store_open(g->datt, at * C, C, C, t->thin[1]);
     linear_backward(t, datt.x, gemm_f32(dout, C, 1), ATTW, l, rows);
     store_close(g->datt, at * C, C, datt, rows, C);
@@ -1479,7 +1478,7 @@ static void qkv_backward(const Thread *t, int l, size_t at, size_t rows) {
     size_t C = (size_t)g->s.width, W = 3 * C;
     const float *dqkv = store_read(g->dqkv, at * W, rows * W, t->wide[0]);
     if (g->s.bias) column_sums(partial_of(g, at, PARTIAL_QKVB), dqkv, rows, W);
-    save_block(t, g->dqkvs, dqkv, at, rows, W);
+    save_block(t, g->dqkv_saved, dqkv, at, rows, W);
     linear_backward(t, t->thin[1], gemm_f32(dqkv, W, 1), QKVW, l, rows);
     norm_backward(t, t->thin[1], a->in, a->mean1, a->scale1, param(g, LN1W, l), PARTIAL_LN1W, at,
                   rows);
@@ -1520,7 +1519,7 @@ static void embedding_gradient(const Thread *t) {
 
 /* Gradients that layer l's attention and what is below it have left. */
 static void attention_gradients(const Thread *t, int l) {
-    weight_gradient(t, t->g->dqkvs, t->g->layer[l].ln1, QKVW, l);
+    weight_gradient(t, t->g->dqkv_saved, t->g->layer[l].ln1, QKVW, l);
     add_partials(t, QKVB, l, PARTIAL_QKVB, 3);
     add_partials(t, LN1W, l, PARTIAL_LN1W, 1);
     add_partials(t, LN1B, l, PARTIAL_LN1B, 1);
@@ -1531,7 +1530,7 @@ static void mlp_gradients(const Thread *t, int l) {
     const Gpt *g = t->g;
     weight_gradient(t, g->dmlp, g->gelu, OUTW, l);
     weight_gradient(t, g->dfc, g->layer[l].ln2, FCW, l);
-    weight_gradient(t, g->dproj, g->att, ATTW, l);
+    weight_gradient(t, g->dproj, g->att_saved, ATTW, l);
     add_partials(t, OUTB, l, PARTIAL_OUTB, 1);
     add_partials(t, FCB, l, PARTIAL_FCB, 4);
     add_partials(t, LN2W, l, PARTIAL_LN2W, 1);
@@ -1619,11 +1618,11 @@ static void mlp_forward(const Thread *t, int l, size_t at, size_t rows) {
                   param(g, ATTB, l), param(g, LN2W, l), param(g, LN2B, l), rows, C, &p->d,
                   drop_key(&p->d, l, DROP_PROJECTION), at * C);
     save_block(t, a->ln2, ln, at, rows, C);
-    View fc = store_open(a->fc, at * W, W, W, t->wide[0]);
+    View fc = p->train ? store_open(a->fc, at * W, W, W, t->wide[0]) : (View){t->wide[0], W};
     linear(t, fc.x, gemm_f32(ln, C, 1), FCW, l, rows);
     add_bias(fc.x, param(g, FCB, l), rows, W);
     gelu_row(gelu, fc.x, rows * W);
-    store_close(a->fc, at * W, W, fc, rows, W);
+    if (p->train) store_close(a->fc, at * W, W, fc, rows, W);
     linear(t, step, gemm_f32(gelu, W, 1), OUTW, l, rows);
     residual_norm((top ? g->last : next->in) + at * C, ln, (top ? g->meanf : next->mean1) + at,
                   (top ? g->scalef : next->scale1) + at, a->mid + at * C, step, param(g, OUTB, l),
