@@ -55,7 +55,7 @@ check: check-gcc check-clang check-isa check-neon check-asan check-tsan check-va
 
 check-gcc check-clang: ## -Werror
 	$(variant)
-	$(MAKE) -s -C build/$@ CC=$(subst check-,,$@) EXTRA=-Werror all bench/gemm test
+	$(MAKE) -s -C build/$@ CC=$(subst check-,,$@) EXTRA=-Werror all bench/bench test
 
 check-isa: test_signmuon train_gpt ## the kernels of older CPUs
 	for isa in avx2 portable; do echo "GEMM_ISA=$$isa"; GEMM_ISA=$$isa ./test_signmuon || exit 1; done
@@ -84,13 +84,14 @@ check-valgrind: ## valgrind on a small training and a sample
 	    $$(case "$$c" in --w*) echo --layers 1 --width 32 --context 16;; esac) $$c --out o || exit 1; done
 
 check-tidy: ## clang-tidy with .clang-tidy
-	clang-tidy --quiet train_gpt.c signmuon.c data/play.c bench/gemm.c -- $(filter-out -W%,$(CFLAGS)) -I.
+	clang-tidy --quiet train_gpt.c signmuon.c data/play.c bench/bench.c -- $(filter-out -W%,$(CFLAGS)) -I.
 
-bench/gemm: bench/gemm.c gemm.h
-	$(CC) $(CFLAGS) -I. -o $@ bench/gemm.c $(LDLIBS) -ldl
+bench/bench: bench/bench.c bench/roofline.h train_gpt.c signmuon.c $(HEADERS)
+	$(CC) $(CFLAGS) -I. -o $@ bench/bench.c signmuon.c $(LDLIBS) -ldl
 
-bench: bench/gemm ## products: percent of the FMA peak, beside OpenBLAS where it is installed
-	./bench/gemm
+bench: bench/bench train_gpt ## kernels and steps in percent of this machine's limits, as docs/BENCH.md (two minutes)
+	@mkdir -p docs
+	./bench/bench
 
 LOGS = $(wildcard out/log.csv)
 plots: ## LOGS='a/log.csv b/log.csv' as SVG in plots/: loss against step, bytes sent, wire time (gnuplot)
@@ -110,7 +111,7 @@ install: all ## into PREFIX (/usr/local)
 	install -m 644 signmuon.h comm.h gemm.h $(PREFIX)/include
 
 clean: ## remove what was built
-	rm -rf train_gpt test_signmuon data/play bench/gemm build *.o *.a *.so
+	rm -rf train_gpt test_signmuon data/play bench/bench build *.o *.a *.so
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12

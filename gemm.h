@@ -511,9 +511,10 @@ static inline void gemm__bits(uint32_t *restrict bits, const void *x, size_t n, 
 static inline void gemm__pack_strip_bf16(GemmWord word, float *restrict out, size_t width,
                                          GemmOperand x, size_t lanes, size_t k, size_t left) {
     enum { S = GEMM__STRIP, N = GEMM_NR_MAX };
-    uint32_t block[N * S], even[N], odd[N], row[2 * S + 1];
+    uint32_t block[N * S] = {0}, even[N], odd[N], row[2 * S + 1];
+    int along = x.lane == 1;
     size_t step = word == GEMM_PAIRS ? 1 : 2, elements = gemm__min(left, k * 2 / step);
-    for (size_t p = 0; x.lane == 1 && p < k; p += step) { /* block(k, N) */
+    for (size_t p = 0; along && p < k; p += step) { /* block(k, N) */
         size_t at = p * 2 / step;
         uint32_t *to = block + p * N;
         gemm__bits(even, gemm__at(x, 0, at), lanes, x.form);
@@ -521,7 +522,7 @@ static inline void gemm__pack_strip_bf16(GemmWord word, float *restrict out, siz
         for (size_t l = 0; l < lanes; l++) to[l] = odd[l] << 16 | (step == 1 ? even[l] : 0);
         for (size_t l = 0; step == 2 && l < lanes; l++) to[N + l] = even[l] << 16;
     }
-    for (size_t l = 0; x.lane != 1 && l < lanes; l++) { /* block(lanes, S) */
+    for (size_t l = 0; !along && l < lanes; l++) { /* block(lanes, S) */
         uint32_t *to = block + l * S;
         gemm__bits(row, gemm__at(x, l, 0), elements, x.form);
         row[elements] = 0;
@@ -533,7 +534,7 @@ static inline void gemm__pack_strip_bf16(GemmWord word, float *restrict out, siz
                 to[p + 1] = row[p] << 16;
             }
     }
-    GemmOperand words = {block, x.lane == 1 ? 1 : S, x.lane == 1 ? N : 1, GEMM_IS_F32};
+    GemmOperand words = {block, along ? 1 : S, along ? N : 1, GEMM_IS_F32};
     gemm__pack_strip(out, width, words, lanes, k);
 }
 

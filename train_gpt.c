@@ -1095,12 +1095,18 @@ static void gelu_row_backward(float *restrict dfc, float *restrict gelu, const f
     }
 }
 
-/* Largest of n >= 1 entries. */
+/* Largest of n >= 1 entries, in sixteen lanes (no compiler reorders a maximum by itself). */
 static float row_max(const float *x, size_t n) {
-    float largest = x[0];
-#pragma omp simd reduction(max : largest)
-    for (size_t i = 0; i < n; i++) largest = x[i] > largest ? x[i] : largest;
-    return largest;
+    float lane[16];
+    size_t i = 0;
+    for (size_t j = 0; j < 16; j++) lane[j] = x[0];
+    for (; i + 16 <= n; i += 16)
+        for (size_t j = 0; j < 16; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+    for (; i < n; i++) lane[0] = x[i] > lane[0] ? x[i] : lane[0];
+    for (size_t half = 8; half > 0; half /= 2)
+        for (size_t j = 0; j < half; j++)
+            lane[j] = lane[j + half] > lane[j] ? lane[j + half] : lane[j];
+    return lane[0];
 }
 
 /* Cross-entropy of one row of logits, which become their own gradient times `scale`. Returns
