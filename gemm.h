@@ -511,7 +511,7 @@ static inline void gemm__bits(uint32_t *restrict bits, const void *x, size_t n, 
 static inline void gemm__pack_strip_bf16(GemmWord word, float *restrict out, size_t width,
                                          GemmOperand x, size_t lanes, size_t k, size_t left) {
     enum { S = GEMM__STRIP, N = GEMM_NR_MAX };
-    uint32_t block[N * S] = {0}, even[N], odd[N], row[2 * S + 1];
+    uint32_t block[N * S], even[N], odd[N], row[2 * S + 1];
     int along = x.lane == 1;
     size_t step = word == GEMM_PAIRS ? 1 : 2, elements = gemm__min(left, k * 2 / step);
     for (size_t p = 0; along && p < k; p += step) { /* block(k, N) */

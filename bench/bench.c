@@ -11,6 +11,9 @@
 #include "comm.h"
 #include <dlfcn.h>
 #pragma GCC diagnostic push
+#ifndef __clang__
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" /* gcc 12 loses sight of what is packed */
+#endif
 #include "gemm.h"
 #include "roofline.h"
 #include <math.h>
