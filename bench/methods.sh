@@ -21,7 +21,8 @@ cat <<EOF
 
 $workers workers sharing a batch of 12 sequences, nanoGPT's CPU recipe (4 layers, width 128, context 64), $steps steps, the
 whole validation split in nats per token, one seed: differences of 0.01 mean little. Bits: what the largest sender sent,
-everything that a training step sends included. Milliseconds: the workers share $(nproc) cores of: ${cpu:-unknown}.
+everything that a training step sends included. Milliseconds: the workers, of two compute
+threads each, share $(nproc) cores of: ${cpu:-unknown}.
 Written by \`make table\`.
 
 | method | flags | validation loss | bits sent per parameter and step | ms per step |
@@ -29,7 +30,7 @@ Written by \`make table\`.
 EOF
 parameters=$(./train_gpt --data "$text" --dry-run | sed -n 's/.*: \([0-9]*\) parameters/\1/p')
 runs | while read -r name flags; do
-    run="./train_gpt --data $text --out $out/$name --workers $workers --quiet --overwrite --save-every 0 $flags"
+    run="./train_gpt --data $text --out $out/$name --workers $workers --threads 2 --quiet --overwrite --save-every 0 $flags"
     last=$($run --steps "$steps") && $run --steps 100 >/dev/null || exit 1
     ms=$(awk -F, 'NR > 2 && $4 != "" && seen && !evaluated { print 1000 * ($3 - seconds) / ($1 - step) }
                   NR > 1 { seen = 1; step = $1; seconds = $3; evaluated = $5 != "" }' "$out/$name/log.csv" |
