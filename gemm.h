@@ -417,12 +417,10 @@ static inline size_t gemm__min(size_t x, size_t y) { return x < y ? x : y; }
 static inline size_t gemm__tiles(size_t x, size_t width) { return (x + width - 1) / width; }
 
 enum {
-    GEMM__STRIP = 16,         /* depth packed at a time: a cache line, where depth is contiguous; */
-    GEMM__LONG_STRIP = 64,    /* more, where lanes are */
-    GEMM__GROUP = 64,         /* lanes packed at a time, where lanes are contiguous */
-    GEMM__FEW_B = 8,          /* B is read in place by so few tiles, if its lanes are contiguous; */
-    GEMM__FEW_A = 4,          /* A always if its depth is, else by so few tiles, */
-    GEMM__TLB_REACH = 1 << 17 /* or where one k block of it spans no more floats (128 pages) */
+    GEMM__STRIP = 16,      /* depth packed at a time: a cache line, where depth is contiguous; */
+    GEMM__LONG_STRIP = 64, /* more, where lanes are */
+    GEMM__GROUP = 64,      /* lanes packed at a time, where lanes are contiguous */
+    GEMM__FEW_B = 8        /* B is read in place by so few tiles, if its lanes are contiguous */
 };
 
 /* element (l, p) of an operand that is not packed */
@@ -683,8 +681,7 @@ static inline void gemm__multiply(const Gemm *g, float *c, size_t ldc, GemmOpera
             for (size_t i = 0; i < m; i += mc) {
                 GemmBlock sa =
                     gemm__block(g, a, i, gemm__min(mc, m - i), g->mr, p, words, k, scratch);
-                sa.in_place = plain && (a.depth == 1 || n <= GEMM__FEW_A * g->nr ||
-                                        sa.k * a.depth <= GEMM__TLB_REACH);
+                sa.in_place = plain && (a.depth == 1 || n <= g->nr); /* or is it read just once? */
                 gemm__multiply_blocks(g, c + i * ldc + j, ldc, &sa, &sb, i == 0,
                                       accumulate || p > 0, upper);
             }

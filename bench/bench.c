@@ -547,6 +547,43 @@ static void measure_movers(Bench *b) {
     }
 }
 
+/* Two workers exchange ballots of 8M weights as a vote does: every worker's shards to their owners,
+ * then the verdicts to all. */
+enum { BALLOT = 1 << 20, EXCHANGES = 200 };
+
+static int exchange(Comm *c, void *arg) {
+    Bench *b = arg;
+    const size_t cuts[] = {0, BALLOT / 2, BALLOT};
+    char *message = (char *)b->x[c->rank], *inbox = (char *)b->x[2 + c->rank];
+    double seconds[SAMPLES];
+    for (int s = 0; s < SAMPLES; s++) {
+        comm_barrier(c);
+        double start = now();
+        for (int i = 0; i < EXCHANGES / SAMPLES; i++) {
+            comm_alltoall(c, message, cuts, inbox, COMM_OTHER);
+            comm_allgather(c, message, cuts, COMM_OTHER);
+        }
+        seconds[s] = (now() - start) / (EXCHANGES / SAMPLES);
+    }
+    if (c->rank == 0) b->row[b->rows - 1].seconds[1] = median(seconds, SAMPLES);
+    return 0;
+}
+
+static void measure_exchange(Bench *b) {
+    char error[256];
+    Row *r = new_row(b, "exchange", "2 workers, 8M ballots", "8 MB");
+    CommOptions o = {.backend = comm_backend("threads"), .workers = 2, .threads = 1};
+    if (!r) return;
+    refill(b);
+    if (comm_run(&o, exchange, b, error, sizeof error)) return;
+    r->unit =
+        "GB/s"; /* read and written: each ballot goes in and out of an outbox, half a verdict too */
+    r->bytes = 2 * 2 * 1.5 * BALLOT;
+    r->rate[1] = 2e-9 * r->bytes / r->seconds[1];
+    r->ceiling[1] = b->copy[COPY_L3][TWO];
+    print_row(stdout, r);
+}
+
 /* ------------------------------------------------------------------------------------------------
  * whole steps, as ./train_gpt trains: differences of the seconds in log.csv */
 
@@ -863,6 +900,7 @@ int main(int argc, char **argv) {
     measure_products(b);
     measure_polar(b);
     measure_movers(b);
+    measure_exchange(b);
     measure_steps(b);
     measure_share(b);
     remove_folder(b);
