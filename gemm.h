@@ -292,9 +292,21 @@ gemm__kernel_avx2(size_t k, const float *a, size_t a_row, size_t a_col, const fl
     }
 }
 
-enum {
-    GEMM__AHEAD = 8192
-}; /* bytes that B is prefetched ahead: a page ends the CPU's own streams */
+enum { GEMM__AHEAD = 8192 }; /* bytes between B and its prefetch: the CPU's own end with a page */
+
+/* c(8,32) = or += t */
+__attribute__((target("avx512f"), always_inline)) static inline void
+gemm__store_avx512(__m512 t[8][2], float *c, size_t ldc, int accumulate) {
+#pragma GCC unroll 8
+    for (size_t i = 0; i < 8; i++, c += ldc) {
+        if (accumulate) {
+            t[i][0] = _mm512_add_ps(_mm512_loadu_ps(c), t[i][0]);
+            t[i][1] = _mm512_add_ps(_mm512_loadu_ps(c + 16), t[i][1]);
+        }
+        _mm512_storeu_ps(c, t[i][0]);
+        _mm512_storeu_ps(c + 16, t[i][1]);
+    }
+}
 
 /* 8 x 32: 16 chains hide the latency of two FMA ports; model widths are multiples of 8 and 32 */
 __attribute__((target("avx512f"))) static inline void
@@ -314,15 +326,7 @@ gemm__kernel_avx512(size_t k, const float *a, size_t a_row, size_t a_col, const 
             t[i][1] = _mm512_fmadd_ps(ai, b1, t[i][1]);
         }
     }
-#pragma GCC unroll 8
-    for (size_t i = 0; i < 8; i++, c += ldc) {
-        if (accumulate) {
-            t[i][0] = _mm512_add_ps(_mm512_loadu_ps(c), t[i][0]);
-            t[i][1] = _mm512_add_ps(_mm512_loadu_ps(c + 16), t[i][1]);
-        }
-        _mm512_storeu_ps(c, t[i][0]);
-        _mm512_storeu_ps(c + 16, t[i][1]);
-    }
+    gemm__store_avx512(t, c, ldc, accumulate);
 }
 
 /* the same tile; a word is a pair of bf16, and vdpbf16ps adds both of its products */
@@ -341,15 +345,7 @@ gemm__kernel_avx512bf16(size_t k, const float *a, size_t a_row, size_t a_col, co
             t[i][1] = _mm512_dpbf16_ps(t[i][1], ai, b1);
         }
     }
-#pragma GCC unroll 8
-    for (size_t i = 0; i < 8; i++, c += ldc) {
-        if (accumulate) {
-            t[i][0] = _mm512_add_ps(_mm512_loadu_ps(c), t[i][0]);
-            t[i][1] = _mm512_add_ps(_mm512_loadu_ps(c + 16), t[i][1]);
-        }
-        _mm512_storeu_ps(c, t[i][0]);
-        _mm512_storeu_ps(c + 16, t[i][1]);
-    }
+    gemm__store_avx512(t, c, ldc, accumulate);
 }
 #endif
 
