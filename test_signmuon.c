@@ -4435,8 +4435,7 @@ TEST(the_dry_run_tells_the_peak_memory_to_a_tenth) {
     static const char *const lines[] = {
         "--workers 1 --method adamw --layers 4 --width 128 --heads 4 --context 256 --batch 8",
         "--workers 3 --aux sign --layers 4 --width 128 --heads 4 --context 128 --batch 12",
-        "--workers 2 --method muon --layers 3 --width 96 --heads 3 --context 512 --batch 4 --dtype "
-        "bf16"};
+        "--workers 2 --method muon --layers 3 --width 96 --context 512 --batch 4 --dtype bf16"};
     cli_begin();
     for (size_t i = 0; i < 3; i++) {
         double told = 0;
