@@ -2,7 +2,7 @@
 
      nn   C(m,n) = A(m,k) B(k,n)        nt   C = A B^T, B is (n,k)        tn   C = A^T B, A is (k,m)
      or C += the same. Row-major with leading dimensions. No dependency beyond libc. C is fp32; A and
-     B are fp32 or bf16 in memory, or B was packed before, once for many products.
+     B are fp32 or bf16 in memory, or were packed before, once for many products.
 
    METHOD    Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication": five
      loops around one micro-kernel that keeps an mr x nr tile of C in registers. One micro-kernel
@@ -38,7 +38,8 @@
      gemm_nn, gemm_nt, gemm_tn(g, c, ldc, a, lda, b, ldb, m, n, k, accumulate, scratch, ith, nth)
      gemm_multiply(...)        the same of two operands that say how they lie in memory:
      gemm_f32, gemm_bf16, gemm_packed(x, ...)   operands
-     gemm_pack(g, out, b, n, k, ith, nth)       B as the kernel reads it, gemm_packed_floats(g, n, k)
+     gemm_packed_floats(g, side, lanes, k)      floats that A or B takes as the kernel reads it
+     gemm_pack(g, out, b, n, k, ith, nth)       B so
      gemm_pack_depth(g, side, out, all, x, lanes, from, k)   a slice of the depth of A or B
      gemm_symmetric(g, c, ldc, a, b, m, k, scratch)   C = A B, symmetric: half of it mirrored
      gemm_to_bf16, gemm_from_bf16               rounding to nearest even, and back
@@ -83,6 +84,8 @@
 #ifndef GEMM_NC
 #define GEMM_NC 512
 #endif
+
+_Static_assert(GEMM_KC % 2 == 0, "bf16 is summed in pairs: GEMM_KC is even");
 
 enum { GEMM_MR_MAX = 16, GEMM_NR_MAX = 32 }; /* no row has a larger tile */
 

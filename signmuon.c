@@ -11,9 +11,8 @@
 /* signmuon.h's products run on gemm.h; its scratch follows the caller's. */
 static inline const Gemm *sm_gemm_row(void) {
     const Gemm *g = gemm_default(GEMM_F32);
-    return g ? g
-             : gemm_select(NULL,
-                           GEMM_F32); /* a GEMM_ISA that is unknown is the program's to refuse */
+    if (!g) g = gemm_select(NULL, GEMM_F32); /* an unknown GEMM_ISA is the program's to refuse */
+    return g;
 }
 static inline void sm_gemm(char op, float *c, const float *a, const float *b, size_t m, size_t n,
                            size_t k, float *scratch) {

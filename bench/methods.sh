@@ -1,5 +1,5 @@
 #!/bin/sh
-# Trains every method at its defaults on one recipe and prints the README's table; about two minutes a row on
+# Trains every method at its defaults on one recipe and prints the README's table; about ninety seconds a row on
 # two cores. Call it from the root of the repository: sh bench/methods.sh TEXT [WORKERS [STEPS]] > docs/METHODS.md
 # Milliseconds come from a run of 100 steps of their own: the median over the intervals between log rows without an
 # evaluation.
