@@ -2,6 +2,7 @@
 
      all-to-all     worker i cuts its message in N shards and sends shard j to worker j
      all-gather     worker j sends its (reduced) shard to everybody
+     neighbours     worker i takes the whole messages of those it names (gossip on a graph)
      a vote or a mean is: all-to-all, reduce the shard one owns in rank order, all-gather.
      Each worker then sends 2 (N-1)/N of the message, whatever N is, as in a ring all-reduce.
 
@@ -110,7 +111,7 @@ typedef struct Comm {
     CommShared *shared;
     Team *team;
     uint64_t sent[COMM_KINDS], received[COMM_KINDS]; /* payload bytes since the start */
-    uint64_t messages[COMM_KINDS];                   /* sent: size - 1 for every collective */
+    uint64_t messages[COMM_KINDS];                   /* sent: size - 1 each, or destinations */
 } Comm;
 
 typedef int (*CommWorker)(Comm *comm, void *arg);
@@ -298,6 +299,31 @@ static inline void comm_broadcast(Comm *c, void *message, size_t bytes, int root
     size_t cuts[COMM_MAX_WORKERS + 1] = {0};
     for (int j = 0; j <= c->size; j++) cuts[j] = j <= root ? 0 : bytes;
     comm_allgather(c, message, cuts, kind);
+}
+
+/* inbox (count * bytes) <- the messages of `sources`, in the order given.
+ * message        `bytes` bytes, as many from every worker; not in inbox
+ * sources        may name the caller: its own message is copied, which is no traffic
+ * destinations   how many others take the caller's message, for its counters */
+static inline void comm_neighbours(Comm *c, const void *message, size_t bytes, const int *sources,
+                                   size_t count, size_t destinations, void *inbox, CommKind kind) {
+    size_t others = 0;
+    for (size_t k = 0; k < count; k++) {
+        others += sources[k] != c->rank;
+        if (sources[k] == c->rank) memcpy((char *)inbox + k * bytes, message, bytes);
+    }
+    for (size_t first = 0; first < bytes && c->size > 1; first += COMM_OUTBOX) {
+        size_t n = bytes - first < COMM_OUTBOX ? bytes - first : COMM_OUTBOX;
+        memcpy(comm__outbox(c, c->rank), (const char *)message + first, n);
+        comm_barrier(c);
+        for (size_t k = 0; k < count; k++)
+            if (sources[k] != c->rank)
+                memcpy((char *)inbox + k * bytes + first, comm__outbox(c, sources[k]), n);
+        comm_barrier(c);
+    }
+    c->sent[kind] += destinations * bytes;
+    c->received[kind] += others * bytes;
+    c->messages[kind] += destinations;
 }
 
 /* The signal that asked for an orderly end, or 0. May differ between workers for a moment:

@@ -3851,6 +3851,678 @@ TEST(a_run_returns_worker_0s_status_and_a_killed_process_is_named) {
     CHECK(comm_backend("carrier pigeons") == NULL);
 }
 
+/* ---- demuon.h and the exchange with neighbours ---- */
+
+#include "demuon.h"
+
+enum { DM_TEST_NODES = 33 };
+static double dm_test_storage[10 * DM_TEST_NODES * DM_TEST_NODES];
+static char dm_test_error[400];
+
+static int dm_test_build(DmGraph *g, const char *text, const char *weights, int nodes) {
+    *dm_test_error = 0;
+    return dm_graph_build(g, dm_test_storage, text, weights, nodes, dm_test_error,
+                          sizeof dm_test_error);
+}
+
+/* A refusal must be one sentence that holds each of the words, which '|' divides. */
+static void dm_test_refused(const char *text, const char *weights, int nodes, const char *words) {
+    DmGraph g;
+    char list[200], *rest = list, *word;
+    if (dm_test_build(&g, text, weights, nodes) != -1)
+        FAIL("%s, %s, %d workers was accepted", text, weights, nodes);
+    snprintf(list, sizeof list, "%s", words);
+    while ((word = strsep(&rest, "|")) != NULL)
+        if (!strstr(dm_test_error, word)) FAIL("no '%s' in: %s", word, dm_test_error);
+    CHECK(!strchr(dm_test_error, '\n') && strlen(dm_test_error) < sizeof dm_test_error - 1);
+}
+
+/* ---- the rows, transcribed from their definitions ---- */
+
+typedef struct DmTestRow {
+    const char *name;
+    int hops[7]; /* of a circulant graph: node i sends to i + hop, until a 0; or none, see edge */
+    int (*edge)(int n, int i, int j);
+    double weight[2]; /* of an edge: 1 / (weight[0] * degree + weight[1]) */
+    int directed, powers_only;
+    double rho[4], rounds[4]; /* N = 4, 8, 16, 32 (for one-peer of a whole period) */
+} DmTestRow;
+
+static int dm_test_cube(int n, int i, int j) {
+    int bits = 0;
+    for (int b = 1; b < n; b *= 2) bits += (i & b) != (j & b);
+    return bits == 1;
+}
+static int dm_test_star(int n, int i, int j) { return n > 0 && i != j && (i == 0) != (j == 0); }
+static int dm_test_complete(int n, int i, int j) { return n > 0 && i != j; }
+static int dm_test_near(int n, int i, int j) { return (i + 1) % n == j || (j + 1) % n == i; }
+static int dm_test_torus(int n, int i, int j) {
+    int a = (int)sqrt((double)n), b;
+    while (n % a) a--;
+    b = n / a;
+    if (i == j) return 0;
+    return (i / b == j / b && dm_test_near(b, i % b, j % b)) ||
+           (i % b == j % b && dm_test_near(a, i / b, j / b));
+}
+
+static const DmTestRow dm_test_rows[] = {
+    {"ring",
+     {1, -1},
+     NULL,
+     {1, 1},
+     0,
+     0,
+     {0.333333, 0.804738, 0.949253, 0.987190},
+     {7, 32, 133, 536}},
+    {"ring-lazy",
+     {1, -1},
+     NULL,
+     {2, 0},
+     0,
+     0,
+     {0.5, 0.853553, 0.961940, 0.990393},
+     {10, 44, 179, 716}},
+    {"directed-ring",
+     {1},
+     NULL,
+     {1, 1},
+     1,
+     0,
+     {0.707107, 0.923880, 0.980785, 0.995185},
+     {20, 88, 357, 1432}},
+    {"exponential",
+     {1, 2, 4, 8, 16, 32},
+     NULL,
+     {1, 1},
+     1,
+     0,
+     {0.333333, 0.5, 0.6, 0.666667},
+     {7, 10, 14, 18}},
+    {"exponential-lazy",
+     {1, 2, 4, 8, 16, 32},
+     NULL,
+     {1, 2},
+     1,
+     0,
+     {0.5, 0.6, 0.666667, 0.714286},
+     {10, 14, 18, 21}},
+    {"one-peer", {1, 2, 4, 8, 16, 32}, NULL, {1, 1}, 1, 1, {0, 0, 0, 0}, {2, 3, 4, 5}},
+    {"hypercube", {0}, dm_test_cube, {1, 1}, 0, 1, {0.333333, 0.5, 0.6, 0.666667}, {7, 10, 14, 18}},
+    {"torus", {0}, dm_test_torus, {1, 1}, 0, 0, {0.333333, 0.5, 0.6, 0.882843}, {7, 10, 14, 56}},
+    {"star", {0}, dm_test_star, {1, 1}, 0, 0, {0.75, 0.875, 0.9375, 0.96875}, {25, 52, 108, 218}},
+    {"complete", {0}, dm_test_complete, {1, 1}, 0, 0, {0, 0, 0, 0}, {1, 1, 1, 1}},
+    {"file", {0}, NULL, {1, 1}, 1, 0, {0, 0, 0, 0}, {0, 0, 0, 0}},
+};
+enum { DM_TEST_ROWS = sizeof dm_test_rows / sizeof *dm_test_rows };
+
+static int dm_test_tau(int n) { return n > 1 ? (int)ceil(log2((double)n) - 1e-9) : 0; }
+
+static int dm_test_possible(const DmTestRow *row, int n) {
+    int divisors = 0;
+    for (int d = 2; d < n; d++) divisors += n % d == 0;
+    if (row->powers_only) return 1 << dm_test_tau(n) == n;
+    return strcmp(row->name, "torus") != 0 || n <= 3 || divisors > 0;
+}
+
+/* w (n x n) <- one round of a row, uniform weights or those of the larger degree; senders first */
+static void dm_test_expect(double *w, const DmTestRow *row, int n, int round, int uniform) {
+    int degree[DM_TEST_NODES] = {0}, one_peer = strcmp(row->name, "one-peer") == 0;
+    memset(w, 0, (size_t)(n * n) * sizeof *w);
+    for (int from = 0; from < n; from++) {
+        for (int k = 0; row->hops[k]; k++)
+            if (abs(row->hops[k]) < n && (!one_peer || k == round))
+                w[((from + row->hops[k] + n) % n) * n + from] = 1;
+        for (int to = 0; row->edge && to < n; to++)
+            if (row->edge(n, to, from)) w[to * n + from] = 1;
+    }
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < n; j++) degree[i] += w[i * n + j] != 0;
+    for (int i = 0; i < n; i++) {
+        double kept = 1;
+        for (int j = 0; j < n; j++) {
+            if (w[i * n + j] == 0) continue;
+            int d = degree[j] > degree[i] && !uniform ? degree[j] : degree[i];
+            w[i * n + j] = 1 / (row->weight[0] * d + row->weight[1]);
+            kept -= w[i * n + j];
+        }
+        w[i * n + i] = kept;
+    }
+}
+
+/* Eigenvalues d and eigenvectors (columns of v) of the symmetric c (n x n): cyclic Jacobi. */
+static void dm_test_jacobi(double *d, double *v, double *c, int n) {
+    for (int i = 0; i < n * n; i++) v[i] = i % (n + 1) == 0;
+    for (int sweep = 0; sweep < 12; sweep++)
+        for (int pair = 0; pair < n * n; pair++) {
+            int p = pair / n, q = pair % n;
+            if (q <= p || fabs(c[p * n + q]) < 1e-300) continue;
+            double angle = 0.5 * atan2(2 * c[p * n + q], c[q * n + q] - c[p * n + p]);
+            double s = sin(angle), t = cos(angle);
+            for (int turn = 0; turn < 3; turn++) /* columns of c, rows of c, columns of v */
+                for (int k = 0; k < n; k++) {
+                    double *m = turn == 2 ? v : c;
+                    double *x = turn == 1 ? m + p * n + k : m + k * n + p;
+                    double *y = turn == 1 ? m + q * n + k : m + k * n + q, old = *x;
+                    *x = t * old - s * *y;
+                    *y = s * old + t * *y;
+                }
+        }
+    for (int i = 0; i < n; i++) d[i] = c[i * n + i];
+}
+
+/* Largest singular value of (product of a period) - J to the power 1 / period, and the direction
+ * that it belongs to. */
+static double dm_test_rho(const DmGraph *g, double *direction) {
+    static double b[DM_TEST_NODES * DM_TEST_NODES], c[DM_TEST_NODES * DM_TEST_NODES],
+        v[DM_TEST_NODES * DM_TEST_NODES];
+    double d[DM_TEST_NODES];
+    int n = g->nodes, top = 0;
+    for (int i = 0; i < n * n; i++) b[i] = i % (n + 1) == 0;
+    for (int p = 0; p < g->period; p++) {
+        const double *w = g->weight + p * n * n;
+        memset(c, 0, sizeof c);
+        for (int i = 0; i < n * n * n; i++) {
+            int row = i / n / n, k = i / n % n, col = i % n;
+            c[row * n + col] += w[row * n + k] * b[k * n + col];
+        }
+        memcpy(b, c, sizeof c);
+    }
+    memset(c, 0, sizeof c);
+    for (int i = 0; i < n * n; i++) b[i] -= 1.0 / n;
+    for (int i = 0; i < n * n * n; i++) {
+        int row = i / n / n, k = i / n % n, col = i % n;
+        c[row * n + col] += b[k * n + row] * b[k * n + col];
+    }
+    dm_test_jacobi(d, v, c, n);
+    for (int i = 1; i < n; i++) top = d[i] > d[top] ? i : top;
+    for (int i = 0; direction && i < n; i++) direction[i] = v[i * n + top];
+    return d[top] < 1e-24 ? 0 : pow(d[top], 0.5 / g->period);
+}
+
+static void dm_test_same_as(const DmGraph *g, const DmTestRow *row, int uniform) {
+    static double expect[DM_TEST_NODES * DM_TEST_NODES];
+    int n = g->nodes, source[DM_TEST_NODES];
+    double weight[DM_TEST_NODES];
+    for (int p = 0; p < 2 * g->period; p++) {
+        uint64_t round = (uint64_t)p + (uint64_t)g->period * 1000000000000u;
+        dm_test_expect(expect, row, n, p % g->period, uniform);
+        for (int i = 0; i < n; i++) {
+            size_t count = dm_sources(g, round, i, source, weight), seen = 0, out = 0, in = 0;
+            for (int j = 0; j < n; j++) {
+                out += j != i && expect[j * n + i] > 1e-9;
+                in += j != i && expect[i * n + j] > 1e-9;
+                if (expect[i * n + j] < 1e-9) continue;
+                if (seen >= count || source[seen] != j ||
+                    fabs(weight[seen] - expect[i * n + j]) > 1e-14) {
+                    FAIL("%s of %d, round %d: node %d and %d", row->name, n, p, i, j);
+                    return;
+                }
+                seen++;
+            }
+            CHECK_EQ(seen, count);
+            CHECK_EQ(dm_degree(g, round, i, 1), out);
+            CHECK_EQ(dm_degree(g, round, i, 0), in);
+        }
+    }
+}
+
+static void dm_test_sums(const DmGraph *g, double tolerance) {
+    int n = g->nodes;
+    for (int p = 0; p < g->period; p++)
+        for (int i = 0; i < n; i++) {
+            double row = 0, column = 0;
+            for (int j = 0; j < n; j++) {
+                row += g->weight[(p * n + i) * n + j];
+                column += g->weight[(p * n + j) * n + i];
+                CHECK(g->weight[(p * n + i) * n + j] >= 0);
+            }
+            CHECK_NEAR(row, 1, tolerance);
+            CHECK_NEAR(column, 1, tolerance);
+        }
+}
+
+TEST(every_topology_has_the_weights_of_its_definition_for_1_to_33_nodes_or_is_refused) {
+    static const char *const kinds[] = {"auto", "metropolis", "uniform"};
+    const DmTopology *row;
+    for (size_t r = 0; (row = dm_topology_row(r)) != NULL; r++) {
+        const DmTestRow *t = r < DM_TEST_ROWS ? &dm_test_rows[r] : NULL;
+        if (!t || strcmp(t->name, row->name) != 0)
+            FAIL("the tests do not know the topology %s", row->name);
+        if (!t || strcmp(row->name, "file") == 0) continue;
+        CHECK(strlen(row->doc) > 10 && row->weights == (t->directed ? DM_UNIFORM : DM_METROPOLIS));
+        for (int n = 1; n <= DM_TEST_NODES; n++)
+            for (int k = 0; k < 3; k++) {
+                DmGraph g;
+                int irregular = strcmp(row->name, "star") == 0 && n > 2;
+                int allowed =
+                    dm_test_possible(t, n) && !(k == 1 && t->directed) && !(k == 2 && irregular);
+                if (!allowed) {
+                    dm_test_refused(row->name, kinds[k], n, row->name);
+                    continue;
+                }
+                if (dm_test_build(&g, row->name, kinds[k], n)) {
+                    FAIL("%s of %d: %s", row->name, n, dm_test_error);
+                    continue;
+                }
+                CHECK_EQ(g.nodes, n);
+                CHECK_EQ(g.period, strcmp(t->name, "one-peer") || n < 3 ? 1 : dm_test_tau(n));
+                CHECK((size_t)(g.period * n * n) <= dm_graph_doubles(n));
+                CHECK_EQ(dm_graph_check(&g, dm_test_error, sizeof dm_test_error), 0);
+                dm_test_same_as(&g, t, t->directed || k == 2);
+                dm_test_sums(&g, 1e-14);
+                CHECK_NEAR(dm_graph_rho(&g), dm_test_rho(&g, NULL), 1e-9);
+                if (n == 1) CHECK(g.weight[0] == 1 && g.period == 1);
+                if (n == 2 && strcmp(t->name, "exponential-lazy") != 0)
+                    for (int i = 0; i < 4; i++) CHECK_NEAR(g.weight[i], 0.5, 0);
+            }
+    }
+    dm_test_refused("star", "uniform", 5, "column 0|sums to 2.2|auto");
+    dm_test_refused("torus", "auto", 7, "torus|prime|7");
+    dm_test_refused("one-peer", "auto", 12, "one-peer|power of two|12");
+    dm_test_refused("exponential", "metropolis", 8, "metropolis|exponential|directed|auto");
+    dm_test_refused("ring", "heavy", 8, "heavy|auto, metropolis or uniform");
+    dm_test_refused("rin", "auto", 8, "'rin'|ring, ring-lazy|file:PATH");
+    dm_test_refused("file", "auto", 8, "'file'|file:PATH");
+    dm_test_refused("file:", "auto", 8, "file:PATH");
+    dm_test_refused("ring:x", "auto", 8, "ring:x");
+    dm_test_refused("", "auto", 8, "complete");
+    dm_test_refused("ring", "auto", 0, "0 workers|1024");
+    dm_test_refused("ring", "auto", 1025, "1025 workers|1024");
+}
+
+/* Ying et al. 2021 and the closed forms of circulant, hypercube and star */
+TEST(rho_and_the_rounds_to_a_thousandth_are_those_of_the_closed_forms) {
+    for (size_t r = 0; r + 1 < DM_TEST_ROWS; r++)
+        for (int k = 0; k < 4; k++) {
+            DmGraph g;
+            const DmTestRow *t = &dm_test_rows[r];
+            CHECK_EQ(dm_test_build(&g, t->name, "auto", 4 << k), 0);
+            CHECK_NEAR(dm_graph_rho(&g), t->rho[k], 1e-6);
+            if (dm_rounds_to_shrink(&g, 1000) != t->rounds[k])
+                FAIL("%s of %d: %g rounds, expected %g", t->name, 4 << k,
+                     dm_rounds_to_shrink(&g, 1000), t->rounds[k]);
+            CHECK(dm_rounds_to_shrink(&g, 1) == 0);
+        }
+    double *storage = malloc(dm_graph_doubles(1024) * sizeof *storage);
+    DmGraph g;
+    if (!storage) return;
+    CHECK_EQ(dm_graph_build(&g, storage, "ring", "auto", 1024, dm_test_error, 400), 0);
+    CHECK_NEAR(dm_graph_rho(&g), (1 + 2 * cos(acos(-1) / 512)) / 3, 1e-9);
+    CHECK_EQ(dm_graph_build(&g, storage, "one-peer", "auto", 1024, dm_test_error, 400), 0);
+    CHECK(dm_graph_rho(&g) == 0 && dm_rounds_to_shrink(&g, 1e6) == 10);
+    free(storage);
+}
+
+/* ---- gossip ---- */
+
+/* One round on n vectors of `size` numbers, in x; y is scratch. */
+static void dm_test_gossip(const DmGraph *g, uint64_t round, float *x, float *y, size_t size) {
+    int n = g->nodes, source[DM_TEST_NODES];
+    const float *in[DM_TEST_NODES];
+    double weight[DM_TEST_NODES];
+    for (int i = 0; i < n; i++) {
+        size_t count = dm_sources(g, round, i, source, weight);
+        for (size_t k = 0; k < count; k++) in[k] = x + (size_t)source[k] * size;
+        dm_mix(y + (size_t)i * size, in, weight, count, size);
+    }
+    memcpy(x, y, (size_t)n * size * sizeof *x);
+}
+
+/* Length of what differs from the mean over nodes. */
+static double dm_test_disagreement(const float *x, int n, size_t size) {
+    double sum = 0;
+    for (size_t e = 0; e < size; e++) {
+        double mean = 0;
+        for (int i = 0; i < n; i++) mean += (double)x[(size_t)i * size + e] / n;
+        for (int i = 0; i < n; i++) sum += pow((double)x[(size_t)i * size + e] - mean, 2);
+    }
+    return sqrt(sum);
+}
+
+TEST(gossip_contracts_the_worst_direction_by_rho_and_every_other_by_no_less) {
+    static float x[DM_TEST_NODES * 5], y[DM_TEST_NODES * 5];
+    for (size_t r = 0; r + 1 < DM_TEST_ROWS; r++)
+        for (int n = 2; n <= 16; n++) {
+            DmGraph g;
+            double worst[DM_TEST_NODES], rho, before, after;
+            if (!dm_test_possible(&dm_test_rows[r], n)) continue;
+            CHECK_EQ(dm_test_build(&g, dm_test_rows[r].name, "auto", n), 0);
+            if (g.period > 1) continue;
+            dm_test_rho(&g, worst);
+            rho = dm_graph_rho(&g);
+            for (int random = 0; random < 2; random++) {
+                test_fill(x, sizeof x / sizeof *x, (uint64_t)n);
+                for (int i = 0; i < n && !random; i++) x[i] = (float)worst[i];
+                before = dm_test_disagreement(x, n, random ? 5 : 1);
+                for (uint64_t k = 0; k < 6; k++) {
+                    dm_test_gossip(&g, k, x, y, random ? 5 : 1);
+                    after = dm_test_disagreement(x, n, random ? 5 : 1);
+                    if (random)
+                        CHECK(after <= before * rho * (1 + 1e-5) + 1e-6);
+                    else
+                        CHECK_NEAR(after, before * rho, 1e-5 * before + 1e-6);
+                    before = after;
+                }
+            }
+        }
+}
+
+TEST(log2_n_rounds_of_one_peer_give_the_mean_from_any_round_on) {
+    static float x[32 * 7], y[32 * 7];
+    for (int n = 1; n <= 32; n *= 2)
+        for (uint64_t start = 0; start < 6; start++) {
+            double mean[7] = {0};
+            DmGraph g;
+            CHECK_EQ(dm_test_build(&g, "one-peer", "auto", n), 0);
+            test_fill(x, sizeof x / sizeof *x, start + 1);
+            for (int i = 0; i < n * 7; i++) mean[i % 7] += (double)x[i] / n;
+            for (int k = 0; k < g.period; k++) dm_test_gossip(&g, start + (uint64_t)k, x, y, 7);
+            for (int i = 0; i < n * 7; i++) CHECK_NEAR(x[i], mean[i % 7], 1e-6);
+        }
+}
+
+TEST(mixing_equals_a_naive_sum_in_double_and_may_write_over_any_source) {
+    enum { MOST = 1000, SOURCES = 9 };
+    static float block[SOURCES][MOST], out[MOST];
+    for (size_t n = 0; n < MOST; n = n < 20 ? n + 1 : n * 2 - 7)
+        for (size_t count = 1; count <= SOURCES; count += 2)
+            for (size_t over = 0; over <= count; over++) { /* the last: over none */
+                const float *in[SOURCES];
+                double weight[SOURCES];
+                static float expect[MOST];
+                uint64_t seed = n * 100 + count;
+                for (size_t k = 0; k < SOURCES; k++) {
+                    test_fill(block[k], MOST, seed * 10 + k);
+                    in[k] = block[k];
+                    weight[k] = test_uniform(&seed);
+                }
+                for (size_t i = 0; i < n; i++) {
+                    double sum = weight[0] * (double)in[0][i];
+                    for (size_t k = 1; k < count; k++) sum += weight[k] * (double)in[k][i];
+                    expect[i] = (float)sum;
+                }
+                float *to = over < count ? block[over] : out, past = to[n];
+                dm_mix(to, in, weight, count, n);
+                CHECK(memcmp(to, expect, n * sizeof *to) == 0 && to[n] == past);
+            }
+    static float u[MOST], was[MOST];
+    test_fill(u, MOST, 1), test_fill(was, MOST, 1);
+    dm_track(u, block[0], block[0], MOST);
+    CHECK(memcmp(u, was, sizeof u) == 0);
+    dm_track(u, block[0], block[1], MOST - 1);
+    for (size_t i = 0; i < MOST - 1; i++) CHECK(u[i] == was[i] + (block[0][i] - block[1][i]));
+    CHECK(u[MOST - 1] == was[MOST - 1]);
+}
+
+TEST(a_graph_must_be_doubly_stochastic_and_mix_over_a_period) {
+    /* even and odd edges of a ring of 4 in turn: neither round is connected, both are */
+    static const double turns[] = {.5, .5, 0, 0,  .5, .5, 0,  0, 0, 0,  .5, .5, 0,  0, .5, .5,
+                                   .5, 0,  0, .5, 0,  .5, .5, 0, 0, .5, .5, 0,  .5, 0, 0,  .5};
+    /* rounds that do not commute: .7 .3 and a permutation */
+    static const double uneven[] = {.7, .3, 0, .3, .7, 0, 0, 0, 1, 0, 0, 1, 1, 0, 0, 0, 1, 0};
+    static const double swap[] = {0, 1, 0, 0, 0, 1, 1, 0, 0};
+    static const double apart[] = {.5, .5, 0, .5, .5, 0, 0, 0, 1};
+    static const double one_way[] = {1, 0, 1e-7, 1};
+    static const double column[] = {.5, .25, .25, .5, .25, .25, .5, .25, .25};
+    static const double minus[] = {1.5, -.5, -.5, 1.5};
+    static const double nan_[] = {.5, .5, .5, NAN};
+    static const struct {
+        int nodes, period;
+        const double *weight;
+        const char *words;
+    } cases[] = {
+        {4, 2, turns, NULL},
+        {3, 2, uneven, NULL},
+        {4, 1, turns, "not connected|worker 2"},
+        {3, 1, swap, "after 3 rounds"},
+        {3, 1, apart, "not connected|worker 0|worker 2"},
+        {2, 1, one_way, "worker 1 ever comes to worker 0"},
+        {3, 1, column, "column 0|1.5"},
+        {2, 1, minus, "row 0, column 1|-0.5"},
+        {2, 1, nan_, "row 1, column 1|nan"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char error[300] = "", list[100], *rest = list, *word;
+        DmGraph g = {cases[i].nodes, cases[i].period, cases[i].weight};
+        CHECK_EQ(dm_graph_check(&g, error, sizeof error), cases[i].words ? -1 : 0);
+        if (!cases[i].words) {
+            CHECK_NEAR(dm_graph_rho(&g), dm_test_rho(&g, NULL), 1e-9);
+            continue;
+        }
+        snprintf(list, sizeof list, "%s", cases[i].words);
+        while ((word = strsep(&rest, "|")) != NULL)
+            if (!strstr(error, word)) FAIL("no '%s' in: %s", word, error);
+    }
+    DmGraph even = {4, 2, turns}, first = {4, 1, turns}, two = {3, 2, uneven};
+    CHECK(dm_graph_rho(&even) == 0 && dm_rounds_to_shrink(&even, 1000) == 2);
+    CHECK_NEAR(dm_graph_rho(&first), 1, 1e-12);
+    CHECK(isinf(dm_rounds_to_shrink(&first, 2)));
+    CHECK(fmod(dm_rounds_to_shrink(&two, 1000), 2) == 0 || isinf(dm_rounds_to_shrink(&two, 2)));
+}
+
+/* ---- matrices from files ---- */
+
+/* "file:" and the path of a file with this text, in static memory. */
+static const char *dm_test_file(const void *text, size_t n) {
+    static char name[4300];
+    snprintf(name, sizeof name, "file:%s", data_test_write("matrix", text, n));
+    return name;
+}
+
+static void dm_test_refused_file(const char *text, int nodes, const char *words) {
+    dm_test_refused(dm_test_file(text, strlen(text)), "auto", nodes, words);
+}
+
+TEST(a_mixing_matrix_is_read_from_a_file) {
+    static const char directed[] = "# node 0 listens to 1, 1 to 2, 2 to 0\n\n"
+                                   ".7 .3\t0 # itself first\r\n"
+                                   "  0 0.7 3e-1\n"
+                                   "#\n"
+                                   "0.3 0 0.7"; /* no line end */
+    static const double expect[] = {.7, .3, 0, 0, .7, .3, .3, 0, .7};
+    char text[20000], *at = text;
+    DmGraph g;
+    data_test_begin();
+    CHECK_EQ(dm_test_build(&g, dm_test_file(directed, strlen(directed)), "auto", 3), 0);
+    CHECK_EQ(g.period, 1);
+    for (int i = 0; i < 9; i++) CHECK_NEAR(g.weight[i], expect[i], 1e-15);
+    CHECK_NEAR(dm_graph_rho(&g), sqrt(.7 * .7 + .3 * .3 - .7 * .3), 1e-9);
+    CHECK_EQ(dm_test_build(&g, dm_test_file("1\n", 2), "auto", 1), 0);
+    CHECK(dm_graph_rho(&g) == 0);
+
+    /* the undirected exponential graph, Metropolis-Hastings weights 1 / (2 tau), in six decimals */
+    for (int tau = 2; tau <= 5; tau++) {
+        int n = 1 << tau;
+        at = text;
+        for (int i = 0; i < n * n; i++) {
+            int hop = (i / n - i % n + n) % n, back = n - hop;
+            int edge = hop && ((hop & (hop - 1)) == 0 || (back & (back - 1)) == 0);
+            double weight = edge || !hop ? 0.5 / tau : 0; /* 2 tau - 1 neighbours and itself */
+            at += sprintf(at, "%.*f%c", tau == 3 ? 7 : 6, weight, i % n == n - 1 ? '\n' : ' ');
+        }
+        if (tau == 3) CHECK(strstr(text, "0.1666667 ") != NULL);
+        CHECK_EQ(dm_test_build(&g, dm_test_file(text, strlen(text)), "auto", n), 0);
+        CHECK_NEAR(dm_graph_rho(&g), 1 - 2.0 / tau, 1e-6);
+        dm_test_sums(&g, 1e-15 * n);
+    }
+    static const char thirds[] = "0.333333 0.333333 0.333333\n0.333333 0.333333 0.333333\n"
+                                 "0.333333 0.333333 0.333333\n";
+    CHECK_EQ(dm_test_build(&g, dm_test_file(thirds, strlen(thirds)), "auto", 3), 0);
+    dm_test_sums(&g, 1e-15); /* what the decimals lack is made up for */
+    data_test_end();
+}
+
+TEST(a_file_that_is_no_mixing_matrix_is_refused_with_its_row_or_column) {
+    static char text[200000];
+    data_test_begin();
+    dm_test_refused_file(".5 .5\n.5 .4\n", 2, "matrix|row 1|0.9");
+    dm_test_refused_file(".5 .5\n.6 .4\n", 2, "matrix|column 0|1.1");
+    dm_test_refused_file("0.500002 .5\n.5 .5\n", 2, "row 0|1.000002");
+    dm_test_refused_file("1.5 -.5\n-.5 1.5\n", 2, "row 0, column 1|'-.5'");
+    dm_test_refused_file(".5 .5\n.5 nan\n", 2, "row 1, column 1|'nan'");
+    dm_test_refused_file(".5 inf\n.5 .5\n", 2, "row 0, column 1|'inf'");
+    dm_test_refused_file(".5 1e999\n.5 .5\n", 2, "row 0, column 1|'1e999'");
+    dm_test_refused_file(".5 .5x\n.5 .5\n", 2, "row 0, column 1|'.5x'");
+    dm_test_refused_file(".5,.5\n.5,.5\n", 2, "row 0, column 0|'.5,.5'|blanks");
+    dm_test_refused_file(".5 .5\n\x1b[2J\n", 2, "row 1, column 0|'?[2J'");
+    dm_test_refused_file("1 0\n0 1\n", 2, "not connected|worker 0|worker 1");
+    dm_test_refused_file("0 1\n1 0\n", 2, "after 2 rounds");
+    dm_test_refused_file(".5 .5\n.5 .5\n", 3, "matrix|2 x 2|--workers is 3|--workers 2");
+    dm_test_refused_file(".5 .5\n.5 .5\n.5 .5\n", 2, "3 rows|--workers 2");
+    dm_test_refused_file(".5 .5\n", 2, "1 rows|--workers 2");
+    dm_test_refused_file("# nothing\n", 2, "0 rows|2");
+    dm_test_refused_file("", 1, "0 rows|1");
+    dm_test_refused_file(".5 .5\n.5\n", 2, "row 1|holds 1 number|2");
+    dm_test_refused_file(".5 .5\n.5 .5 0\n", 2, "row 1|holds 3 numbers|2");
+    dm_test_refused_file(".5 .5 0\n.5 .5 0\n", 2, "row 0|holds 3 numbers|2");
+    memset(text, '1', sizeof text - 1);
+    dm_test_refused_file(text, 1, "row 0, column 0|63 bytes");
+    memset(text, 0, sizeof text);
+    dm_test_refused(dm_test_file(text, 10), "auto", 1, "'??????????'|row 0, column 0");
+    dm_test_refused(dm_test_file("1\n", 2), "uniform", 1, "uniform|file|auto");
+    dm_test_refused(dm_test_file("1\n", 2), "metropolis", 1, "metropolis|file|auto");
+    dm_test_refused("file:/nowhere/w.txt", "auto", 2, "/nowhere/w.txt|No such file");
+    dm_test_refused("file:.", "auto", 2, "cannot read .|directory");
+    FILE *f = fopen(data_test_path("matrix"), "w"); /* a comment that does not end */
+    CHECK(f && fputc('#', f) == '#' && fseek(f, 80 << 20, SEEK_SET) == 0 && fputc('\n', f) == '\n');
+    if (f) fclose(f);
+    char name[4300];
+    snprintf(name, sizeof name, "file:%s", data_test_path("matrix"));
+    dm_test_refused(name, "auto", 2, "longer than 67108864 bytes");
+    data_test_end();
+}
+
+TEST(random_bytes_and_damaged_matrices_are_refused_or_are_mixing_matrices) {
+    static const char good[] = "0.50 0.25 0.25\n0.25 0.50 0.25\n0.25 0.25 0.50\n";
+    static const char letters[] = "0123456789.eE+- \t\n\r#xnaif,\0\377";
+    int accepted = 0, refused = 0;
+    data_test_begin();
+    for (uint64_t trial = 0; trial < 3000; trial++) {
+        char text[sizeof good];
+        uint64_t s = test_hash(trial);
+        size_t n = trial % 2 ? sizeof good - 1 : s % sizeof good, hits = trial % 2 ? 1 + s % 3 : n;
+        memcpy(text, good, sizeof good);
+        for (size_t k = 0; k < hits; k++) {
+            size_t at = trial % 2 ? test_hash(s + k) % n : k;
+            uint64_t any = test_hash(s * 31 + k);
+            text[at] = trial % 4 == 2 ? (char)any : letters[any % (sizeof letters - 1)];
+        }
+        DmGraph g;
+        if (dm_test_build(&g, dm_test_file(text, n), "auto", 1 + 2 * (int)(trial % 3 != 0)) == 0) {
+            accepted++;
+            dm_test_sums(&g, 1e-12);
+        } else {
+            refused++;
+            CHECK(strlen(dm_test_error) > 20 && !strchr(dm_test_error, '\n'));
+        }
+    }
+    CHECK(accepted > 10 && refused > 1000);
+    data_test_end();
+}
+
+/* ---- comm_neighbours ---- */
+
+/* Ring of the workers and, in the second message, a graph where 0 hears all in falling order, the
+ * last one nobody, and all others 0 twice removed; nobody but 0 hears itself. */
+static int comm_test_neighbours(Comm *c, void *arg) {
+    CommTest *t = arg;
+    int sources[2][8], all = c->size, rank = c->rank;
+    size_t count[2] = {0, 0}, destinations[2] = {0, 0}, bytes = t->unit, bad = 0;
+    uint64_t sent = 0, received = 0, messages = 0;
+    unsigned char *message = malloc(bytes + 1), *inbox = malloc(8 * bytes + 1);
+    if (!message || !inbox) return 1;
+    for (int j = -1; j <= 1; j++) sources[0][count[0]++] = (rank + j + all) % all;
+    destinations[0] = all > 1 ? 2 : 0;
+    for (int j = all - 1; rank == 0 && j >= 0; j--) sources[1][count[1]++] = j;
+    if (rank > 0 && rank < all - 1) sources[1][count[1]++] = 0;
+    destinations[1] = rank > 0 ? 1 : all > 2 ? (size_t)all - 2 : 0;
+    for (int k = 0; k < 2; k++) {
+        for (size_t i = 0; i < bytes; i++) message[i] = comm_test_byte(rank + 7 * k, i);
+        memset(inbox, 0, 8 * bytes);
+        inbox[count[k] * bytes] = 42;
+        comm_neighbours(c, message, bytes, sources[k], count[k], destinations[k], inbox,
+                        COMM_MATRICES);
+        for (size_t i = 0; i < count[k] * bytes; i++)
+            bad += inbox[i] != comm_test_byte(sources[k][i / bytes] + 7 * k, i % bytes);
+        bad += inbox[count[k] * bytes] != 42;
+        for (size_t i = 0; i < count[k]; i++) received += sources[k][i] != rank ? bytes : 0;
+        sent += destinations[k] * bytes, messages += destinations[k];
+        bad += c->sent[COMM_MATRICES] != sent || c->received[COMM_MATRICES] != received ||
+               c->messages[COMM_MATRICES] != messages || c->sent[COMM_AUXILIARY] != 0;
+    }
+    if (bad) __atomic_fetch_add(&t->failures, 1, __ATOMIC_SEQ_CST);
+    free(message), free(inbox);
+    return 0;
+}
+
+TEST(neighbours_deliver_every_byte_in_the_order_of_sources_and_count_what_others_take) {
+    CommTest *t = mmap(NULL, sizeof *t, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    for (size_t row = 0; comm_backend_row(row); row++)
+        for (int workers = 1; workers <= 5; workers++) {
+            size_t units[] = {0, 1, 1001, COMM_OUTBOX, COMM_OUTBOX + 1, COMM_TEST_LONG};
+            for (size_t u = 0; u < 6; u++) {
+                char error[256] = "";
+                CommOptions o = {
+                    .backend = comm_backend_row(row), .workers = workers, .threads = 1};
+                if (u > 2 && workers != 1 && workers != 3) continue;
+                t->unit = units[u];
+                CHECK_EQ(comm_run(&o, comm_test_neighbours, t, error, sizeof error), 0);
+                if (t->failures || *error)
+                    FAIL("%s, %d workers, %d bytes: %d failed %s", o.backend->name, workers,
+                         (int)units[u], t->failures, error);
+                t->failures = 0;
+            }
+        }
+    munmap(t, sizeof *t);
+}
+
+/* ---- demuon.h in somebody else's hands ---- */
+
+static int sm_shell(char *out, size_t size, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+static void sm_write(const char *directory, const char *name, const char *text, size_t n);
+static void sm_remove(const char *directory);
+
+TEST(the_program_in_demuon_h_compiles_as_c_and_as_cpp_and_six_nodes_find_the_mean) {
+    static const struct {
+        const char *variable, *fallback, *language, *standard;
+    } compiler[] = {{"CC", "cc", "c", "c11"}, {"CXX", "c++", "c++", "c++17"}};
+    static char text[20000], out[3000];
+    static const char other[] = "#include \"demuon.h\"\n"; /* a second file links with the first */
+    char directory[] = "/tmp/test_signmuon_XXXXXX";
+    FILE *f = fopen("demuon.h", "r");
+    CHECK(f != NULL && mkdtemp(directory) != NULL);
+    if (!f) return;
+    text[fread(text, 1, sizeof text - 1, f)] = 0;
+    fclose(f);
+    char *begin = strstr(text, "\n#include <stdio.h>"), *end = strstr(text, "\n   MEMORY");
+    CHECK(begin && end && begin < end);
+    if (!begin || !end) return;
+    sm_write(directory, "six.c", begin, (size_t)(end - begin));
+    sm_write(directory, "other.c", other, sizeof other - 1);
+    for (size_t k = 0; k < 2; k++) {
+        float rho = 0, found = 0;
+        const char *program =
+            getenv(compiler[k].variable) ? getenv(compiler[k].variable) : compiler[k].fallback;
+        if (k == 1 && sm_shell(out, sizeof out, "%s --version 2>&1", program)) {
+            printf("    no C++ compiler named %s: not tried as C++\n", program);
+            continue;
+        }
+        if (sm_shell(out, sizeof out,
+                     "%s -x %s -std=%s -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror -I. "
+                     "-o %s/six %s/six.c %s/other.c -lm 2>&1",
+                     program, compiler[k].language, compiler[k].standard, directory, directory,
+                     directory) ||
+            *out)
+            FAIL("%s: %s", program, out);
+        CHECK_EQ(sm_shell(out, sizeof out, "%s/six", directory), 0);
+        CHECK_EQ(sscanf(out, "rho %f, x[0] = %f (mean 3.00, median 0)", &rho, &found), 2);
+        CHECK_NEAR(rho, 2.0 / 3, 1e-4);
+        CHECK_NEAR(found, 3, 0.02);
+    }
+    sm_remove(directory);
+}
+
 /* ---- the header in somebody else's hands ---- */
 
 /* Run a command line; returns its exit status, and its first output in `out`. */
