@@ -4378,7 +4378,7 @@ TEST(a_file_that_is_no_mixing_matrix_is_refused_with_its_row_or_column) {
     memset(text, '1', sizeof text - 1);
     dm_test_refused_file(text, 1, "row 0, column 0|63 bytes");
     memset(text, 0, sizeof text);
-    dm_test_refused(dm_test_file(text, 10), "auto", 1, "'??????????'|row 0, column 0");
+    dm_test_refused(dm_test_file(text, 10), "auto", 1, "?' is no weight|row 0, column 0");
     dm_test_refused(dm_test_file("1\n", 2), "uniform", 1, "uniform|file|auto");
     dm_test_refused(dm_test_file("1\n", 2), "metropolis", 1, "metropolis|file|auto");
     dm_test_refused("file:/nowhere/w.txt", "auto", 2, "/nowhere/w.txt|No such file");
