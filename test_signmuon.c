@@ -1107,6 +1107,69 @@ TEST(data_floor_is_the_number_beside_the_text_or_zero) {
     data_test_end();
 }
 
+/* ------------------------------------------------------------------------------------------------
+ * dataloader.h: how the training split is cut into shards */
+
+/* token p of window k as the header's first screen defines it for iid shards, step by step: the
+ * splitmix64 chain, the Feistel walk, the offset, the dealing of blocks. The data is counting, so a
+ * token is its position. */
+static uint64_t data_test_hash3(uint64_t seed, uint64_t a, uint64_t b) {
+    return test_hash(test_hash(test_hash(seed) ^ a) ^ b);
+}
+
+static uint64_t data_test_walk(uint64_t key, uint64_t n, uint64_t i) {
+    unsigned bits = 2;
+    while (bits < 64 && n > (uint64_t)1 << bits) bits += 2;
+    uint64_t low = ((uint64_t)1 << bits / 2) - 1;
+    do {
+        uint64_t l = i >> bits / 2, r = i & low;
+        for (uint64_t round = 0; round < 6; round++) {
+            uint64_t f = data_test_hash3(key, round, r) & low, swap = r;
+            r = l ^ f;
+            l = swap;
+        }
+        i = l << bits / 2 | r;
+    } while (i >= n);
+    return i;
+}
+
+static uint64_t data_test_iid(uint64_t train, uint64_t seed, size_t rank, size_t N, size_t T,
+                              uint64_t k, uint64_t p) {
+    uint64_t block = T > 256 ? 4 * T : 1024, length = 0;
+    if (train / N < block) block = train / N;
+    for (uint64_t at = 0; at < train; at += block)
+        if (at / block % N == rank) length += train - at < block ? train - at : block;
+    uint64_t windows = length < 2 * T ? 1 : length / T - 1, epoch = k / windows;
+    uint64_t room = length - windows * T < T ? length - windows * T : T;
+    uint64_t start = data_test_hash3(seed, epoch, UINT64_MAX) % room;
+    start += T * data_test_walk(data_test_hash3(seed, epoch, rank), windows, k % windows) + p;
+    return (start / block * N + rank) * block + start % block;
+}
+
+TEST(data_iid_shards_are_blocks_dealt_in_turn_and_windows_walk_them_as_ever) {
+    data_test_begin();
+    static const struct {
+        uint32_t tokens;
+        size_t N, T;
+    } shape[] = {{20011, 1, 12}, {20011, 3, 12}, {50257, 7, 300}, {700, 5, 33}, {34567, 2, 1000}};
+    static int32_t in[1000], target[1000];
+    for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
+        DataSet d;
+        size_t N = shape[s].N, T = shape[s].T;
+        if (data_test_counting(&d, shape[s].tokens)) continue;
+        for (uint64_t i = 0; i < 60 * N; i++) {
+            uint64_t seed = 5 + i / 30, k = i % 3 ? i / N : i * 1000003;
+            CHECK_EQ(data_train_window(&d, seed, i % N, N, T, k, in, target), 0);
+            for (uint64_t p = 0; p < T; p++) {
+                CHECK_EQ(in[p], data_test_iid(d.train_tokens, seed, i % N, N, T, k, p));
+                CHECK_EQ(target[p], data_test_iid(d.train_tokens, seed, i % N, N, T, k, p + 1));
+            }
+        }
+        data_close(&d);
+    }
+    data_test_end();
+}
+
 /* -- the corpus: an LL(1) parser of its own, which shares the compiled tables and no code */
 
 /* the word, with its blank, or the single character at s */
