@@ -1146,6 +1146,14 @@ static uint64_t data_test_iid(uint64_t train, uint64_t seed, size_t rank, size_t
     return (start / block * N + rank) * block + start % block;
 }
 
+static int data_test_shards(DataSet *d, const char *text, size_t N, size_t T, uint64_t seed) {
+    char error[512] = "";
+    int code = data_set_shards(d, text, N, T, seed, error, sizeof error);
+    if (!code) code = data_check_context(d, T, N, error, sizeof error);
+    if (code) FAIL("%s, %d workers: %s", text, (int)N, error);
+    return code;
+}
+
 TEST(data_iid_shards_are_blocks_dealt_in_turn_and_windows_walk_them_as_ever) {
     data_test_begin();
     static const struct {
@@ -1158,6 +1166,7 @@ TEST(data_iid_shards_are_blocks_dealt_in_turn_and_windows_walk_them_as_ever) {
         size_t N = shape[s].N, T = shape[s].T;
         if (data_test_counting(&d, shape[s].tokens)) continue;
         for (uint64_t i = 0; i < 60 * N; i++) {
+            if (i == 30 * N) data_test_shards(&d, "iid", N, T, 3); /* the same, said aloud */
             uint64_t seed = 5 + i / 30, k = i % 3 ? i / N : i * 1000003;
             CHECK_EQ(data_train_window(&d, seed, i % N, N, T, k, in, target), 0);
             for (uint64_t p = 0; p < T; p++) {
@@ -1167,6 +1176,333 @@ TEST(data_iid_shards_are_blocks_dealt_in_turn_and_windows_walk_them_as_ever) {
         }
         data_close(&d);
     }
+    data_test_end();
+}
+
+/* the whole shard of a worker, read in pieces of 1, 2, .. 50 tokens; the caller frees it */
+static int32_t *data_test_read(const DataSet *d, size_t rank, size_t N, size_t T) {
+    uint64_t length = data_shard_length(d, rank, N, T), at = 0;
+    int32_t *token = calloc(length + 1, sizeof *token);
+    for (uint64_t n = 1; token && at < length; at += n, n = n % 50 + 1) {
+        if (n > length - at) n = length - at;
+        CHECK_EQ(data__read_shard(d, rank, N, T, at, n, token + at), 0);
+    }
+    return token;
+}
+
+/* owner[i] is the worker that holds token i of the training split, -1 for none, -2 for several */
+static void data_test_owners(const DataSet *d, size_t N, size_t T, int *owner) {
+    for (uint64_t i = 0; i < d->train_tokens; i++) owner[i] = -1;
+    for (size_t rank = 0; rank < N; rank++) {
+        int32_t *token = data_test_read(d, rank, N, T);
+        for (uint64_t i = 0; i < data_shard_length(d, rank, N, T); i++)
+            owner[token[i]] = owner[token[i]] == -1 ? (int)rank : -2;
+        free(token);
+    }
+}
+
+/* every way to cut the text that must leave nothing out and give nothing twice */
+static const char *const data_test_cuts[] = {"iid",           "contiguous",  "dirichlet:1e-6",
+                                             "dirichlet:0.1", "dirichlet:1", "dirichlet:1e6"};
+enum { DATA_TEST_CUTS = sizeof data_test_cuts / sizeof *data_test_cuts };
+
+TEST(data_shards_of_every_kind_but_file_are_disjoint_and_cover_the_training_split) {
+    data_test_begin();
+    const uint32_t sizes[] = {50257, 20011, 3000};
+    const size_t workers[] = {1, 2, 3, 7}, contexts[] = {8, 33};
+    static int owner[50257];
+    for (size_t i = 0; data_shards_row(i); i++) {
+        const char *name = data_shards_row(i)->name;
+        int tested = strcmp(name, "file") == 0;
+        for (size_t c = 0; c < DATA_TEST_CUTS; c++)
+            tested |= strncmp(data_test_cuts[c], name, strlen(name)) == 0;
+        if (!tested) FAIL("no test of shards %s", name);
+    }
+    for (size_t s = 0; s < 3 * 8 * DATA_TEST_CUTS; s++) {
+        const char *cut = data_test_cuts[s % DATA_TEST_CUTS];
+        size_t N = workers[s / DATA_TEST_CUTS % 4], T = contexts[s / DATA_TEST_CUTS / 4 % 2];
+        DataSet d;
+        if (data_test_counting(&d, sizes[s / DATA_TEST_CUTS / 8])) continue;
+        if (!data_test_shards(&d, cut, N, T, s)) {
+            uint64_t total = 0;
+            for (size_t rank = 0; rank < N; rank++) {
+                total += data_shard_length(&d, rank, N, T);
+                CHECK(data_shard_length(&d, rank, N, T) > T);
+            }
+            CHECK_EQ(total, d.train_tokens);
+            data_test_owners(&d, N, T, owner);
+            for (uint64_t i = 0; i < d.train_tokens; i++)
+                if (owner[i] < 0) FAIL("%s: token %d: %d", cut, (int)i, owner[i]);
+        }
+        data_close(&d);
+    }
+    data_test_end();
+}
+
+TEST(data_windows_of_every_kind_tile_the_shard_once_per_epoch_in_another_order) {
+    data_test_begin();
+    static int32_t in[40], target[40];
+    static uint64_t place[50257];
+    for (size_t c = 0; c < 2 * DATA_TEST_CUTS; c++) {
+        DataSet d;
+        const size_t N = 3, T = c % 2 ? 40 : 7, rank = c % N;
+        if (data_test_counting(&d, 20011)) return;
+        if (data_test_shards(&d, data_test_cuts[c / 2], N, T, 4)) break;
+        int32_t *token = data_test_read(&d, rank, N, T);
+        uint64_t length = data_shard_length(&d, rank, N, T), rising = 0, before = 0;
+        uint64_t windows = data_train_windows(&d, rank, N, T);
+        unsigned char *seen = calloc(length, 1);
+        CHECK_EQ(windows, length < 2 * T ? 1 : length / T - 1);
+        for (uint64_t i = 0; i < length; i++) place[token[i]] = i;
+        for (uint64_t k = 0; k < windows; k++) {
+            CHECK_EQ(data_train_window(&d, 9, rank, N, T, 2 * windows + k, in, target), 0);
+            uint64_t at = place[in[0]];
+            for (uint64_t t = 0; t < T && at + t + 1 < length; t++) {
+                CHECK_EQ(in[t], token[at + t]);
+                CHECK_EQ(target[t], token[at + t + 1]);
+                CHECK_EQ(seen[at + t]++, 0);
+            }
+            CHECK(at + T < length);
+            rising += k && at > before;
+            before = at;
+        }
+        CHECK(windows < 20 || (rising > windows / 3 && rising < windows * 2 / 3));
+        free(seen);
+        free(token);
+        data_close(&d);
+    }
+    data_test_end();
+}
+
+TEST(data_contiguous_shards_are_equal_stretches_in_the_order_of_the_workers) {
+    data_test_begin();
+    const size_t workers[] = {1, 2, 3, 7, 64};
+    for (size_t w = 0; w < 5; w++) {
+        DataSet d;
+        size_t N = workers[w], T = 5;
+        uint64_t next = 0;
+        if (data_test_counting(&d, 30011)) return;
+        if (data_test_shards(&d, "contiguous", N, T, 0)) break;
+        for (size_t rank = 0; rank < N; rank++) {
+            int32_t *token = data_test_read(&d, rank, N, T);
+            uint64_t length = data_shard_length(&d, rank, N, T);
+            CHECK(length == d.train_tokens / N || length == d.train_tokens / N + 1);
+            for (uint64_t i = 0; i < length; i++) CHECK_EQ(token[i], next + i);
+            next += length;
+            free(token);
+        }
+        CHECK_EQ(next, d.train_tokens);
+        data_close(&d);
+    }
+    data_test_end();
+}
+
+/* What Dirichlet(A) shares of 40 segments among 4 workers look like over 25 seeds: the mean of the
+ * largest share, the variance of a share, and how often each worker has a segment's first token. */
+typedef struct DataShares {
+    double most, variance, opens[4];
+} DataShares;
+
+static DataShares data_test_shares(const DataSet *open, double a) {
+    enum { N = 4, C = 40, SEEDS = 25 };
+    static int owner[50257];
+    char text[40];
+    DataSet d = *open;
+    DataShares sum = {0};
+    snprintf(text, sizeof text, "dirichlet:%g", a);
+    for (uint64_t seed = 0; seed < SEEDS; seed++) {
+        if (data_test_shards(&d, text, N, 8, seed)) break;
+        data_test_owners(&d, N, 8, owner);
+        for (uint64_t c = 0, i = 0; c < C; c++) {
+            uint64_t begin = i, held[N] = {0}, most = 0;
+            sum.opens[owner[i]] += 1.0 / (C * SEEDS);
+            for (; i < (c + 1) * d.train_tokens / C; i++) held[owner[i]]++;
+            for (size_t j = 0; j < N; j++) {
+                double share = (double)held[j] / (double)(i - begin);
+                if (held[j] > most) most = held[j];
+                sum.variance += (share - 0.25) * (share - 0.25) / (N * C * SEEDS);
+            }
+            sum.most += (double)most / (double)(i - begin) / (C * SEEDS);
+        }
+    }
+    data__free_shards(&d.shards);
+    return sum;
+}
+
+TEST(data_dirichlet_shares_have_the_variance_of_their_law_from_one_owner_to_equal_parts) {
+    data_test_begin();
+    DataSet d;
+    if (data_test_counting(&d, 48000)) return; /* 40 segments of 1080 tokens */
+    const double a[] = {1e-6, 0.01, 0.1, 0.3, 1, 5, 1000, 1e6};
+    for (size_t i = 0; i < sizeof a / sizeof *a; i++) {
+        DataShares s = data_test_shares(&d, a[i]);
+        double law = 0.25 * 0.75 / (4 * a[i] + 1); /* (1/N) (1 - 1/N) / (N A + 1) */
+        CHECK_NEAR(s.variance, law, 0.08 * law + 1e-6);
+        if (a[i] < 0.02) CHECK(s.most > 0.97);
+        if (a[i] == 1) CHECK_NEAR(s.most, (1 + 0.5 + 1.0 / 3 + 0.25) / 4, 0.02); /* H_4 / 4 */
+        if (a[i] > 900) CHECK(s.most < 0.28);
+        for (size_t j = 0; j < 4; j++) CHECK_NEAR(s.opens[j], 0.25, 0.06);
+    }
+    data_close(&d);
+    data_test_end();
+}
+
+/* how many tokens two ways to cut give to the same of N workers, as a share */
+static double data_test_common(const DataSet *d, size_t N, const char *const text[2],
+                               const size_t T[2], const uint64_t seed[2]) {
+    static int owner[2][50257];
+    uint64_t same = 0;
+    for (int i = 0; i < 2; i++) {
+        DataSet one = *d;
+        if (data_test_shards(&one, text[i], N, T[i], seed[i])) return -1;
+        data_test_owners(&one, N, T[i], owner[i]);
+        data__free_shards(&one.shards);
+    }
+    for (uint64_t i = 0; i < d->train_tokens; i++) same += owner[0][i] == owner[1][i];
+    return (double)same / (double)d->train_tokens;
+}
+
+TEST(data_dirichlet_shards_depend_on_the_seed_and_are_drawn_again_only_when_one_is_short) {
+    data_test_begin();
+    DataSet d, one;
+    int again = 0;
+    char error[512];
+    const char *const text[2] = {"dirichlet:1", "dirichlet:1"};
+    if (data_test_counting(&d, 48000)) return;
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        const size_t equal[2] = {8, 8}, longer[2] = {8, 8800};
+        const uint64_t kept[2] = {seed, seed}, other[2] = {seed, seed + 1};
+        CHECK(data_test_common(&d, 4, text, equal, kept) == 1);
+        CHECK(data_test_common(&d, 4, text, equal, other) < 0.5);
+        one = d;
+        if (data_test_shards(&one, *text, 4, 8, seed)) break;
+        int enough = !data_check_context(&one, 8800, 4, error, sizeof error);
+        CHECK((data_test_common(&d, 4, text, longer, kept) == 1) == enough);
+        again += !enough;
+        data__free_shards(&one.shards);
+    }
+    CHECK(again > 0 && again < 40);
+    CHECK(data_set_shards(&d, "dirichlet:0.01", 4, 10700, 1, error, sizeof error) ==
+          DATA_TOO_SMALL);
+    CHECK(strstr(error, "count.bin: each of 100 draws of dirichlet:0.01 leaves a worker less than "
+                        "context + 1 = 10701 tokens"));
+    data_close(&d);
+    data_test_end();
+}
+
+/* cutting must fail with one sentence that holds the words and leave the shards as they were */
+static void data_test_shards_refused(DataSet *d, const char *text, size_t N, size_t T,
+                                     const char *words) {
+    char error[512] = "";
+    DataShards before = d->shards;
+    if (data_set_shards(d, text, N, T, 1, error, sizeof error) >= 0)
+        FAIL("shards %s were not refused", text);
+    else if (!strstr(error, words) || strchr(error, '\n'))
+        FAIL("the refusal of shards %s reads '%s', not '%s'", text, error, words);
+    CHECK(!memcmp(&before, &d->shards, sizeof before));
+}
+
+TEST(data_shards_of_a_file_are_its_ranges_in_their_order) {
+    data_test_begin();
+    static const char lines[] = "# three workers\n"
+                                "2 100 130 # the first of two\r\n"
+                                "\t0  0 9\n"
+                                "\n"
+                                "2 20 21\n"
+                                "1 8 700\n"
+                                "2 110 140\n"
+                                "0 899 900";
+    static const int32_t ranges[][3] = {{2, 100, 130}, {0, 0, 9},     {2, 20, 21},
+                                        {1, 8, 700},   {2, 110, 140}, {0, 899, 900}};
+    char text[5000], error[512];
+    DataSet d;
+    int32_t in[10], target[10];
+    if (data_test_counting(&d, 1000)) return;
+    snprintf(text, sizeof text, "file:%s", data_test_write("s.txt", lines, sizeof lines - 1));
+    if (data_test_shards(&d, text, 3, 9, 0)) return;
+    for (size_t rank = 0; rank < 3; rank++) {
+        int32_t *token = data_test_read(&d, rank, 3, 9);
+        uint64_t at = 0;
+        for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
+            for (int32_t p = ranges[i][1]; ranges[i][0] == (int)rank && p < ranges[i][2]; p++)
+                CHECK_EQ(token[at++], p);
+        CHECK_EQ(at, data_shard_length(&d, rank, 3, 9));
+        free(token);
+    }
+    CHECK_EQ(data_train_windows(&d, 0, 3, 9), 1); /* across the border of its two ranges */
+    CHECK_EQ(data_train_window(&d, 1, 0, 3, 9, 5, in, target), 0);
+    CHECK(in[0] == 0 && in[8] == 8 && target[7] == 8 && target[8] == 899);
+    CHECK_EQ(data_check_context(&d, 10, 3, error, sizeof error), DATA_TOO_SMALL);
+    CHECK(
+        strstr(error, "worker 0 has 10 tokens to train on, each needs at least context + 1 = 11"));
+    data_test_shards_refused(&d, text, 3, 10,
+                             "s.txt: line 8 is the last and worker 0 has 10 tokens");
+    data_test_shards_refused(&d, text, 4, 9, "s.txt: line 8 is the last and worker 3 has 0 tokens");
+    data_test_shards_refused(&d, text, 2, 9, "s.txt: line 2 names worker 2, but the 2 workers");
+    CHECK_EQ(data_shard_length(&d, 2, 3, 9), 61); /* still the first file's */
+    CHECK_EQ(data_set_shards(&d, "iid", 2, 9, 0, error, sizeof error), 0);
+    CHECK_EQ(data_shard_length(&d, 1, 2, 9), 450);
+    data_close(&d);
+    data_test_end();
+}
+
+TEST(data_shards_that_cannot_be_are_refused_with_a_sentence) {
+    data_test_begin();
+    static const char *const unknown[] = {
+        "",          "IID",  "iid:",  "iid:3",  "ii",         "iidx", "contiguous:1",
+        "dirichlet", "file", "file:", "blocks", "dirichlet:", ":"};
+    static const char *const numbers[] = {"0",   "-1",  "nan",  "inf", "x",     "1x",
+                                          " 1",  "1 ",  "9e-7", "2e6", "1e999", "+1",
+                                          "1,5", "1e-", "-0.5", ".5"};
+    static const struct {
+        const char *line, *words;
+    } bad[] = {{"0 0", "line 3 is not `worker first last`"},
+               {"0 0 50 7", "line 3 is not"},
+               {"0 0 5x", "line 3 is not"},
+               {"0 -1 50", "line 3 is not"},
+               {"-1 0 50", "line 3 is not"},
+               {"0,0,50", "line 3 is not"},
+               {"0 0 99999999999999999999", "line 3 is not"},
+               {"0 +1 50", "line 3 is not"},
+               {"zero", "line 3 is not"},
+               {"0 0.5 50", "line 3 is not"},
+               {"3 0 50", "line 3 names worker 3, but the 3 workers count from 0"},
+               {"0 50 50", "line 3 is empty: first 50 is not below last 50"},
+               {"0 51 50", "line 3 is empty: first 51 is not below last 50"},
+               {"0 0 901", "line 3 ends at 901, beyond the 900 tokens of the training split"},
+               {"2 0 8", "line 3 is the last and worker 2 has 8 tokens, but each needs at least "
+                         "context + 1 = 9"},
+               {"# 2 0 50", "line 3 is the last and worker 2 has 0 tokens"}};
+    DataSet d;
+    char text[5000];
+    if (data_test_counting(&d, 1000)) return;
+    for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++)
+        data_test_shards_refused(&d, unknown[i], 3, 8, "none of iid, contiguous, dirichlet:A and");
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        snprintf(text, sizeof text, "dirichlet:%s", numbers[i]);
+        data_test_shards_refused(&d, text, 3, 8, "is no number from 1e-6 to 1e6");
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char lines[200], words[5000];
+        int n = snprintf(lines, sizeof lines, "0 0 900\n1 0 900\n%s\n", bad[i].line);
+        const char *path = data_test_write("bad.txt", lines, (size_t)n);
+        snprintf(text, sizeof text, "file:%s", path);
+        snprintf(words, sizeof words, "%s: %s", path, bad[i].words);
+        data_test_shards_refused(&d, text, 3, 8, words);
+    }
+    snprintf(text, sizeof text, "file:%s", data_test_write("nul", "0 0 900\0\n", 9));
+    data_test_shards_refused(&d, text, 1, 8, "nul: line 1 is not");
+    snprintf(text, sizeof text, "file:%s", data_test_write("none", "", 0));
+    data_test_shards_refused(&d, text, 1, 8, "none: line 0 is the last");
+    snprintf(text, sizeof text, "file:%s", data_test_path("missing"));
+    data_test_shards_refused(&d, text, 1, 8, "missing: No such file");
+    snprintf(text, sizeof text, "file:%s", data_test_folder);
+    data_test_shards_refused(&d, text, 1, 8, "Is a directory");
+    data_test_shards_refused(&d, "contiguous", 101, 8, "900 tokens to train 101 workers");
+    data_test_shards_refused(&d, "dirichlet:1", 3, 300, "each needs at least context + 1 = 301");
+    data_test_shards_refused(&d, "contiguous", 0, 8, "context and workers must be at least 1");
+    data_test_shards_refused(&d, "iid", 3, 0, "context and workers must be at least 1");
+    data_close(&d);
     data_test_end();
 }
 
