@@ -8,7 +8,7 @@ OPT = -O3
 WARN = -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 CFLAGS = -std=c11 -D_GNU_SOURCE $(OPT) $(if $(filter 1,$(NATIVE)),-march=native) -fopenmp-simd -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread $(WARN) $(EXTRA)
 LDLIBS = -lm
-HEADERS = signmuon.h comm.h gemm.h dataloader.h safetensors.h
+HEADERS = signmuon.h comm.h gemm.h dataloader.h safetensors.h noise.h
 PREFIX = /usr/local
 
 all: train_gpt libsignmuon.a libsignmuon.so ## the program, and the optimizer as a library

@@ -717,7 +717,7 @@ static inline int data__deal_segment(DataShards *s, double a, uint64_t first, ui
 static inline int data__deal_dirichlet(DataShards *s, const DataSet *d, const char *argument,
                                        size_t T, uint64_t seed, const DataError *e) {
     char *end = NULL;
-    double a = *argument >= '0' && *argument <= '9' ? strtod(argument, &end) : -1;
+    double a = strspn(argument, ".0123456789") ? strtod(argument, &end) : -1;
     if (!(a >= 1e-6 && a <= 1e6) || *end)
         return data__fail(e, DATA_MALFORMED, "dirichlet",
                           "'%.40s' is no number from 1e-6 to 1e6; small ones give a segment to "
@@ -751,7 +751,7 @@ static inline char *data__whole(char *s, uint64_t *x) {
     s += strspn(s, " \t\r\n");
     errno = 0;
     *x = strtoull(s, &end, 10);
-    return *s >= '0' && *s <= '9' && !errno && (!*end || strchr(" \t\r\n", *end)) ? end : NULL;
+    return *s >= '0' && *s <= '9' && !errno ? end : NULL;
 }
 
 /* line of n bytes: `worker first last`, or nothing */

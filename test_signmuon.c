@@ -1347,6 +1347,25 @@ TEST(data_dirichlet_shares_have_the_variance_of_their_law_from_one_owner_to_equa
     data_test_end();
 }
 
+TEST(data_gamma_draws_have_the_mean_variance_and_tails_of_their_law) {
+    const double a[] = {0.05, 0.3, 1, 2, 5, 300};
+    for (uint64_t k = 0; k < sizeof a / sizeof *a; k++) {
+        enum { DRAWS = 60000 };
+        double mean = 0, square = 0, above = 0, at = k == 2 ? 1.5 : 3;
+        for (uint64_t i = 0; i < DRAWS; i++) {
+            double g = exp(data__log_gamma(a[k], data_test_hash3(3, k, i)));
+            mean += g / DRAWS;
+            square += (g - a[k]) * (g - a[k]) / DRAWS;
+            above += g > at;
+        }
+        CHECK_NEAR(mean, a[k], 4.5 * sqrt(a[k] / DRAWS));
+        /* the fourth central moment is 3 a^2 + 6 a */
+        CHECK_NEAR(square, a[k], 4.5 * sqrt((2 * a[k] * a[k] + 6 * a[k]) / DRAWS));
+        double law = k == 2 ? exp(-at) : k == 3 ? (1 + at) * exp(-at) : above / DRAWS;
+        CHECK_NEAR(above / DRAWS, law, 4.5 * sqrt(law / DRAWS));
+    }
+}
+
 /* how many tokens two ways to cut give to the same of N workers, as a share */
 static double data_test_common(const DataSet *d, size_t N, const char *const text[2],
                                const size_t T[2], const uint64_t seed[2]) {
@@ -1451,9 +1470,8 @@ TEST(data_shards_that_cannot_be_are_refused_with_a_sentence) {
     static const char *const unknown[] = {
         "",          "IID",  "iid:",  "iid:3",  "ii",         "iidx", "contiguous:1",
         "dirichlet", "file", "file:", "blocks", "dirichlet:", ":"};
-    static const char *const numbers[] = {"0",   "-1",  "nan",  "inf", "x",     "1x",
-                                          " 1",  "1 ",  "9e-7", "2e6", "1e999", "+1",
-                                          "1,5", "1e-", "-0.5", ".5"};
+    static const char *const numbers[] = {"0",    "-1",  "nan",   "inf", "x",   "1x",  " 1",   "1 ",
+                                          "9e-7", "2e6", "1e999", "+1",  "1,5", "1e-", "-0.5", "."};
     static const struct {
         const char *line, *words;
     } bad[] = {{"0 0", "line 3 is not `worker first last`"},
@@ -4311,28 +4329,13 @@ TEST(the_program_in_signmuon_h_compiles_and_three_workers_find_the_target) {
     sm_remove(directory);
 }
 
-TEST(signmuon_h_compiles_as_c_and_as_cpp_in_two_files_that_link) {
-    static const char one[] =
-        "#include \"signmuon.h\"\n"
-        "int two(void);\n"
-        "int main(void) {\n"
-        "    float g[6] = {3, 0, 0, 0, 2, 0}, o[6], s[300];\n"
-        "    if (sm_lmo_scratch(2, 3) > 300) return 1;\n"
-        "    sm_polar(o, g, 2, 3, sm_newton_schulz(\"exact\"), s);\n"
-        "    return !(o[0] > 0.999f && o[4] > 0.999f && o[1] < 0.001f) || two() != 42;\n"
-        "}\n";
-    static const char two[] =
-        "#include \"signmuon.h\"\n"
-        "int two(void);\n"
-        "int two(void) { return sm_method(\"signmuon\") && sm_norm(\"spectral\") ? 42 : 0; }\n";
+/* builds one.c and two.c of the directory as C11 and as C++17 and runs what comes out: it must print
+ * `expect` */
+static void sm_compiles(const char *directory, const char *expect) {
     static const struct {
         const char *variable, *fallback, *language, *standard;
     } compiler[] = {{"CC", "cc", "c", "c11"}, {"CXX", "c++", "c++", "c++17"}};
     static char out[3000];
-    char directory[] = "/tmp/test_signmuon_XXXXXX";
-    CHECK(mkdtemp(directory) != NULL);
-    sm_write(directory, "one.c", one, sizeof one - 1);
-    sm_write(directory, "two.c", two, sizeof two - 1);
     for (size_t k = 0; k < 2; k++) {
         const char *program =
             getenv(compiler[k].variable) ? getenv(compiler[k].variable) : compiler[k].fallback;
@@ -4348,6 +4351,269 @@ TEST(signmuon_h_compiles_as_c_and_as_cpp_in_two_files_that_link) {
             FAIL("%s: %s", program, out);
         else
             CHECK_EQ(sm_shell(out, sizeof out, "%s/both", directory), 0);
+        if (strcmp(out, expect)) FAIL("%s: '%s', not '%s'", program, out, expect);
+    }
+}
+
+TEST(signmuon_h_compiles_as_c_and_as_cpp_in_two_files_that_link) {
+    static const char one[] =
+        "#include \"signmuon.h\"\n"
+        "int two(void);\n"
+        "int main(void) {\n"
+        "    float g[6] = {3, 0, 0, 0, 2, 0}, o[6], s[300];\n"
+        "    if (sm_lmo_scratch(2, 3) > 300) return 1;\n"
+        "    sm_polar(o, g, 2, 3, sm_newton_schulz(\"exact\"), s);\n"
+        "    return !(o[0] > 0.999f && o[4] > 0.999f && o[1] < 0.001f) || two() != 42;\n"
+        "}\n";
+    static const char two[] =
+        "#include \"signmuon.h\"\n"
+        "int two(void);\n"
+        "int two(void) { return sm_method(\"signmuon\") && sm_norm(\"spectral\") ? 42 : 0; }\n";
+    char directory[] = "/tmp/test_signmuon_XXXXXX";
+    CHECK(mkdtemp(directory) != NULL);
+    sm_write(directory, "one.c", one, sizeof one - 1);
+    sm_write(directory, "two.c", two, sizeof two - 1);
+    sm_compiles(directory, "");
+    sm_remove(directory);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * noise.h: zero-mean noise against its laws */
+#include "noise.h"
+
+enum { NOISE_DRAWS = 400000 };
+
+/* every row by the moments and a tail P(x > t) that its law has; kurtosis 0: no fourth moment */
+static const struct NoiseLaw {
+    const char *text;
+    double variance, skewness, kurtosis; /* second to fourth central moment */
+    double t, above;
+} noise_laws[] = {
+    {"gaussian:1", 1, 0, 3, 1.959964, 0.025},
+    {"gaussian:1", 1, 0, 3, -0.674490, 0.75},
+    {"laplace:1", 1, 0, 6, 1.628173, 0.05},  /* -log(2 * 0.05) / sqrt(2) */
+    {"laplace:1", 1, 0, 6, -0.490129, 0.75}, /* log(2 * 0.25) / sqrt(2) */
+    {"skewed:1", 1, 1.5, 3.25, 0, 0.2},      /* 0.2 * 8 - 0.8 / 8; 0.2 * 16 + 0.8 / 16 */
+    {"skewed:1", 1, 1.5, 3.25, 1.999, 0.2},
+    {"skewed:1", 1, 1.5, 3.25, -0.501, 1},
+    {"student:2,1", 0, 0, 0, 2.919986, 0.05}, /* quantiles: tables of Student's t */
+    {"student:3,1", 3, 0, 0, 2.353363, 0.05},
+    {"student:3,1", 3, 0, 0, 5.840909, 0.005},
+    {"student:3,1", 3, 0, 0, -0.764892, 0.75},
+    {"student:5,1", 5.0 / 3, 0, 25, 2.015048, 0.05}, /* 3 nu^2 / ((nu - 2) (nu - 4)) */
+    {"student:10,1", 1.25, 0, 6.25, 2.763769, 0.01},
+    {"student:30,1", 30.0 / 28, 0, 2700.0 / 728, 1.697261, 0.05},
+    {"student:1e9,1", 1, 0, 3, 1.644854, 0.05}, /* nearly normal */
+};
+enum { NOISE_LAWS = sizeof noise_laws / sizeof *noise_laws };
+
+static Noise noise_test(const char *text) {
+    char error[300] = "";
+    Noise n;
+    if (noise_parse(&n, text, error, sizeof error)) FAIL("%s: %s", text, error);
+    return n;
+}
+
+TEST(noise_of_every_row_has_the_moments_and_tails_of_its_law) {
+    for (size_t i = 0; noise_row(i); i++) {
+        int tested = 0;
+        for (size_t k = 0; k < NOISE_LAWS; k++)
+            tested |= noise_test(noise_laws[k].text).row == noise_row(i);
+        if (!tested) FAIL("no law to test noise %s with", noise_row(i)->name);
+        CHECK(*noise_row(i)->doc && *noise_row(i)->arguments);
+    }
+    for (size_t k = 0; k < NOISE_LAWS; k++) {
+        const struct NoiseLaw *law = &noise_laws[k];
+        Noise n = noise_test(law->text);
+        double sum[5] = {0}, above = 0, lag = 0, before = 0, root = sqrt(NOISE_DRAWS);
+        uint64_t key = sm_key(11, k, 0);
+        for (uint64_t i = 0; i < NOISE_DRAWS && n.row; i++) {
+            double x = n.row->draw(key, i, n.nu), y = x > 3 ? 3 : x < -3 ? -3 : x;
+            for (int p = 1; p < 5; p++) sum[p] += pow(x, p) / NOISE_DRAWS;
+            above += x > law->t ? 1.0 / NOISE_DRAWS : 0;
+            lag += y * before / NOISE_DRAWS;
+            before = y;
+        }
+        CHECK_NEAR(above, law->above, 4.5 * sqrt(law->above * (1 - law->above)) / root + 1e-6);
+        CHECK_NEAR(lag, 0, 4.5 * 2.3 / root); /* draws in a row are independent */
+        if (law->variance > 0) CHECK_NEAR(sum[1], 0, 4.5 * sqrt(law->variance) / root);
+        if (law->kurtosis <= 0) continue;
+        double spread = law->kurtosis - law->variance * law->variance;
+        CHECK_NEAR(sum[2], law->variance, (law->kurtosis < 20 ? 4.5 : 30) * sqrt(spread) / root);
+        if (law->kurtosis > 6.1) continue;
+        CHECK_NEAR(sum[3], law->skewness, 0.15);
+        CHECK_NEAR(sum[4], law->kurtosis, 0.04 * law->kurtosis);
+    }
+}
+
+/* P(T > t) of Student's t by Simpson's rule in s, x = t / s, s in (0, 1) */
+static double noise_test_student(double nu, double t) {
+    double c = exp(lgamma((nu + 1) / 2) - lgamma(nu / 2)) / sqrt(nu * 3.141592653589793), sum = 0;
+    const int n = 20000;
+    for (int i = 1; i <= n; i++) { /* the integrand is 0 at s = 0 */
+        double s = (double)i / n, x = t / s;
+        sum += c * pow(1 + x * x / nu, -(nu + 1) / 2) * t / (s * s) * (i == n ? 1 : i % 2 ? 4 : 2);
+    }
+    return sum / (3 * n);
+}
+
+TEST(noise_of_student_with_fractional_degrees_has_the_tails_of_its_density) {
+    enum { DRAWS = 1000000 };
+    static const double nus[] = {1.1, 1.5, 2.7}, ts[] = {0.2, 1, 5, 30};
+    CHECK_NEAR(noise_test_student(3, 2.353363), 0.05, 1e-6);
+    CHECK_NEAR(noise_test_student(2, 2.919986), 0.05, 1e-6);
+    for (size_t k = 0; k < 3; k++) {
+        double above[4] = {0}, below[4] = {0}, tail = 0, excess = 0;
+        for (uint64_t i = 0; i < DRAWS; i++) {
+            double x = noise__student(sm_key(5, k, 0), i, nus[k]);
+            for (int j = 0; j < 4; j++) above[j] += x > ts[j], below[j] += x < -ts[j];
+            if (fabs(x) > 30) tail++, excess += log(fabs(x) / 30);
+        }
+        for (int j = 0; j < 4; j++) {
+            double law = noise_test_student(nus[k], ts[j]);
+            CHECK_NEAR(above[j] / DRAWS, law, 4.5 * sqrt(law / DRAWS));
+            CHECK_NEAR(below[j] / DRAWS, law, 4.5 * sqrt(law / DRAWS));
+        }
+        /* Hill's estimate: P(|T| > t) falls like t^-nu */
+        CHECK_NEAR(tail / excess, nus[k], 4.5 * nus[k] / sqrt(tail) + 0.01);
+    }
+}
+
+TEST(noise_that_is_skewed_turns_the_sign_of_a_small_gradient_four_times_in_five) {
+    static float g[NOISE_DRAWS];
+    const struct {
+        float gradient;
+        double wrong;
+    } cases[] = {{0.1f, 0.8}, {-0.1f, 0.2}, {0.99f, 0.8}, {1.01f, 0}, {-3.99f, 0.2}, {-4.01f, 0}};
+    Noise n = noise_test("skewed:2");
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        double wrong = 0, mean = 0;
+        for (size_t i = 0; i < NOISE_DRAWS; i++) g[i] = cases[k].gradient;
+        noise_add(g, NOISE_DRAWS, &n, sm_key(2, k, 0), 0);
+        for (size_t i = 0; i < NOISE_DRAWS; i++) {
+            wrong += g[i] * cases[k].gradient < 0;
+            mean += (double)g[i] / NOISE_DRAWS;
+        }
+        CHECK_NEAR(wrong / NOISE_DRAWS, cases[k].wrong, 0.003);
+        CHECK_NEAR(mean, (double)cases[k].gradient, 4.5 * 2 / sqrt(NOISE_DRAWS));
+    }
+}
+
+TEST(noise_does_not_depend_on_how_a_vector_is_cut_but_on_key_place_and_scale) {
+    static const char *const texts[] = {"gaussian:0.25", "laplace:3", "skewed:0.1",
+                                        "student:1.5,0.01"};
+    enum { SIZE = 1000 };
+    for (size_t k = 0; k < sizeof texts / sizeof *texts; k++) {
+        Noise n = noise_test(texts[k]);
+        float whole[SIZE], cut[SIZE], other[SIZE];
+        size_t same = 0, piece;
+        test_fill(whole, SIZE, 4);
+        memcpy(cut, whole, sizeof cut);
+        memcpy(other, whole, sizeof other);
+        noise_add(whole, SIZE, &n, 77, 1 << 20);
+        for (size_t at = 0; at < SIZE; at += piece) {
+            piece = at * 7 % 13 + 1 < SIZE - at ? at * 7 % 13 + 1 : SIZE - at;
+            for (size_t i = at; i < at + piece; i++) {
+                double drawn = n.row->draw(77, (1 << 20) + i, n.nu);
+                CHECK_NEAR(whole[i], cut[i] + (float)(n.scale * drawn), 0);
+            }
+            noise_add(cut + at, piece, &n, 77, (1 << 20) + at);
+        }
+        CHECK(!memcmp(whole, cut, sizeof cut));
+        noise_add(other, SIZE, &n, 78, 1 << 20);
+        for (size_t i = 0; i < SIZE; i++) same += other[i] == whole[i];
+        CHECK(n.row->draw == noise__skewed ? same < SIZE * 3 / 4 : same < 20);
+    }
+    float zero[2] = {-0.0f, 1};
+    Noise none = noise_test(""), nothing = noise_test("gaussian:0");
+    CHECK(!none.row && nothing.row && nothing.scale == 0);
+    noise_add(zero, 2, &none, 1, 0);
+    noise_add(zero, 2, &nothing, 1, 0);
+    CHECK(signbit(zero[0]) && zero[1] == 1);
+}
+
+TEST(noise_is_parsed_strictly) {
+    static const char *const bad[] = {"normal:1",
+                                      "gauss:1",
+                                      "gaussian",
+                                      "gaussian:",
+                                      "gaussian:x",
+                                      "gaussian:1x",
+                                      "gaussian:-1",
+                                      "gaussian: 1",
+                                      "gaussian:1,1",
+                                      "gaussian:nan",
+                                      "gaussian:inf",
+                                      "gaussian:2e9",
+                                      "gaussian:1 ",
+                                      "laplace:+1",
+                                      "skewed:.",
+                                      "student:1.5",
+                                      "student:1.5,",
+                                      "student:,1",
+                                      "student:1,0.1",
+                                      "student:0.5,1",
+                                      "student:0,1",
+                                      "student:-2,1",
+                                      "student:nan,1",
+                                      "student:1.5,0,1",
+                                      "student:1.5,-1",
+                                      "student:2e9,1",
+                                      "student:1.5;1",
+                                      ":1",
+                                      ":",
+                                      "Gaussian:1"};
+    static const struct {
+        const char *text, *name;
+        double nu, scale;
+    } good[] = {{"gaussian:0.1", "gaussian", 0, 0.1},
+                {"laplace:1e-3", "laplace", 0, 1e-3},
+                {"skewed:.5", "skewed", 0, 0.5},
+                {"student:1.5,0.01", "student", 1.5, 0.01},
+                {"student:1.0001,1e9", "student", 1.0001, 1e9},
+                {"student:3,0", "student", 3, 0}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char error[300] = "";
+        Noise n = {noise_row(0), 1, 1};
+        CHECK_EQ(noise_parse(&n, bad[i], error, sizeof error), -1);
+        if (!strstr(error, bad[i]) || strchr(error, '\n') || strlen(error) < 40 || n.row)
+            FAIL("the refusal of '%s' reads '%s'", bad[i], error);
+        CHECK(strncmp(bad[i], "student", 7) || strstr(error, "there is no mean"));
+    }
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        Noise n = noise_test(good[i].text);
+        CHECK(n.row && !strcmp(n.row->name, good[i].name));
+        CHECK(n.nu == good[i].nu && n.scale == good[i].scale);
+    }
+    char small[8];
+    Noise n;
+    memset(small, 'X', sizeof small);
+    CHECK_EQ(noise_parse(&n, "gaussian", small, 5), -1);
+    CHECK(strlen(small) == 4 && small[5] == 'X');
+}
+
+TEST(noise_h_and_the_program_in_it_compile_as_c_and_as_cpp) {
+    static const char two[] = "#include \"noise.h\"\n"
+                              "const NoiseKind *two(void);\n"
+                              "const NoiseKind *two(void) { return noise_row(0); }\n";
+    static char text[20000], expect[200];
+    char directory[] = "/tmp/test_signmuon_XXXXXX";
+    FILE *f = fopen("noise.h", "r");
+    CHECK(f != NULL && mkdtemp(directory) != NULL);
+    if (!f) return;
+    text[fread(text, 1, sizeof text - 1, f)] = 0;
+    fclose(f);
+    char *begin = strstr(text, "     #include <stdio.h>"), *end = strstr(text, "\n   MEMORY");
+    CHECK(begin && end && begin < end);
+    if (begin && end && begin < end) {
+        float g[4] = {0};
+        Noise n = noise_test("student:1.5,0.01");
+        noise_add(g, 4, &n, sm_key(1, 0, 0), 0);
+        snprintf(expect, sizeof expect, "%g\n%g\n%g\n%g\n", (double)g[0], (double)g[1],
+                 (double)g[2], (double)g[3]);
+        sm_write(directory, "one.c", begin, (size_t)(end - begin));
+        sm_write(directory, "two.c", two, sizeof two - 1);
+        sm_compiles(directory, expect);
     }
     sm_remove(directory);
 }
