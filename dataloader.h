@@ -1,12 +1,21 @@
 /* dataloader.h - text or GPT-2 token files as batches, dealt to workers. C11 + POSIX, MIT licence.
 
      split     the first floor(0.9 n) tokens train, the others validate          (nanoGPT)
-     shard     blocks of b tokens go round-robin to the N workers: position p of worker r is
-               token ((p/b) N + r) b + p mod b; disjoint, nothing is left out
-     order     windows of T tokens at o + T pi(i), o = hash(seed, epoch) mod T, where pi permutes
+     shard     what one of the N workers reads of the training split, end to end, and no other:
+       iid          blocks of b tokens in turn: position p of worker r is token
+                    ((p/b) N + r) b + p mod b; disjoint, nothing is left out
+       contiguous   N consecutive stretches, equal to one token; likewise
+       dirichlet:A  10 N consecutive segments stand for classes; of each, worker r gets a part
+                    p_r, p ~ Dirichlet(A, .., A): small A gives a segment to nearly one worker,
+                    large A is nearly iid; likewise    (Yurochkin et al. 2019, arXiv 1905.12022;
+                    drawn again while a worker has too little: Li et al. 2021, arXiv 2102.02079)
+       file:PATH    lines `worker first last`: token positions, last exclusive; # begins a comment.
+                    Ranges may overlap, repeat and leave tokens out: that is the user's choice
+     order     windows of T tokens of a shard at o + T pi(i), o = hash(seed, epoch) mod T, where pi permutes
                the windows of an epoch: a Feistel network keyed by (seed, epoch, worker) that
                walks its cycle until it lands in range      (Luby and Rackoff 1988; Black and
                Rogaway 2002). A pure function: nothing to save, resuming means asking for k.
+               A window may cross the border between two blocks, parts or ranges of a shard.
      validate  the whole split in consecutive windows; each of the n - 1 predictions counts once
 
    A WHOLE PROGRAM (all functions are static inline; _GNU_SOURCE does as well)
@@ -20,6 +29,7 @@
          int32_t in[T], target[T];
          DataSet d;
          if (data_open(&d, argc > 1 ? argv[1] : "", "auto", error, sizeof error) ||
+             data_set_shards(&d, "dirichlet:0.3", WORKERS, T, SEED, error, sizeof error) ||
              data_check_context(&d, T, WORKERS, error, sizeof error)) {
              fprintf(stderr, "%s\n", error);
              return 1;
@@ -32,17 +42,21 @@
      }
 
    MEMORY    Files are mapped read-only and may exceed 2 GB; only text with multi-byte characters
-             is tokenised once, into 2 bytes per character. Nothing allocates after opening.
+             is tokenised once, into 2 bytes per character. Shards other than iid are lists of
+             ranges, 32 bytes each, at most 10 N^2 of them or the lines of a file. Nothing
+             allocates after opening and data_set_shards.
    THREADS   An open DataSet is never written: any number of threads or forked processes may read.
-   ERRORS    A negative code; opening also writes one sentence, later codes have data_strerror.
-             After a failed data_open there is nothing to close.
+   ERRORS    A negative code; functions that take `error` also write one sentence, later codes
+             have data_strerror. After a failed data_open there is nothing to close.
 
    API
      data_open(d, path, vocab, error, size)        a file, or a pattern of files sorted by name
      data_open_val(d, path, error, size)           validate on other files, train on all of d
-     data_check_context(d, T, N, error, size)      are both splits large enough?
+     data_set_shards(d, text, N, T, seed, error, size)     "iid", "contiguous", ...; else iid
+     data_check_context(d, T, N, error, size)      are both splits and every shard large enough?
      data_close(d)
-     data_shard_length(d, rank, N, T)              tokens of a worker
+     data_shards_row(i)                            the kinds of shards; NULL past the end
+     data_shard_length(d, rank, N, T)              tokens of a worker: workers may differ in them
      data_train_windows(d, rank, N, T)             windows per epoch of a worker
      data_train_window(d, seed, rank, N, T, k, in, target)    a worker's k-th window of its life
      data_val_windows(d, T)
@@ -58,7 +72,9 @@
    NUMBERS   Token ids count the characters present (or bytes) in ascending order from 0. Token
              files are llm.c's: int32 header[256] = {20240520, 1, count}, then uint16, all
              little-endian on every machine. Every hash is splitmix64's finaliser. A block b is
-             1024 tokens or four windows, but a short text is dealt in N equal blocks. */
+             1024 tokens or four windows, but a short text is dealt in N equal blocks. Dirichlet
+             borders come through libm's log, cos and exp: two C libraries that round these
+             differently may place a border one token apart. */
 #ifndef DATALOADER_H
 #define DATALOADER_H
 
@@ -118,11 +134,30 @@ typedef struct DataText {
     uint64_t tokens; /* of all files */
 } DataText;
 
+typedef struct DataRange {
+    size_t worker;
+    uint64_t first, length; /* tokens of the training split */
+    uint64_t at;            /* where they begin in the worker's shard */
+} DataRange;
+
+typedef struct DataShard {
+    size_t begin, count; /* its ranges */
+    uint64_t length;     /* tokens */
+} DataShard;
+
+typedef struct DataShards {
+    size_t workers;    /* 0: iid, which needs no list */
+    DataShard *worker; /* (workers) */
+    DataRange *range;  /* (ranges) by worker, then by at */
+    size_t ranges, room;
+} DataShards;
+
 typedef struct DataSet {
     DataVocab vocab;
     DataText text;
     DataText val_text; /* empty without data_open_val */
     uint64_t train_tokens, val_tokens;
+    DataShards shards;
     double floor; /* exact entropy in nats per token if known, else 0 */
 } DataSet;
 
@@ -468,7 +503,14 @@ static inline double data_floor(const char *path) {
     return end > line && !end[strspn(end, " \r\n")] && nats > 0 && isfinite(nats) ? nats : 0;
 }
 
+static inline void data__free_shards(DataShards *s) {
+    free(s->worker);
+    free(s->range);
+    *s = (DataShards){0};
+}
+
 static inline void data_close(DataSet *d) {
+    data__free_shards(&d->shards);
     data_vocab_free(&d->vocab);
     data__free_text(&d->text);
     data__free_text(&d->val_text);
@@ -493,11 +535,13 @@ static inline int data_open(DataSet *d, const char *path, const char *vocab, cha
     return code;
 }
 
-/* The files must use d's vocabulary. The first text then trains whole. An error leaves d alone. */
+/* The files must use d's vocabulary. The first text then trains whole, so that this comes before
+ * data_set_shards. An error leaves d alone. */
 static inline int data_open_val(DataSet *d, const char *path, char *error, size_t error_size) {
     static const char *const kind[] = {"text", "token"};
     DataError e = {error, error_size};
     DataText t;
+    assert(!d->shards.workers);
     int code = data__load(&t, path, &e), shards = d->text.shards;
     if (!code && t.shards != shards)
         code = data__fail(&e, DATA_MALFORMED, path, "is a %s file, but %s is a %s file",
@@ -514,19 +558,334 @@ static inline int data_open_val(DataSet *d, const char *path, char *error, size_
     return code;
 }
 
+/* ------------------------------------------------------------------------------------------------
+ * order at random */
+
+/* splitmix64, keyed by chaining */
+static inline uint64_t data__mix(uint64_t x) {
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+static inline uint64_t data__hash(uint64_t seed, uint64_t a, uint64_t b) {
+    return data__mix(data__mix(data__mix(seed) ^ a) ^ b);
+}
+
+/* a keyed permutation of 0..n-1: six Feistel rounds on the next even number of bits, at most 4n */
+static inline uint64_t data__permute(uint64_t key, uint64_t n, uint64_t i) {
+    unsigned half = 1;
+    while (half < 32 && (n - 1) >> (2 * half)) half++;
+    uint64_t mask = ((uint64_t)1 << half) - 1;
+    do {
+        uint64_t left = i >> half, right = i & mask;
+        for (uint64_t round = 0; round < 6; round++) {
+            uint64_t next = left ^ (data__hash(key, round, right) & mask);
+            left = right;
+            right = next;
+        }
+        i = left << half | right;
+    } while (i >= n);
+    return i;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * shards */
+
+static inline uint64_t data__block(const DataSet *d, size_t workers, size_t T) {
+    uint64_t block = 4 * (uint64_t)T > DATA_BLOCK ? 4 * (uint64_t)T : DATA_BLOCK;
+    uint64_t equal = d->train_tokens / workers;
+    return equal && equal < block ? equal : block;
+}
+
+static inline uint64_t data_shard_length(const DataSet *d, size_t rank, size_t workers, size_t T) {
+    assert(rank < workers && (!d->shards.workers || d->shards.workers == workers));
+    if (d->shards.workers) return d->shards.worker[rank].length;
+    uint64_t block = data__block(d, workers, T), full = d->train_tokens / block;
+    uint64_t mine = full / workers + (rank < full % workers);
+    return mine * block + (rank == full % workers ? d->train_tokens % block : 0);
+}
+
+/* where token `at` of a worker's shard lies in the training split, and how many follow it there,
+ * itself included, before the shard goes on elsewhere */
+static inline uint64_t data__locate(const DataSet *d, size_t rank, size_t workers, size_t T,
+                                    uint64_t at, uint64_t *run) {
+    if (!d->shards.workers) {
+        uint64_t block = data__block(d, workers, T);
+        *run = block - at % block;
+        return (at / block * workers + rank) * block + at % block;
+    }
+    const DataShard *s = &d->shards.worker[rank];
+    const DataRange *r = &d->shards.range[s->begin];
+    assert(at < s->length);
+    for (size_t n = s->count, half; n > 1; n -= half) { /* the last range with r->at <= at */
+        half = n / 2;
+        if (r[half].at <= at) r += half;
+    }
+    *run = r->at + r->length - at;
+    return r->first + (at - r->at);
+}
+
+/* the next range of a worker */
+static inline int data__deal(DataShards *s, size_t worker, uint64_t first, uint64_t length) {
+    if (!length) return 0;
+    if (s->ranges == s->room) {
+        size_t room = s->room ? 2 * s->room : 64;
+        DataRange *more = realloc(s->range, room * sizeof *more);
+        if (!more) return DATA_NO_MEMORY;
+        s->range = more;
+        s->room = room;
+    }
+    DataShard *w = &s->worker[worker];
+    s->range[s->ranges++] = (DataRange){worker, first, length, w->length};
+    w->length += length;
+    w->count++;
+    return 0;
+}
+
+static inline int data__compare_ranges(const void *a, const void *b) {
+    const DataRange *x = a, *y = b;
+    if (x->worker != y->worker) return x->worker < y->worker ? -1 : 1;
+    return x->at < y->at ? -1 : x->at > y->at;
+}
+
+/* the first worker with at most T tokens, or the number of workers */
+static inline size_t data__short_worker(const DataShards *s, size_t T) {
+    size_t j = 0;
+    while (j < s->workers && s->worker[j].length > T) j++;
+    return j;
+}
+
+/* the beginning of the i-th of n parts, equal to one token */
+static inline uint64_t data__part(uint64_t tokens, uint64_t n, uint64_t i) {
+    return tokens / n * i + (i < tokens % n ? i : tokens % n);
+}
+
+static inline int data__deal_contiguous(DataShards *s, const DataSet *d, const char *argument,
+                                        size_t T, uint64_t seed, const DataError *e) {
+    (void)argument, (void)T, (void)seed;
+    for (size_t j = 0; j < s->workers; j++) {
+        uint64_t first = data__part(d->train_tokens, s->workers, j);
+        uint64_t last = data__part(d->train_tokens, s->workers, j + 1);
+        if (data__deal(s, j, first, last - first))
+            return data__fail(e, DATA_NO_MEMORY, d->text.path, "out of memory");
+    }
+    return 0;
+}
+
+/* in (0, 1) */
+static inline double data__uniform(uint64_t hash) { return ((double)(hash >> 11) + 0.5) * 0x1p-53; }
+
+/* Logarithm of a Gamma(a) draw, which itself underflows for small a: Gamma(a + 1) U^(1/a), the
+ * former by rejection. Marsaglia and Tsang 2000. */
+static inline double data__log_gamma(double a, uint64_t key) {
+    double d = a + 2.0 / 3, c = 1 / sqrt(9 * d), power = log(data__uniform(data__hash(key, 0, 0)));
+    for (uint64_t i = 1;; i++) {
+        double radius = sqrt(-2 * log(data__uniform(data__hash(key, i, 0))));
+        double x = radius * cos(6.283185307179586 * data__uniform(data__hash(key, i, 1)));
+        double v = (1 + c * x) * (1 + c * x) * (1 + c * x);
+        double u = data__uniform(data__hash(key, i, 2));
+        if (v > 0 && log(u) < x * x / 2 + d - d * v + d * log(v)) return log(d * v) + power / a;
+    }
+}
+
+/* One segment by one Dirichlet draw. Its parts lie in an order of their own, so that no worker
+ * always has the beginnings. share (workers) is scratch. */
+static inline int data__deal_segment(DataShards *s, double a, uint64_t first, uint64_t length,
+                                     uint64_t key, double *share) {
+    double most = -INFINITY, total = 0, before = 0;
+    for (size_t j = 0; j < s->workers; j++) {
+        share[j] = data__log_gamma(a, data__hash(key, j, 0));
+        if (share[j] > most) most = share[j];
+    }
+    for (size_t j = 0; j < s->workers; j++) total += share[j] = exp(share[j] - most);
+    for (uint64_t i = 0, begin = 0; i < s->workers; i++) {
+        size_t j = (size_t)data__permute(key, s->workers, i);
+        before += share[j];
+        uint64_t end = (uint64_t)(before / total * (double)length);
+        if (end > length || i + 1 == s->workers) end = length;
+        if (data__deal(s, j, first + begin, end - begin)) return DATA_NO_MEMORY;
+        begin = end;
+    }
+    return 0;
+}
+
+#define DATA__SEGMENTS 10 /* per worker */
+#define DATA__DRAWS 100
+
+static inline int data__deal_dirichlet(DataShards *s, const DataSet *d, const char *argument,
+                                       size_t T, uint64_t seed, const DataError *e) {
+    char *end = NULL;
+    double a = strspn(argument, ".0123456789") ? strtod(argument, &end) : -1;
+    if (!(a >= 1e-6 && a <= 1e6) || *end)
+        return data__fail(e, DATA_MALFORMED, "dirichlet",
+                          "'%.40s' is no number from 1e-6 to 1e6; small ones give a segment to "
+                          "nearly one worker, large ones are nearly iid",
+                          argument);
+    double *share = malloc(s->workers * sizeof *share);
+    int code = share ? 0 : DATA_NO_MEMORY;
+    uint64_t segments = DATA__SEGMENTS * (uint64_t)s->workers, draw = 0;
+    do {
+        uint64_t key = data__hash(seed, UINT64_MAX, draw); /* no epoch has this number */
+        memset(s->worker, 0, s->workers * sizeof *s->worker);
+        s->ranges = 0;
+        for (uint64_t c = 0; !code && c < segments; c++) {
+            uint64_t first = data__part(d->train_tokens, segments, c);
+            uint64_t length = data__part(d->train_tokens, segments, c + 1) - first;
+            code = data__deal_segment(s, a, first, length, data__hash(key, c, 0), share);
+        }
+    } while (!code && data__short_worker(s, T) < s->workers && ++draw < DATA__DRAWS);
+    free(share);
+    if (code) return data__fail(e, code, d->text.path, "out of memory");
+    if (draw < DATA__DRAWS) return 0;
+    return data__fail(e, DATA_TOO_SMALL, d->text.path,
+                      "each of %d draws of dirichlet:%s leaves a worker less than context + 1 = "
+                      "%zu tokens; give more text, a larger number or fewer workers",
+                      DATA__DRAWS, argument, T + 1);
+}
+
+/* decimal digits that fit 64 bits; returns the place after them, or NULL */
+static inline char *data__whole(char *s, uint64_t *x) {
+    char *end;
+    s += strspn(s, " \t\r\n");
+    errno = 0;
+    *x = strtoull(s, &end, 10);
+    return *s >= '0' && *s <= '9' && !errno ? end : NULL;
+}
+
+/* line of n bytes: `worker first last`, or nothing */
+static inline int data__deal_line(DataShards *s, const DataSet *d, const char *path, size_t number,
+                                  char *line, size_t n, const DataError *e) {
+    uint64_t worker, first, last;
+    int whole = strlen(line) == n; /* else it holds a zero byte */
+    line[strcspn(line, "#")] = 0;
+    if (whole && !line[strspn(line, " \t\r\n")]) return 0;
+    char *rest = whole ? data__whole(line, &worker) : NULL;
+    if (rest) rest = data__whole(rest, &first);
+    if (rest) rest = data__whole(rest, &last);
+    if (!rest || rest[strspn(rest, " \t\r\n")])
+        return data__fail(e, DATA_MALFORMED, path,
+                          "line %zu is not `worker first last`, three whole numbers", number);
+    if (worker >= s->workers)
+        return data__fail(e, DATA_MALFORMED, path,
+                          "line %zu names worker %" PRIu64 ", but the %zu workers count from 0",
+                          number, worker, s->workers);
+    if (first >= last)
+        return data__fail(e, DATA_MALFORMED, path,
+                          "line %zu is empty: first %" PRIu64 " is not below last %" PRIu64, number,
+                          first, last);
+    if (last > d->train_tokens)
+        return data__fail(e, DATA_MALFORMED, path,
+                          "line %zu ends at %" PRIu64 ", beyond the %" PRIu64
+                          " tokens of the training split",
+                          number, last, d->train_tokens);
+    if (!data__deal(s, (size_t)worker, first, last - first)) return 0;
+    return data__fail(e, DATA_NO_MEMORY, path, "line %zu: out of memory", number);
+}
+
+static inline int data__deal_file(DataShards *s, const DataSet *d, const char *path, size_t T,
+                                  uint64_t seed, const DataError *e) {
+    (void)seed;
+    FILE *f = fopen(path, "r");
+    if (!f) return data__fail(e, DATA_UNREADABLE, path, "%s", strerror(errno));
+    char *line = NULL;
+    size_t room = 0, number = 0;
+    int code = 0;
+    for (ssize_t n; !code && (n = getline(&line, &room, f)) >= 0;)
+        code = data__deal_line(s, d, path, ++number, line, (size_t)n, e);
+    if (!code && !feof(f)) code = data__fail(e, DATA_UNREADABLE, path, "%s", strerror(errno));
+    free(line);
+    fclose(f);
+    size_t lacking = code ? s->workers : data__short_worker(s, T);
+    if (lacking == s->workers) return code;
+    return data__fail(e, DATA_TOO_SMALL, path,
+                      "line %zu is the last and worker %zu has %" PRIu64
+                      " tokens, but each needs at least context + 1 = %zu",
+                      number, lacking, s->worker[lacking].length, T + 1);
+}
+
+/* A way to cut the training split. `deal` gives every worker more than T tokens; NULL: no list. */
+typedef struct DataShardKind {
+    const char *name, *argument; /* what follows name and a colon, "" for neither */
+    int equal;                   /* shares out what there is, so that N (T + 1) tokens are needed */
+    int (*deal)(DataShards *s, const DataSet *d, const char *argument, size_t T, uint64_t seed,
+                const DataError *e);
+    const char *doc;
+} DataShardKind;
+
+static inline const DataShardKind *data_shards_row(size_t i) {
+    static const DataShardKind table[] = {
+        {"iid", "", 0, NULL, "blocks in turn"},
+        {"contiguous", "", 1, data__deal_contiguous, "one stretch of text per worker"},
+        {"dirichlet", "A", 1, data__deal_dirichlet,
+         "segments shared out by Dirichlet(A) draws: small A is heterogeneous, large A nearly iid"},
+        {"file", "PATH", 0, data__deal_file, "lines `worker first last` of token positions"},
+    };
+    return i < sizeof table / sizeof *table ? &table[i] : NULL;
+}
+
+/* is there enough for workers that share it equally? */
+static inline int data__check_equal(const DataSet *d, size_t T, size_t workers,
+                                    const DataError *e) {
+    if (d->train_tokens / workers > T) return 0;
+    return data__fail(e, DATA_TOO_SMALL, d->text.path,
+                      "too short: %" PRIu64 " tokens to train %zu worker%s, each needs at "
+                      "least context + 1 = %zu; give more text, a smaller context or fewer "
+                      "workers",
+                      d->train_tokens, workers, workers == 1 ? "" : "s", T + 1);
+}
+
+/* text: a row's name, then a colon and its argument. The same seed gives the same shards. Comes
+ * after data_open_val and before data_check_context; another call replaces the shards, an error
+ * leaves them. From now on d serves this number of workers only, unless text is "iid". */
+static inline int data_set_shards(DataSet *d, const char *text, size_t workers, size_t T,
+                                  uint64_t seed, char *error, size_t error_size) {
+    DataError e = {error, error_size};
+    DataShards s = {0};
+    const DataShardKind *row;
+    size_t n = strcspn(text, ":");
+    for (size_t i = 0; (row = data_shards_row(i)) != NULL; i++)
+        if (strlen(row->name) == n && !memcmp(row->name, text, n)) break;
+    if (!row || (*row->argument ? !text[n] || !text[n + 1] : text[n]))
+        return data__fail(&e, DATA_MALFORMED, "shards",
+                          "'%.40s' is none of iid, contiguous, dirichlet:A and file:PATH", text);
+    if (T < 1 || workers < 1)
+        return data__fail(&e, DATA_TOO_SMALL, d->text.path,
+                          "context and workers must be at least 1");
+    int code = row->equal ? data__check_equal(d, T, workers, &e) : 0;
+    if (!code && row->deal) {
+        s.worker = calloc(workers, sizeof *s.worker);
+        s.workers = workers;
+        code = s.worker ? row->deal(&s, d, text[n] ? text + n + 1 : "", T, seed, &e)
+                        : data__fail(&e, DATA_NO_MEMORY, d->text.path, "out of memory");
+    }
+    if (!code && s.workers) {
+        qsort(s.range, s.ranges, sizeof *s.range, data__compare_ranges);
+        for (size_t j = 1; j < workers; j++)
+            s.worker[j].begin = s.worker[j - 1].begin + s.worker[j - 1].count;
+    }
+    DataShards gone = code ? s : d->shards;
+    if (!code) d->shards = s;
+    data__free_shards(&gone);
+    return code;
+}
+
 static inline int data_check_context(const DataSet *d, size_t T, size_t workers, char *error,
                                      size_t error_size) {
     DataError e = {error, error_size};
     const char *val = d->val_text.path ? d->val_text.path : d->text.path;
+    assert(!d->shards.workers || d->shards.workers == workers);
     if (T < 1 || workers < 1)
         return data__fail(&e, DATA_TOO_SMALL, d->text.path,
                           "context and workers must be at least 1");
-    if (d->train_tokens / workers <= T)
+    if (!d->shards.workers && data__check_equal(d, T, workers, &e)) return DATA_TOO_SMALL;
+    size_t lacking = data__short_worker(&d->shards, T);
+    if (lacking < d->shards.workers)
         return data__fail(&e, DATA_TOO_SMALL, d->text.path,
-                          "too short: %" PRIu64 " tokens to train %zu worker%s, each needs at "
-                          "least context + 1 = %zu; give more text, a smaller context or fewer "
-                          "workers",
-                          d->train_tokens, workers, workers == 1 ? "" : "s", T + 1);
+                          "worker %zu has %" PRIu64 " tokens to train on, each needs at least "
+                          "context + 1 = %zu; give more text or a smaller context",
+                          lacking, d->shards.worker[lacking].length, T + 1);
     if (d->val_tokens >= 2) return 0;
     return data__fail(&e, DATA_TOO_SMALL, val,
                       "too short: %" PRIu64 " tokens to validate on, at least 2 are needed; give "
@@ -560,47 +919,6 @@ static inline int data__read(const DataText *t, const DataVocab *v, uint64_t at,
     return 0;
 }
 
-/* splitmix64, keyed by chaining */
-static inline uint64_t data__mix(uint64_t x) {
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
-}
-
-static inline uint64_t data__hash(uint64_t seed, uint64_t a, uint64_t b) {
-    return data__mix(data__mix(data__mix(seed) ^ a) ^ b);
-}
-
-/* a keyed permutation of 0..n-1: six Feistel rounds on the next even number of bits, at most 4n */
-static inline uint64_t data__permute(uint64_t key, uint64_t n, uint64_t i) {
-    unsigned half = 1;
-    while (half < 32 && (n - 1) >> (2 * half)) half++;
-    uint64_t mask = ((uint64_t)1 << half) - 1;
-    do {
-        uint64_t left = i >> half, right = i & mask;
-        for (uint64_t round = 0; round < 6; round++) {
-            uint64_t next = left ^ (data__hash(key, round, right) & mask);
-            left = right;
-            right = next;
-        }
-        i = left << half | right;
-    } while (i >= n);
-    return i;
-}
-
-static inline uint64_t data__block(const DataSet *d, size_t workers, size_t T) {
-    uint64_t block = 4 * (uint64_t)T > DATA_BLOCK ? 4 * (uint64_t)T : DATA_BLOCK;
-    uint64_t equal = d->train_tokens / workers;
-    return equal && equal < block ? equal : block;
-}
-
-static inline uint64_t data_shard_length(const DataSet *d, size_t rank, size_t workers, size_t T) {
-    uint64_t block = data__block(d, workers, T), full = d->train_tokens / block;
-    uint64_t mine = full / workers + (rank < full % workers);
-    return mine * block + (rank == full % workers ? d->train_tokens % block : 0);
-}
-
 static inline uint64_t data_train_windows(const DataSet *d, size_t rank, size_t workers, size_t T) {
     uint64_t length = data_shard_length(d, rank, workers, T);
     return length < 2 * (uint64_t)T ? length > T : (length - T) / T;
@@ -609,11 +927,10 @@ static inline uint64_t data_train_windows(const DataSet *d, size_t rank, size_t 
 /* tokens at .. at+n-1 of a worker's shard */
 static inline int data__read_shard(const DataSet *d, size_t rank, size_t workers, size_t T,
                                    uint64_t at, size_t n, int32_t *out) {
-    uint64_t block = data__block(d, workers, T);
     for (size_t count; n; out += count, at += count, n -= count) {
-        uint64_t inside = at % block, start = (at / block * workers + rank) * block;
-        count = block - inside < n ? (size_t)(block - inside) : n;
-        int code = data__read(&d->text, &d->vocab, start + inside, count, out);
+        uint64_t run, start = data__locate(d, rank, workers, T, at, &run);
+        count = run < n ? (size_t)run : n;
+        int code = data__read(&d->text, &d->vocab, start, count, out);
         if (code) return code;
     }
     return 0;

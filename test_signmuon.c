@@ -1107,6 +1107,423 @@ TEST(data_floor_is_the_number_beside_the_text_or_zero) {
     data_test_end();
 }
 
+/* ------------------------------------------------------------------------------------------------
+ * dataloader.h: how the training split is cut into shards */
+
+/* token p of window k as the header's first screen defines it for iid shards, step by step: the
+ * splitmix64 chain, the Feistel walk, the offset, the dealing of blocks. The data is counting, so a
+ * token is its position. */
+static uint64_t data_test_hash3(uint64_t seed, uint64_t a, uint64_t b) {
+    return test_hash(test_hash(test_hash(seed) ^ a) ^ b);
+}
+
+static uint64_t data_test_walk(uint64_t key, uint64_t n, uint64_t i) {
+    unsigned bits = 2;
+    while (bits < 64 && n > (uint64_t)1 << bits) bits += 2;
+    uint64_t low = ((uint64_t)1 << bits / 2) - 1;
+    do {
+        uint64_t l = i >> bits / 2, r = i & low;
+        for (uint64_t round = 0; round < 6; round++) {
+            uint64_t f = data_test_hash3(key, round, r) & low, swap = r;
+            r = l ^ f;
+            l = swap;
+        }
+        i = l << bits / 2 | r;
+    } while (i >= n);
+    return i;
+}
+
+static uint64_t data_test_iid(uint64_t train, uint64_t seed, size_t rank, size_t N, size_t T,
+                              uint64_t k, uint64_t p) {
+    uint64_t block = T > 256 ? 4 * T : 1024, length = 0;
+    if (train / N < block) block = train / N;
+    for (uint64_t at = 0; at < train; at += block)
+        if (at / block % N == rank) length += train - at < block ? train - at : block;
+    uint64_t windows = length < 2 * T ? 1 : length / T - 1, epoch = k / windows;
+    uint64_t room = length - windows * T < T ? length - windows * T : T;
+    uint64_t start = data_test_hash3(seed, epoch, UINT64_MAX) % room;
+    start += T * data_test_walk(data_test_hash3(seed, epoch, rank), windows, k % windows) + p;
+    return (start / block * N + rank) * block + start % block;
+}
+
+static int data_test_shards(DataSet *d, const char *text, size_t N, size_t T, uint64_t seed) {
+    char error[512] = "";
+    int code = data_set_shards(d, text, N, T, seed, error, sizeof error);
+    if (!code) code = data_check_context(d, T, N, error, sizeof error);
+    if (code) FAIL("%s, %d workers: %s", text, (int)N, error);
+    return code;
+}
+
+TEST(data_iid_shards_are_blocks_dealt_in_turn_and_windows_walk_them_as_ever) {
+    data_test_begin();
+    static const struct {
+        uint32_t tokens;
+        size_t N, T;
+    } shape[] = {{20011, 1, 12}, {20011, 3, 12}, {50257, 7, 300}, {700, 5, 33}, {34567, 2, 1000}};
+    static int32_t in[1000], target[1000];
+    for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
+        DataSet d;
+        size_t N = shape[s].N, T = shape[s].T;
+        if (data_test_counting(&d, shape[s].tokens)) continue;
+        for (uint64_t i = 0; i < 60 * N; i++) {
+            if (i == 30 * N) data_test_shards(&d, "iid", N, T, 3); /* the same, said aloud */
+            uint64_t seed = 5 + i / 30, k = i % 3 ? i / N : i * 1000003;
+            CHECK_EQ(data_train_window(&d, seed, i % N, N, T, k, in, target), 0);
+            for (uint64_t p = 0; p < T; p++) {
+                CHECK_EQ(in[p], data_test_iid(d.train_tokens, seed, i % N, N, T, k, p));
+                CHECK_EQ(target[p], data_test_iid(d.train_tokens, seed, i % N, N, T, k, p + 1));
+            }
+        }
+        data_close(&d);
+    }
+    data_test_end();
+}
+
+/* the whole shard of a worker, read in pieces of 1, 2, .. 50 tokens; the caller frees it */
+static int32_t *data_test_read(const DataSet *d, size_t rank, size_t N, size_t T) {
+    uint64_t length = data_shard_length(d, rank, N, T), at = 0;
+    int32_t *token = calloc(length + 1, sizeof *token);
+    for (uint64_t n = 1; token && at < length; at += n, n = n % 50 + 1) {
+        if (n > length - at) n = length - at;
+        CHECK_EQ(data__read_shard(d, rank, N, T, at, n, token + at), 0);
+    }
+    return token;
+}
+
+/* owner[i] is the worker that holds token i of the training split, -1 for none, -2 for several */
+static void data_test_owners(const DataSet *d, size_t N, size_t T, int *owner) {
+    for (uint64_t i = 0; i < d->train_tokens; i++) owner[i] = -1;
+    for (size_t rank = 0; rank < N; rank++) {
+        int32_t *token = data_test_read(d, rank, N, T);
+        for (uint64_t i = 0; i < data_shard_length(d, rank, N, T); i++)
+            owner[token[i]] = owner[token[i]] == -1 ? (int)rank : -2;
+        free(token);
+    }
+}
+
+/* every way to cut the text that must leave nothing out and give nothing twice */
+static const char *const data_test_cuts[] = {"iid",           "contiguous",  "dirichlet:1e-6",
+                                             "dirichlet:0.1", "dirichlet:1", "dirichlet:1e6"};
+enum { DATA_TEST_CUTS = sizeof data_test_cuts / sizeof *data_test_cuts };
+
+TEST(data_shards_of_every_kind_but_file_are_disjoint_and_cover_the_training_split) {
+    data_test_begin();
+    const uint32_t sizes[] = {50257, 20011, 3000};
+    const size_t workers[] = {1, 2, 3, 7}, contexts[] = {8, 33};
+    static int owner[50257];
+    for (size_t i = 0; data_shards_row(i); i++) {
+        const char *name = data_shards_row(i)->name;
+        int tested = strcmp(name, "file") == 0;
+        for (size_t c = 0; c < DATA_TEST_CUTS; c++)
+            tested |= strncmp(data_test_cuts[c], name, strlen(name)) == 0;
+        if (!tested) FAIL("no test of shards %s", name);
+    }
+    for (size_t s = 0; s < 3 * 8 * DATA_TEST_CUTS; s++) {
+        const char *cut = data_test_cuts[s % DATA_TEST_CUTS];
+        size_t N = workers[s / DATA_TEST_CUTS % 4], T = contexts[s / DATA_TEST_CUTS / 4 % 2];
+        DataSet d;
+        if (data_test_counting(&d, sizes[s / DATA_TEST_CUTS / 8])) continue;
+        if (!data_test_shards(&d, cut, N, T, s)) {
+            uint64_t total = 0;
+            for (size_t rank = 0; rank < N; rank++) {
+                total += data_shard_length(&d, rank, N, T);
+                CHECK(data_shard_length(&d, rank, N, T) > T);
+            }
+            CHECK_EQ(total, d.train_tokens);
+            data_test_owners(&d, N, T, owner);
+            for (uint64_t i = 0; i < d.train_tokens; i++)
+                if (owner[i] < 0) FAIL("%s: token %d: %d", cut, (int)i, owner[i]);
+        }
+        data_close(&d);
+    }
+    data_test_end();
+}
+
+TEST(data_windows_of_every_kind_tile_the_shard_once_per_epoch_in_another_order) {
+    data_test_begin();
+    static int32_t in[40], target[40];
+    static uint64_t place[50257];
+    for (size_t c = 0; c < 2 * DATA_TEST_CUTS; c++) {
+        DataSet d;
+        const size_t N = 3, T = c % 2 ? 40 : 7, rank = c % N;
+        if (data_test_counting(&d, 20011)) return;
+        if (data_test_shards(&d, data_test_cuts[c / 2], N, T, 4)) break;
+        int32_t *token = data_test_read(&d, rank, N, T);
+        uint64_t length = data_shard_length(&d, rank, N, T), rising = 0, before = 0;
+        uint64_t windows = data_train_windows(&d, rank, N, T);
+        unsigned char *seen = calloc(length, 1);
+        CHECK_EQ(windows, length < 2 * T ? 1 : length / T - 1);
+        for (uint64_t i = 0; i < length; i++) place[token[i]] = i;
+        for (uint64_t k = 0; k < windows; k++) {
+            CHECK_EQ(data_train_window(&d, 9, rank, N, T, 2 * windows + k, in, target), 0);
+            uint64_t at = place[in[0]];
+            for (uint64_t t = 0; t < T && at + t + 1 < length; t++) {
+                CHECK_EQ(in[t], token[at + t]);
+                CHECK_EQ(target[t], token[at + t + 1]);
+                CHECK_EQ(seen[at + t]++, 0);
+            }
+            CHECK(at + T < length);
+            rising += k && at > before;
+            before = at;
+        }
+        CHECK(windows < 20 || (rising > windows / 3 && rising < windows * 2 / 3));
+        free(seen);
+        free(token);
+        data_close(&d);
+    }
+    data_test_end();
+}
+
+TEST(data_contiguous_shards_are_equal_stretches_in_the_order_of_the_workers) {
+    data_test_begin();
+    const size_t workers[] = {1, 2, 3, 7, 64};
+    for (size_t w = 0; w < 5; w++) {
+        DataSet d;
+        size_t N = workers[w], T = 5;
+        uint64_t next = 0;
+        if (data_test_counting(&d, 30011)) return;
+        if (data_test_shards(&d, "contiguous", N, T, 0)) break;
+        for (size_t rank = 0; rank < N; rank++) {
+            int32_t *token = data_test_read(&d, rank, N, T);
+            uint64_t length = data_shard_length(&d, rank, N, T);
+            CHECK(length == d.train_tokens / N || length == d.train_tokens / N + 1);
+            for (uint64_t i = 0; i < length; i++) CHECK_EQ(token[i], next + i);
+            next += length;
+            free(token);
+        }
+        CHECK_EQ(next, d.train_tokens);
+        data_close(&d);
+    }
+    data_test_end();
+}
+
+/* What Dirichlet(A) shares of 40 segments among 4 workers look like over 25 seeds: the mean of the
+ * largest share, the variance of a share, and how often each worker has a segment's first token. */
+typedef struct DataShares {
+    double most, variance, opens[4];
+} DataShares;
+
+static DataShares data_test_shares(const DataSet *open, double a) {
+    enum { N = 4, C = 40, SEEDS = 25 };
+    static int owner[50257];
+    char text[40];
+    DataSet d = *open;
+    DataShares sum = {0};
+    snprintf(text, sizeof text, "dirichlet:%g", a);
+    for (uint64_t seed = 0; seed < SEEDS; seed++) {
+        if (data_test_shards(&d, text, N, 8, seed)) break;
+        data_test_owners(&d, N, 8, owner);
+        for (uint64_t c = 0, i = 0; c < C; c++) {
+            uint64_t begin = i, held[N] = {0}, most = 0;
+            sum.opens[owner[i]] += 1.0 / (C * SEEDS);
+            for (; i < (c + 1) * d.train_tokens / C; i++) held[owner[i]]++;
+            for (size_t j = 0; j < N; j++) {
+                double share = (double)held[j] / (double)(i - begin);
+                if (held[j] > most) most = held[j];
+                sum.variance += (share - 0.25) * (share - 0.25) / (N * C * SEEDS);
+            }
+            sum.most += (double)most / (double)(i - begin) / (C * SEEDS);
+        }
+    }
+    data__free_shards(&d.shards);
+    return sum;
+}
+
+TEST(data_dirichlet_shares_have_the_variance_of_their_law_from_one_owner_to_equal_parts) {
+    data_test_begin();
+    DataSet d;
+    if (data_test_counting(&d, 48000)) return; /* 40 segments of 1080 tokens */
+    const double a[] = {1e-6, 0.01, 0.1, 0.3, 1, 5, 1000, 1e6};
+    for (size_t i = 0; i < sizeof a / sizeof *a; i++) {
+        DataShares s = data_test_shares(&d, a[i]);
+        double law = 0.25 * 0.75 / (4 * a[i] + 1); /* (1/N) (1 - 1/N) / (N A + 1) */
+        CHECK_NEAR(s.variance, law, 0.08 * law + 1e-6);
+        if (a[i] < 0.02) CHECK(s.most > 0.97);
+        if (a[i] == 1) CHECK_NEAR(s.most, (1 + 0.5 + 1.0 / 3 + 0.25) / 4, 0.02); /* H_4 / 4 */
+        if (a[i] > 900) CHECK(s.most < 0.28);
+        for (size_t j = 0; j < 4; j++) CHECK_NEAR(s.opens[j], 0.25, 0.06);
+    }
+    data_close(&d);
+    data_test_end();
+}
+
+TEST(data_gamma_draws_have_the_mean_variance_and_tails_of_their_law) {
+    const double a[] = {0.05, 0.3, 1, 2, 5, 300};
+    for (uint64_t k = 0; k < sizeof a / sizeof *a; k++) {
+        enum { DRAWS = 60000 };
+        double mean = 0, square = 0, above = 0, at = k == 2 ? 1.5 : 3;
+        for (uint64_t i = 0; i < DRAWS; i++) {
+            double g = exp(data__log_gamma(a[k], data_test_hash3(3, k, i)));
+            mean += g / DRAWS;
+            square += (g - a[k]) * (g - a[k]) / DRAWS;
+            above += g > at;
+        }
+        CHECK_NEAR(mean, a[k], 4.5 * sqrt(a[k] / DRAWS));
+        /* the fourth central moment is 3 a^2 + 6 a */
+        CHECK_NEAR(square, a[k], 4.5 * sqrt((2 * a[k] * a[k] + 6 * a[k]) / DRAWS));
+        double law = k == 2 ? exp(-at) : k == 3 ? (1 + at) * exp(-at) : above / DRAWS;
+        CHECK_NEAR(above / DRAWS, law, 4.5 * sqrt(law / DRAWS));
+    }
+}
+
+/* how many tokens two ways to cut give to the same of N workers, as a share */
+static double data_test_common(const DataSet *d, size_t N, const char *const text[2],
+                               const size_t T[2], const uint64_t seed[2]) {
+    static int owner[2][50257];
+    uint64_t same = 0;
+    for (int i = 0; i < 2; i++) {
+        DataSet one = *d;
+        if (data_test_shards(&one, text[i], N, T[i], seed[i])) return -1;
+        data_test_owners(&one, N, T[i], owner[i]);
+        data__free_shards(&one.shards);
+    }
+    for (uint64_t i = 0; i < d->train_tokens; i++) same += owner[0][i] == owner[1][i];
+    return (double)same / (double)d->train_tokens;
+}
+
+TEST(data_dirichlet_shards_depend_on_the_seed_and_are_drawn_again_only_when_one_is_short) {
+    data_test_begin();
+    DataSet d, one;
+    int again = 0;
+    char error[512];
+    const char *const text[2] = {"dirichlet:1", "dirichlet:1"};
+    if (data_test_counting(&d, 48000)) return;
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        const size_t equal[2] = {8, 8}, longer[2] = {8, 8800};
+        const uint64_t kept[2] = {seed, seed}, other[2] = {seed, seed + 1};
+        CHECK(data_test_common(&d, 4, text, equal, kept) == 1);
+        CHECK(data_test_common(&d, 4, text, equal, other) < 0.5);
+        one = d;
+        if (data_test_shards(&one, *text, 4, 8, seed)) break;
+        int enough = !data_check_context(&one, 8800, 4, error, sizeof error);
+        CHECK((data_test_common(&d, 4, text, longer, kept) == 1) == enough);
+        again += !enough;
+        data__free_shards(&one.shards);
+    }
+    CHECK(again > 0 && again < 40);
+    CHECK(data_set_shards(&d, "dirichlet:0.01", 4, 10700, 1, error, sizeof error) ==
+          DATA_TOO_SMALL);
+    CHECK(strstr(error, "count.bin: each of 100 draws of dirichlet:0.01 leaves a worker less than "
+                        "context + 1 = 10701 tokens"));
+    data_close(&d);
+    data_test_end();
+}
+
+/* cutting must fail with one sentence that holds the words and leave the shards as they were */
+static void data_test_shards_refused(DataSet *d, const char *text, size_t N, size_t T,
+                                     const char *words) {
+    char error[512] = "";
+    DataShards before = d->shards;
+    if (data_set_shards(d, text, N, T, 1, error, sizeof error) >= 0)
+        FAIL("shards %s were not refused", text);
+    else if (!strstr(error, words) || strchr(error, '\n'))
+        FAIL("the refusal of shards %s reads '%s', not '%s'", text, error, words);
+    CHECK(!memcmp(&before, &d->shards, sizeof before));
+}
+
+TEST(data_shards_of_a_file_are_its_ranges_in_their_order) {
+    data_test_begin();
+    static const char lines[] = "# three workers\n"
+                                "2 100 130 # the first of two\r\n"
+                                "\t0  0 9\n"
+                                "\n"
+                                "2 20 21\n"
+                                "1 8 700\n"
+                                "2 110 140\n"
+                                "0 899 900";
+    static const int32_t ranges[][3] = {{2, 100, 130}, {0, 0, 9},     {2, 20, 21},
+                                        {1, 8, 700},   {2, 110, 140}, {0, 899, 900}};
+    char text[5000], error[512];
+    DataSet d;
+    int32_t in[10], target[10];
+    if (data_test_counting(&d, 1000)) return;
+    snprintf(text, sizeof text, "file:%s", data_test_write("s.txt", lines, sizeof lines - 1));
+    if (data_test_shards(&d, text, 3, 9, 0)) return;
+    for (size_t rank = 0; rank < 3; rank++) {
+        int32_t *token = data_test_read(&d, rank, 3, 9);
+        uint64_t at = 0;
+        for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
+            for (int32_t p = ranges[i][1]; ranges[i][0] == (int)rank && p < ranges[i][2]; p++)
+                CHECK_EQ(token[at++], p);
+        CHECK_EQ(at, data_shard_length(&d, rank, 3, 9));
+        free(token);
+    }
+    CHECK_EQ(data_train_windows(&d, 0, 3, 9), 1); /* across the border of its two ranges */
+    CHECK_EQ(data_train_window(&d, 1, 0, 3, 9, 5, in, target), 0);
+    CHECK(in[0] == 0 && in[8] == 8 && target[7] == 8 && target[8] == 899);
+    CHECK_EQ(data_check_context(&d, 10, 3, error, sizeof error), DATA_TOO_SMALL);
+    CHECK(
+        strstr(error, "worker 0 has 10 tokens to train on, each needs at least context + 1 = 11"));
+    data_test_shards_refused(&d, text, 3, 10,
+                             "s.txt: line 8 is the last and worker 0 has 10 tokens");
+    data_test_shards_refused(&d, text, 4, 9, "s.txt: line 8 is the last and worker 3 has 0 tokens");
+    data_test_shards_refused(&d, text, 2, 9, "s.txt: line 2 names worker 2, but the 2 workers");
+    CHECK_EQ(data_shard_length(&d, 2, 3, 9), 61); /* still the first file's */
+    CHECK_EQ(data_set_shards(&d, "iid", 2, 9, 0, error, sizeof error), 0);
+    CHECK_EQ(data_shard_length(&d, 1, 2, 9), 450);
+    data_close(&d);
+    data_test_end();
+}
+
+TEST(data_shards_that_cannot_be_are_refused_with_a_sentence) {
+    data_test_begin();
+    static const char *const unknown[] = {
+        "",          "IID",  "iid:",  "iid:3",  "ii",         "iidx", "contiguous:1",
+        "dirichlet", "file", "file:", "blocks", "dirichlet:", ":"};
+    static const char *const numbers[] = {"0",    "-1",  "nan",   "inf", "x",   "1x",  " 1",   "1 ",
+                                          "9e-7", "2e6", "1e999", "+1",  "1,5", "1e-", "-0.5", "."};
+    static const struct {
+        const char *line, *words;
+    } bad[] = {{"0 0", "line 3 is not `worker first last`"},
+               {"0 0 50 7", "line 3 is not"},
+               {"0 0 5x", "line 3 is not"},
+               {"0 -1 50", "line 3 is not"},
+               {"-1 0 50", "line 3 is not"},
+               {"0,0,50", "line 3 is not"},
+               {"0 0 99999999999999999999", "line 3 is not"},
+               {"0 +1 50", "line 3 is not"},
+               {"zero", "line 3 is not"},
+               {"0 0.5 50", "line 3 is not"},
+               {"3 0 50", "line 3 names worker 3, but the 3 workers count from 0"},
+               {"0 50 50", "line 3 is empty: first 50 is not below last 50"},
+               {"0 51 50", "line 3 is empty: first 51 is not below last 50"},
+               {"0 0 901", "line 3 ends at 901, beyond the 900 tokens of the training split"},
+               {"2 0 8", "line 3 is the last and worker 2 has 8 tokens, but each needs at least "
+                         "context + 1 = 9"},
+               {"# 2 0 50", "line 3 is the last and worker 2 has 0 tokens"}};
+    DataSet d;
+    char text[5000];
+    if (data_test_counting(&d, 1000)) return;
+    for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++)
+        data_test_shards_refused(&d, unknown[i], 3, 8, "none of iid, contiguous, dirichlet:A and");
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        snprintf(text, sizeof text, "dirichlet:%s", numbers[i]);
+        data_test_shards_refused(&d, text, 3, 8, "is no number from 1e-6 to 1e6");
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char lines[200], words[5000];
+        int n = snprintf(lines, sizeof lines, "0 0 900\n1 0 900\n%s\n", bad[i].line);
+        const char *path = data_test_write("bad.txt", lines, (size_t)n);
+        snprintf(text, sizeof text, "file:%s", path);
+        snprintf(words, sizeof words, "%s: %s", path, bad[i].words);
+        data_test_shards_refused(&d, text, 3, 8, words);
+    }
+    snprintf(text, sizeof text, "file:%s", data_test_write("nul", "0 0 900\0\n", 9));
+    data_test_shards_refused(&d, text, 1, 8, "nul: line 1 is not");
+    snprintf(text, sizeof text, "file:%s", data_test_write("none", "", 0));
+    data_test_shards_refused(&d, text, 1, 8, "none: line 0 is the last");
+    snprintf(text, sizeof text, "file:%s", data_test_path("missing"));
+    data_test_shards_refused(&d, text, 1, 8, "missing: No such file");
+    snprintf(text, sizeof text, "file:%s", data_test_folder);
+    data_test_shards_refused(&d, text, 1, 8, "Is a directory");
+    data_test_shards_refused(&d, "contiguous", 101, 8, "900 tokens to train 101 workers");
+    data_test_shards_refused(&d, "dirichlet:1", 3, 300, "each needs at least context + 1 = 301");
+    data_test_shards_refused(&d, "contiguous", 0, 8, "context and workers must be at least 1");
+    data_test_shards_refused(&d, "iid", 3, 0, "context and workers must be at least 1");
+    data_close(&d);
+    data_test_end();
+}
+
 /* -- the corpus: an LL(1) parser of its own, which shares the compiled tables and no code */
 
 /* the word, with its blank, or the single character at s */
@@ -4584,28 +5001,13 @@ TEST(the_program_in_signmuon_h_compiles_and_three_workers_find_the_target) {
     sm_remove(directory);
 }
 
-TEST(signmuon_h_compiles_as_c_and_as_cpp_in_two_files_that_link) {
-    static const char one[] =
-        "#include \"signmuon.h\"\n"
-        "int two(void);\n"
-        "int main(void) {\n"
-        "    float g[6] = {3, 0, 0, 0, 2, 0}, o[6], s[300];\n"
-        "    if (sm_lmo_scratch(2, 3) > 300) return 1;\n"
-        "    sm_polar(o, g, 2, 3, sm_newton_schulz(\"exact\"), s);\n"
-        "    return !(o[0] > 0.999f && o[4] > 0.999f && o[1] < 0.001f) || two() != 42;\n"
-        "}\n";
-    static const char two[] =
-        "#include \"signmuon.h\"\n"
-        "int two(void);\n"
-        "int two(void) { return sm_method(\"signmuon\") && sm_norm(\"spectral\") ? 42 : 0; }\n";
+/* builds one.c and two.c of the directory as C11 and as C++17 and runs what comes out: it must print
+ * `expect` */
+static void sm_compiles(const char *directory, const char *expect) {
     static const struct {
         const char *variable, *fallback, *language, *standard;
     } compiler[] = {{"CC", "cc", "c", "c11"}, {"CXX", "c++", "c++", "c++17"}};
     static char out[3000];
-    char directory[] = "/tmp/test_signmuon_XXXXXX";
-    CHECK(mkdtemp(directory) != NULL);
-    sm_write(directory, "one.c", one, sizeof one - 1);
-    sm_write(directory, "two.c", two, sizeof two - 1);
     for (size_t k = 0; k < 2; k++) {
         const char *program =
             getenv(compiler[k].variable) ? getenv(compiler[k].variable) : compiler[k].fallback;
@@ -4621,6 +5023,269 @@ TEST(signmuon_h_compiles_as_c_and_as_cpp_in_two_files_that_link) {
             FAIL("%s: %s", program, out);
         else
             CHECK_EQ(sm_shell(out, sizeof out, "%s/both", directory), 0);
+        if (strcmp(out, expect)) FAIL("%s: '%s', not '%s'", program, out, expect);
+    }
+}
+
+TEST(signmuon_h_compiles_as_c_and_as_cpp_in_two_files_that_link) {
+    static const char one[] =
+        "#include \"signmuon.h\"\n"
+        "int two(void);\n"
+        "int main(void) {\n"
+        "    float g[6] = {3, 0, 0, 0, 2, 0}, o[6], s[300];\n"
+        "    if (sm_lmo_scratch(2, 3) > 300) return 1;\n"
+        "    sm_polar(o, g, 2, 3, sm_newton_schulz(\"exact\"), s);\n"
+        "    return !(o[0] > 0.999f && o[4] > 0.999f && o[1] < 0.001f) || two() != 42;\n"
+        "}\n";
+    static const char two[] =
+        "#include \"signmuon.h\"\n"
+        "int two(void);\n"
+        "int two(void) { return sm_method(\"signmuon\") && sm_norm(\"spectral\") ? 42 : 0; }\n";
+    char directory[] = "/tmp/test_signmuon_XXXXXX";
+    CHECK(mkdtemp(directory) != NULL);
+    sm_write(directory, "one.c", one, sizeof one - 1);
+    sm_write(directory, "two.c", two, sizeof two - 1);
+    sm_compiles(directory, "");
+    sm_remove(directory);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * noise.h: zero-mean noise against its laws */
+#include "noise.h"
+
+enum { NOISE_DRAWS = 400000 };
+
+/* every row by the moments and a tail P(x > t) that its law has; kurtosis 0: no fourth moment */
+static const struct NoiseLaw {
+    const char *text;
+    double variance, skewness, kurtosis; /* second to fourth central moment */
+    double t, above;
+} noise_laws[] = {
+    {"gaussian:1", 1, 0, 3, 1.959964, 0.025},
+    {"gaussian:1", 1, 0, 3, -0.674490, 0.75},
+    {"laplace:1", 1, 0, 6, 1.628173, 0.05},  /* -log(2 * 0.05) / sqrt(2) */
+    {"laplace:1", 1, 0, 6, -0.490129, 0.75}, /* log(2 * 0.25) / sqrt(2) */
+    {"skewed:1", 1, 1.5, 3.25, 0, 0.2},      /* 0.2 * 8 - 0.8 / 8; 0.2 * 16 + 0.8 / 16 */
+    {"skewed:1", 1, 1.5, 3.25, 1.999, 0.2},
+    {"skewed:1", 1, 1.5, 3.25, -0.501, 1},
+    {"student:2,1", 0, 0, 0, 2.919986, 0.05}, /* quantiles: tables of Student's t */
+    {"student:3,1", 3, 0, 0, 2.353363, 0.05},
+    {"student:3,1", 3, 0, 0, 5.840909, 0.005},
+    {"student:3,1", 3, 0, 0, -0.764892, 0.75},
+    {"student:5,1", 5.0 / 3, 0, 25, 2.015048, 0.05}, /* 3 nu^2 / ((nu - 2) (nu - 4)) */
+    {"student:10,1", 1.25, 0, 6.25, 2.763769, 0.01},
+    {"student:30,1", 30.0 / 28, 0, 2700.0 / 728, 1.697261, 0.05},
+    {"student:1e9,1", 1, 0, 3, 1.644854, 0.05}, /* nearly normal */
+};
+enum { NOISE_LAWS = sizeof noise_laws / sizeof *noise_laws };
+
+static Noise noise_test(const char *text) {
+    char error[300] = "";
+    Noise n;
+    if (noise_parse(&n, text, error, sizeof error)) FAIL("%s: %s", text, error);
+    return n;
+}
+
+TEST(noise_of_every_row_has_the_moments_and_tails_of_its_law) {
+    for (size_t i = 0; noise_row(i); i++) {
+        int tested = 0;
+        for (size_t k = 0; k < NOISE_LAWS; k++)
+            tested |= noise_test(noise_laws[k].text).row == noise_row(i);
+        if (!tested) FAIL("no law to test noise %s with", noise_row(i)->name);
+        CHECK(*noise_row(i)->doc && *noise_row(i)->arguments);
+    }
+    for (size_t k = 0; k < NOISE_LAWS; k++) {
+        const struct NoiseLaw *law = &noise_laws[k];
+        Noise n = noise_test(law->text);
+        double sum[5] = {0}, above = 0, lag = 0, before = 0, root = sqrt(NOISE_DRAWS);
+        uint64_t key = sm_key(11, k, 0);
+        for (uint64_t i = 0; i < NOISE_DRAWS && n.row; i++) {
+            double x = n.row->draw(key, i, n.nu), y = x > 3 ? 3 : x < -3 ? -3 : x;
+            for (int p = 1; p < 5; p++) sum[p] += pow(x, p) / NOISE_DRAWS;
+            above += x > law->t ? 1.0 / NOISE_DRAWS : 0;
+            lag += y * before / NOISE_DRAWS;
+            before = y;
+        }
+        CHECK_NEAR(above, law->above, 4.5 * sqrt(law->above * (1 - law->above)) / root + 1e-6);
+        CHECK_NEAR(lag, 0, 4.5 * 2.3 / root); /* draws in a row are independent */
+        if (law->variance > 0) CHECK_NEAR(sum[1], 0, 4.5 * sqrt(law->variance) / root);
+        if (law->kurtosis <= 0) continue;
+        double spread = law->kurtosis - law->variance * law->variance;
+        CHECK_NEAR(sum[2], law->variance, (law->kurtosis < 20 ? 4.5 : 30) * sqrt(spread) / root);
+        if (law->kurtosis > 6.1) continue;
+        CHECK_NEAR(sum[3], law->skewness, 0.15);
+        CHECK_NEAR(sum[4], law->kurtosis, 0.04 * law->kurtosis);
+    }
+}
+
+/* P(T > t) of Student's t by Simpson's rule in s, x = t / s, s in (0, 1) */
+static double noise_test_student(double nu, double t) {
+    double c = exp(lgamma((nu + 1) / 2) - lgamma(nu / 2)) / sqrt(nu * 3.141592653589793), sum = 0;
+    const int n = 20000;
+    for (int i = 1; i <= n; i++) { /* the integrand is 0 at s = 0 */
+        double s = (double)i / n, x = t / s;
+        sum += c * pow(1 + x * x / nu, -(nu + 1) / 2) * t / (s * s) * (i == n ? 1 : i % 2 ? 4 : 2);
+    }
+    return sum / (3 * n);
+}
+
+TEST(noise_of_student_with_fractional_degrees_has_the_tails_of_its_density) {
+    enum { DRAWS = 1000000 };
+    static const double nus[] = {1.1, 1.5, 2.7}, ts[] = {0.2, 1, 5, 30};
+    CHECK_NEAR(noise_test_student(3, 2.353363), 0.05, 1e-6);
+    CHECK_NEAR(noise_test_student(2, 2.919986), 0.05, 1e-6);
+    for (size_t k = 0; k < 3; k++) {
+        double above[4] = {0}, below[4] = {0}, tail = 0, excess = 0;
+        for (uint64_t i = 0; i < DRAWS; i++) {
+            double x = noise__student(sm_key(5, k, 0), i, nus[k]);
+            for (int j = 0; j < 4; j++) above[j] += x > ts[j], below[j] += x < -ts[j];
+            if (fabs(x) > 30) tail++, excess += log(fabs(x) / 30);
+        }
+        for (int j = 0; j < 4; j++) {
+            double law = noise_test_student(nus[k], ts[j]);
+            CHECK_NEAR(above[j] / DRAWS, law, 4.5 * sqrt(law / DRAWS));
+            CHECK_NEAR(below[j] / DRAWS, law, 4.5 * sqrt(law / DRAWS));
+        }
+        /* Hill's estimate: P(|T| > t) falls like t^-nu */
+        CHECK_NEAR(tail / excess, nus[k], 4.5 * nus[k] / sqrt(tail) + 0.01);
+    }
+}
+
+TEST(noise_that_is_skewed_turns_the_sign_of_a_small_gradient_four_times_in_five) {
+    static float g[NOISE_DRAWS];
+    const struct {
+        float gradient;
+        double wrong;
+    } cases[] = {{0.1f, 0.8}, {-0.1f, 0.2}, {0.99f, 0.8}, {1.01f, 0}, {-3.99f, 0.2}, {-4.01f, 0}};
+    Noise n = noise_test("skewed:2");
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        double wrong = 0, mean = 0;
+        for (size_t i = 0; i < NOISE_DRAWS; i++) g[i] = cases[k].gradient;
+        noise_add(g, NOISE_DRAWS, &n, sm_key(2, k, 0), 0);
+        for (size_t i = 0; i < NOISE_DRAWS; i++) {
+            wrong += g[i] * cases[k].gradient < 0;
+            mean += (double)g[i] / NOISE_DRAWS;
+        }
+        CHECK_NEAR(wrong / NOISE_DRAWS, cases[k].wrong, 0.003);
+        CHECK_NEAR(mean, (double)cases[k].gradient, 4.5 * 2 / sqrt(NOISE_DRAWS));
+    }
+}
+
+TEST(noise_does_not_depend_on_how_a_vector_is_cut_but_on_key_place_and_scale) {
+    static const char *const texts[] = {"gaussian:0.25", "laplace:3", "skewed:0.1",
+                                        "student:1.5,0.01"};
+    enum { SIZE = 1000 };
+    for (size_t k = 0; k < sizeof texts / sizeof *texts; k++) {
+        Noise n = noise_test(texts[k]);
+        float whole[SIZE], cut[SIZE], other[SIZE];
+        size_t same = 0, piece;
+        test_fill(whole, SIZE, 4);
+        memcpy(cut, whole, sizeof cut);
+        memcpy(other, whole, sizeof other);
+        noise_add(whole, SIZE, &n, 77, 1 << 20);
+        for (size_t at = 0; at < SIZE; at += piece) {
+            piece = at * 7 % 13 + 1 < SIZE - at ? at * 7 % 13 + 1 : SIZE - at;
+            for (size_t i = at; i < at + piece; i++) {
+                double drawn = n.row->draw(77, (1 << 20) + i, n.nu);
+                CHECK_NEAR(whole[i], cut[i] + (float)(n.scale * drawn), 0);
+            }
+            noise_add(cut + at, piece, &n, 77, (1 << 20) + at);
+        }
+        CHECK(!memcmp(whole, cut, sizeof cut));
+        noise_add(other, SIZE, &n, 78, 1 << 20);
+        for (size_t i = 0; i < SIZE; i++) same += other[i] == whole[i];
+        CHECK(n.row->draw == noise__skewed ? same < SIZE * 3 / 4 : same < 20);
+    }
+    float zero[2] = {-0.0f, 1};
+    Noise none = noise_test(""), nothing = noise_test("gaussian:0");
+    CHECK(!none.row && nothing.row && nothing.scale == 0);
+    noise_add(zero, 2, &none, 1, 0);
+    noise_add(zero, 2, &nothing, 1, 0);
+    CHECK(signbit(zero[0]) && zero[1] == 1);
+}
+
+TEST(noise_is_parsed_strictly) {
+    static const char *const bad[] = {"normal:1",
+                                      "gauss:1",
+                                      "gaussian",
+                                      "gaussian:",
+                                      "gaussian:x",
+                                      "gaussian:1x",
+                                      "gaussian:-1",
+                                      "gaussian: 1",
+                                      "gaussian:1,1",
+                                      "gaussian:nan",
+                                      "gaussian:inf",
+                                      "gaussian:2e9",
+                                      "gaussian:1 ",
+                                      "laplace:+1",
+                                      "skewed:.",
+                                      "student:1.5",
+                                      "student:1.5,",
+                                      "student:,1",
+                                      "student:1,0.1",
+                                      "student:0.5,1",
+                                      "student:0,1",
+                                      "student:-2,1",
+                                      "student:nan,1",
+                                      "student:1.5,0,1",
+                                      "student:1.5,-1",
+                                      "student:2e9,1",
+                                      "student:1.5;1",
+                                      ":1",
+                                      ":",
+                                      "Gaussian:1"};
+    static const struct {
+        const char *text, *name;
+        double nu, scale;
+    } good[] = {{"gaussian:0.1", "gaussian", 0, 0.1},
+                {"laplace:1e-3", "laplace", 0, 1e-3},
+                {"skewed:.5", "skewed", 0, 0.5},
+                {"student:1.5,0.01", "student", 1.5, 0.01},
+                {"student:1.0001,1e9", "student", 1.0001, 1e9},
+                {"student:3,0", "student", 3, 0}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char error[300] = "";
+        Noise n = {noise_row(0), 1, 1};
+        CHECK_EQ(noise_parse(&n, bad[i], error, sizeof error), -1);
+        if (!strstr(error, bad[i]) || strchr(error, '\n') || strlen(error) < 40 || n.row)
+            FAIL("the refusal of '%s' reads '%s'", bad[i], error);
+        CHECK(strncmp(bad[i], "student", 7) || strstr(error, "there is no mean"));
+    }
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+        Noise n = noise_test(good[i].text);
+        CHECK(n.row && !strcmp(n.row->name, good[i].name));
+        CHECK(n.nu == good[i].nu && n.scale == good[i].scale);
+    }
+    char small[8];
+    Noise n;
+    memset(small, 'X', sizeof small);
+    CHECK_EQ(noise_parse(&n, "gaussian", small, 5), -1);
+    CHECK(strlen(small) == 4 && small[5] == 'X');
+}
+
+TEST(noise_h_and_the_program_in_it_compile_as_c_and_as_cpp) {
+    static const char two[] = "#include \"noise.h\"\n"
+                              "const NoiseKind *two(void);\n"
+                              "const NoiseKind *two(void) { return noise_row(0); }\n";
+    static char text[20000], expect[200];
+    char directory[] = "/tmp/test_signmuon_XXXXXX";
+    FILE *f = fopen("noise.h", "r");
+    CHECK(f != NULL && mkdtemp(directory) != NULL);
+    if (!f) return;
+    text[fread(text, 1, sizeof text - 1, f)] = 0;
+    fclose(f);
+    char *begin = strstr(text, "     #include <stdio.h>"), *end = strstr(text, "\n   MEMORY");
+    CHECK(begin && end && begin < end);
+    if (begin && end && begin < end) {
+        float g[4] = {0};
+        Noise n = noise_test("student:1.5,0.01");
+        noise_add(g, 4, &n, sm_key(1, 0, 0), 0);
+        snprintf(expect, sizeof expect, "%g\n%g\n%g\n%g\n", (double)g[0], (double)g[1],
+                 (double)g[2], (double)g[3]);
+        sm_write(directory, "one.c", begin, (size_t)(end - begin));
+        sm_write(directory, "two.c", two, sizeof two - 1);
+        sm_compiles(directory, expect);
     }
     sm_remove(directory);
 }
