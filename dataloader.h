@@ -73,8 +73,8 @@
              files are llm.c's: int32 header[256] = {20240520, 1, count}, then uint16, all
              little-endian on every machine. Every hash is splitmix64's finaliser. A block b is
              1024 tokens or four windows, but a short text is dealt in N equal blocks. Dirichlet
-             borders come through libm's log, cos and exp: two C libraries that round these
-             differently may place a border one token apart. */
+             borders come through libm's log, cos and exp: C libraries that round these
+             differently may place borders differently. */
 #ifndef DATALOADER_H
 #define DATALOADER_H
 
