@@ -22,13 +22,13 @@
 enum { N = 3, ROWS = 6, COLS = 4, SIZE = ROWS * COLS };
 static float x[SIZE], w[SIZE], g[SIZE], model[SIZE], m[N][SIZE], estimate[N][SIZE], u[SIZE];
 static unsigned char shift[4 * SIZE], message[N][4 * SIZE];
-static _Alignas(64) float scratch[8192];
+static _Alignas(64) float scratch[16384];
 
 int main(void) {
     EfLink up, down;
     char error[200] = "";
     if (ef_parse(&up, "topk:20%+natural", error, sizeof error) ||
-        ef_parse(&down, "natural", error, sizeof error) || ef_scratch(&up, ROWS, COLS) > 8192)
+        ef_parse(&down, "natural", error, sizeof error) || ef_scratch(&up, ROWS, COLS) > 16384)
         return puts(error), 1;
     size_t sent = ef_bytes(&up, ROWS, COLS, 0), received = ef_bytes(&down, ROWS, COLS, 0);
     for (uint64_t k = 0; k < 400; k++) {
@@ -81,7 +81,6 @@ int main(void) {
 #ifndef EF21MUON_H
 #define EF21MUON_H
 
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "signmuon.h"
@@ -743,51 +742,65 @@ static inline const EfCompressor *ef_compressor_row(size_t i) {
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
 }
 
+/* error (size bytes, which hold a string) <- with so much of text behind it as fits */
+static inline void ef__say(char *error, size_t size, const char *text) {
+    size_t used = size ? strlen(error) : 0;
+    for (; *text && used + 1 < size; text++) error[used++] = *text;
+    if (size) error[used] = 0;
+}
+
+/* The row of that name, which has length characters, or NULL. */
+static inline const EfCompressor *ef__named(const char *name, size_t length) {
+    const EfCompressor *row;
+    for (size_t i = 0; (row = ef_compressor_row(i)) != NULL; i++)
+        if (strlen(row->name) == length && !memcmp(row->name, name, length)) break;
+    return row;
+}
+
+/* The argument of a link from ":0.1" or ":10%"; returns what follows it, or NULL. */
+static inline const char *ef__argument(EfLink *l, const char *text) {
+    char *end = NULL;
+    if (*text++ != ':' || !((*text >= '0' && *text <= '9') || *text == '.')) return NULL;
+    if (text[strcspn(text, "xX")]) return NULL; /* strtod would take hexadecimal */
+    l->value = strtod(text, &end);
+    if (*end == '%') l->value /= 100, end++;
+    return l->value > 0 && l->value <= l->row->most ? end : NULL;
+}
+
 /* "topk:10%+natural" and the like: a row's name, its argument, and how values travel.
  * error    -1, and in error (size bytes) one sentence that says what is wrong and what is taken */
 static inline int ef_parse(EfLink *link, const char *text, char *error, size_t size) {
-    size_t length = strcspn(text, ":+"), used = 0;
-    const EfCompressor *row = NULL;
-    for (size_t i = 0; (row = ef_compressor_row(i)) != NULL; i++)
-        if (strlen(row->name) == length && !strncmp(row->name, text, length)) break;
-    if (!row) {
-        int n = snprintf(error, size, "'%.40s' is not a compressor; there are", text);
-        for (size_t i = 0; (row = ef_compressor_row(i)) != NULL && n >= 0; i++) {
-            used += (size_t)n;
-            if (used >= size) break;
-            n = snprintf(error + used, size - used, "%s %s%s%s", i ? "," : "", row->name,
-                         row->argument ? ":" : "", row->argument ? row->argument : "");
-        }
-        return -1;
-    }
+    size_t length = strcspn(text, ":+");
+    EfLink l = {ef__named(text, length), 0, 0, 0};
+    const EfCompressor *row = l.row;
     const char *rest = text + length;
-    EfLink l = {row, 0, row->natural == 2, 0};
-    int good = 1;
-    if (row->argument) {
-        char *end = NULL;
-        good = *rest == ':' && (rest[1] == '.' || (rest[1] >= '0' && rest[1] <= '9')) &&
-               strcspn(rest, "xX") == strlen(rest);
-        if (good) {
-            l.value = strtod(rest + 1, &end);
-            if (*end == '%') l.value /= 100, end++;
-            rest = end;
-            good = l.value > 0 && l.value <= row->most;
+    if (row) {
+        l.natural = row->natural == 2;
+        if (row->argument) rest = ef__argument(&l, rest);
+        if (rest && row->natural == 1 && !strncmp(rest, "+natural", 8)) l.natural = 1, rest += 8;
+        if (rest && l.natural && sm__equal(rest, ":stochastic")) l.stochastic = 1, rest += 11;
+        if (rest && !*rest) {
+            *link = l;
+            return 0;
         }
     }
-    if (good && row->natural == 1 && !strncmp(rest, "+natural", 8)) l.natural = 1, rest += 8;
-    if (good && l.natural && sm__equal(rest, ":stochastic")) l.stochastic = 1, rest += 11;
-    if (!good || *rest) {
-        const char *more =
-            row->natural == 1 ? ", then nothing, +natural or +natural:stochastic" : "";
-        const char *part[] = {"'", text, "': ", row->name, " takes ", row->takes, more};
-        for (size_t i = 0; i < sizeof part / sizeof *part && used < size; i++) {
-            int n = snprintf(error + used, size - used, "%.60s", part[i]);
-            used += n > 0 ? (size_t)n : 0;
-        }
-        return -1;
+    if (size) *error = 0;
+    ef__say(error, size, "'");
+    ef__say(error, size, text);
+    ef__say(error, size, row ? "': " : "' is not a compressor; there are");
+    if (row) {
+        ef__say(error, size, row->name);
+        ef__say(error, size, " takes ");
+        ef__say(error, size, row->takes);
+        if (row->natural == 1) ef__say(error, size, ", then nothing or +natural[:stochastic]");
     }
-    *link = l;
-    return 0;
+    for (size_t i = 0; !l.row && (row = ef_compressor_row(i)) != NULL; i++) {
+        ef__say(error, size, i ? ", " : " ");
+        ef__say(error, size, row->name);
+        ef__say(error, size, row->argument ? ":" : "");
+        ef__say(error, size, row->argument ? row->argument : "");
+    }
+    return -1;
 }
 
 /* ------------------------------------------------------------------------------------------------
