@@ -14,7 +14,7 @@
    |x|^2, which is all that error feedback needs. Copy this file beside signmuon.h and include it,
    in as many files as you like.
 
-   Three workers with different targets, 3 bits per weight up and 9 down:
+   Three workers with different targets; 24 weights are 7 bytes up and 27 down, instead of 96:
 
 #include <stdio.h>
 #include "ef21muon.h"
@@ -67,14 +67,15 @@ int main(void) {
                columns are kept (index list or bitmap, whichever is shorter for this shape). The
                bits that fill up the last byte are 0. Byte order: little-endian.
      identity  sender and receiver both decode the message, with the same code: what they add to
-               their estimates is equal bit for bit. Machines that differ want -ffp-contract=off
+               their estimates is equal bit for bit. Machines that differ want -ffp-contract=off,
+               and for rankk and svdtopk a SIGNMUON_GEMM that rounds the same on both
      topk      ties go to the lower index
      natural   powers of two; zero and subnormals become 0, beyond 2^127 is 2^127
-     rankk     A is turned so that m <= n. P is orthonormal (m x r) and R = A^T P; where that keeps
+     rankk     A is turned so that m <= n. P is orthonormal (m x r) and R = A^T P. Where that keeps
                less than the share r/m of |A|^2, as it may when the warm start looks the wrong way,
-               P becomes the r largest rows. So alpha is that of the truncated SVD. With +natural P
-               is rounded, made orthonormal again at both ends, and R is that of the rounded P:
-               rounding R then is all that is lost
+               P becomes unit vectors of the r longest rows: so alpha is that of the truncated SVD.
+               +natural rounds P, makes it orthonormal again at both ends, and R belongs to that P:
+               rounding R is then all that is lost
      aggregate in double, in order of rank
      NaN, Inf  not looked for in what is sent: refuse them before (sm_finite)
 */

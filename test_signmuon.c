@@ -4303,6 +4303,8 @@ TEST(the_exact_svd_discards_the_smallest_singular_values_and_the_power_iteration
         CHECK(ef_rank_error("rankk:25%", &k, m, n, 1, discarded) > 1.001); /* not after one step */
         CHECK_NEAR(ef_rank_error("rankk:25%", &k, m, n, 30, discarded), 1, 1e-3);
         CHECK(ef_rank_error("rankk:100%", &k, m, n, 1, discarded) < 1e-9);
+        sm_known(&k, m, n, 3, sigma, 32); /* of rank 3: nearly Gaussian columns find all of it */
+        CHECK(ef_rank_error("rankk:25%", &k, m, n, 1, discarded) < 1e-9);
     }
 }
 
@@ -4397,6 +4399,18 @@ TEST(the_aggregate_is_the_mean_in_rank_order_and_stays_the_mean_of_the_workers_e
     for (size_t k = 0; k < count; k++)
         for (int workers = 1; workers <= EF_WORKERS; workers += 2)
             ef_group(&tried[k], k % 2 ? 19 : 7, k % 2 ? 6 : 23, workers);
+}
+
+/* (1e30 - 1e30) + 1 is 1 in this order only */
+TEST(the_aggregate_adds_in_rank_order) {
+    static const float messages[3][2] = {{1e30f, 1}, {-1e30f, 2}, {1, 4}};
+    float g[2] = {7, 7};
+    EfLink l;
+    CHECK_EQ(ef_parse(&l, "damping:1", NULL, 0), 0);
+    EfBlocks b = ef_blocks(&l, 1, 2, 0);
+    CHECK_EQ(ef_aggregate(g, messages, sizeof *messages, 8, 3, 1, 2, &l, b.scratch), 0);
+    CHECK(g[0] == 7 + 1 / 3.0f && g[1] == 7 + 7 / 3.0f);
+    ef_free(&b);
 }
 
 /* ---- messages ---- */
@@ -4638,7 +4652,7 @@ TEST(the_papers_cost_table_follows_from_its_accounting_on_the_shapes_of_gpt2) {
             weights += (double)(gpt2[k].copies * gpt2[k].rows * gpt2[k].cols);
         }
         CHECK_EQ(weights, 123568128);
-        if (fabs(bits / (32 * weights) - table[i].cost) > 1e-4)
+        if (fabs(bits / (32 * weights) - table[i].cost) > 5.1e-5)
             FAIL("%s: %.5f, expected %.4f", table[i].text, bits / (32 * weights), table[i].cost);
     }
 }
