@@ -5,7 +5,7 @@
      S2  S   <- C(X - W)                server: the shift of the model, compressed; S travels down
      S3  W   <- W + S                   server and every worker: the model that workers have
      W2  M_j <- mu M_j + (1-mu) g_j(W)  worker j: its gradient, taken at W
-     W3  R_j <- C_j(M_j - G_j)          worker j: what its estimate lacks, compressed; R_j travels up
+     W3  R_j <- C_j(M_j - G_j)          worker j: what its estimate lacks, compressed; travels up
      W4  G_j <- G_j + R_j               worker j
      S4  G   <- G + mean R_j            server: so that G = mean G_j always
 
@@ -484,8 +484,8 @@ static inline size_t ef__column_scratch(const EfLink *l, size_t rows, size_t col
     return (void)l, (void)rows, 3 * ef__pad(cols) + ef__cut_scratch(cols);
 }
 
-/* norm <- 2-norms of the lines of x along one side: element (i, p) at x[i * row + p * col], i < n, in
- * fp32; sum is n doubles */
+/* norm <- 2-norms of n lines of x, in fp32; element p of line i at x[i * row + p * col]; sum is n
+ * doubles */
 static inline void ef__norms(float *norm, const float *x, size_t row, size_t col, size_t n,
                              size_t length, double *sum) {
     for (size_t i = 0; i < n; i++) sum[i] = 0;
@@ -519,8 +519,8 @@ static inline void ef__scatter_columns(float *out, float *v, const uint64_t *pla
 }
 
 /* ------------------------------------------------------------------------------------------------
- * rankk and svdtopk: A ~ P R^T with A turned so that m <= n; here and on the wire as P^T (r x m) and
- * R^T (r x n) */
+ * rankk and svdtopk: A ~ P R^T with A turned so that m <= n; here and on the wire as P^T (r x m)
+ * and R^T (r x n) */
 
 static inline size_t ef__rank(const EfLink *l, size_t rows, size_t cols) {
     return ef__share(l, ef__min(rows, cols));
@@ -575,8 +575,8 @@ static inline float ef__entry(const EfFactors *f, size_t i, size_t j) {
     return f->turned ? f->x[j * f->m + i] : f->x[i * f->n + j];
 }
 
-/* P = orth(A Q), Q the R of the last step; a column without one starts nearly Gaussian, as the sum of
- * the four quarters of a hash. */
+/* P = orth(A Q), Q the R of the last step; a column without one starts nearly Gaussian, as the sum
+ * of the four quarters of a hash. */
 static inline void ef__power_step(EfFactors *f, const EfTask *t) {
     for (size_t k = 0; k < f->r; k++) {
         float *q = t->warm + k * f->n;
@@ -843,9 +843,9 @@ static inline double ef_paper_bits(const EfLink *l, size_t rows, size_t cols) {
     return l->row->paper ? l->row->paper(l, rows, cols) : ef_bits(l, rows, cols);
 }
 
-/* Guaranteed alpha: E|C(x) - x|_F^2 <= (1 - alpha) |x|_F^2, but for rounding and for natural's zeros
- * of subnormals and its saturation. Rounding to the nearest power of two loses 1/9 of what is kept, at
- * random 1/8. */
+/* Guaranteed alpha: E|C(x) - x|_F^2 <= (1 - alpha) |x|_F^2, but for rounding, and for what natural
+ * does to subnormals and beyond 1.5 * 2^127. Rounding to the nearest power of two loses 1/9 of what
+ * is kept, at random 1/8. */
 static inline double ef_contraction(const EfLink *l, size_t rows, size_t cols) {
     double kept = l->row->contraction(l, rows, cols);
     return !l->natural ? kept : l->stochastic ? kept * 7 / 8 : kept * 8 / 9;
@@ -1028,7 +1028,7 @@ static inline int ef_receive(float *estimate, const void *message, size_t bytes,
     return 0;
 }
 
-/* aggregate += mean of the workers' R_j, summed in rank order in double; identity: aggregate = mean.
+/* aggregate += mean of the R_j, summed in rank order in double; identity: aggregate = mean.
  * first    message of rank 0;  stride  bytes from one rank's message to the next;  bytes  of each
  * error    -1 as ef_decode, for any rank; aggregate is as it was   (S4) */
 static inline int ef_aggregate(float *aggregate, const void *first, size_t stride, size_t bytes,
