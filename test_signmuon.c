@@ -6784,7 +6784,7 @@ static const struct CliVariant {
     {2, "--workers 2 --method scion-constrained --norm nuclear --radii 1,2,3,4"},
     {4, "--workers 4 --method demuon --topology one-peer --gossip-rounds 3,1"},
     {3, "--workers 3 --method gt-nsgdm --topology directed-ring --gradient-noise student:1.5,1e-4"},
-    {3, "--workers 3 --method demuon --mode paper --shards dirichlet:0.3 --eval-nodes"},
+    {3, "--workers 3 --method demuon --mode paper --shards dirichlet:0.3 --eval-nodes always"},
 };
 enum { CLI_VARIANTS = sizeof cli_variants / sizeof *cli_variants };
 
