@@ -785,7 +785,7 @@ void sm_optimizer_step(SmOptimizer *o, float *params, const float *grads, uint64
 int sm_optimizer_exact(SmOptimizer *o, float *out, const float *params, uint64_t steps) {
     int found = 0;
     for (SmGroup *g = o->group; g < o->group + 2; g++)
-        found |= g->method->combine == SM_FEEDBACK && o->links[1].row != o->identity.row;
+        found |= g->method->combine == SM_FEEDBACK && !o->links[1].row->replaces;
     if (!found) return 0;
     for (SmGroup *g = o->group; g < o->group + 2; g++) {
         for (size_t i = 0; i < g->count; i++) {
@@ -899,7 +899,7 @@ static size_t state_size(const SmOptimizer *o, const SmGroup *g, const SmBlock *
     case TRACKER:
         return tracking ? n : 0;
     case MODEL:
-        return feedback && link_of(o, b, 1)->row != o->identity.row ? n : 0;
+        return feedback && !link_of(o, b, 1)->row->replaces ? n : 0;
     case AGGREGATE:
         return feedback ? n : 0;
     case WARM_UP:
