@@ -3022,6 +3022,9 @@ typedef struct SmCase {
     const SmTensor *tensors;
     size_t count;
     void (*gradient)(float *g, const struct SmCase *c, int worker, int step);
+    void (*inspect)(const struct SmCase *c, SmOptimizer *o, Comm *comm, const float *params,
+                    int step); /* by all workers after each step, or NULL */
+    void *context;             /* of inspect */
     const float (*path)[SM_SIZE]; /* what the parameters should be after each step, at each node if
                                      the method gossips; or NULL */
     float tolerance;
@@ -3135,6 +3138,7 @@ static int sm_case_worker(Comm *comm, void *arg) {
     for (int step = 0; step < c->steps; step++) {
         c->gradient(grads, c, comm->rank, step);
         sm_optimizer_step(o, params, grads, (uint64_t)step, c->lr, c->aux_lr);
+        if (c->inspect) c->inspect(c, o, comm, params, step);
         int nodes = sm_gossips(c->config.method) ? c->workers : 1;
         if (!c->path || comm->rank >= nodes) continue;
         const float *expected = c->path[step * nodes + comm->rank];
@@ -3162,7 +3166,7 @@ static void sm_case_run(const SmCase *c, SmResult *out) {
     }
     shared->wrong_step = -1;
     SmCase own = *c;
-    if (sm_gossips(c->config.method)) own.config.graph = sm_graph(c->workers);
+    if (sm_gossips(c->config.method) && !c->config.graph) own.config.graph = sm_graph(c->workers);
     SmRun run = {&own, shared};
     CommOptions options = {
         .backend = comm_backend(c->backend), .workers = c->workers, .threads = c->threads};
@@ -4436,6 +4440,381 @@ TEST(bits_per_weight_are_what_the_counters_count_for_every_method_and_rule) {
                              rule & 4 ? "abstain" : "coin", said, bits);
                 }
             }
+}
+
+/* ---- error feedback, gossip and balls: what holds after every step ---- */
+
+/* all[j] <- worker j's state of one kind, each array where its tensor lies and zeros elsewhere */
+static void sm_gather_state(float all[][SM_SIZE], const SmCase *c, const SmOptimizer *o, Comm *comm,
+                            const char *kind) {
+    float mine[SM_SIZE] = {0};
+    SmState s;
+    for (size_t i = 0; sm_optimizer_state(o, i, &s); i++) {
+        const SmTensor *t = &c->tensors[s.tensor];
+        size_t at = t->offset + (s.block > 0 ? (size_t)s.block * t->rows * t->cols : 0);
+        if (strcmp(s.kind, kind) == 0) memcpy(mine + at, s.data, s.rows * s.cols * sizeof *mine);
+    }
+    comm_gather(comm, mine, sizeof mine, all, COMM_OTHER);
+}
+
+static const SmTensor sm_matrices[] = {{"qkv", 220, 6, 10, 3, SM_HIDDEN, 1, 0},
+                                       {"tall", 420, 14, 6, 1, SM_HIDDEN, 1, 0},
+                                       {"wide", 510, 5, 12, 1, SM_HIDDEN, 1, 0}};
+
+/* A case on the hidden matrices alone, where `aux` says nothing. */
+static SmCase sm_case_of_matrices(const char *method, int workers) {
+    SmCase c = sm_case(method, "adamw", workers);
+    c.tensors = sm_matrices, c.count = 3;
+    return c;
+}
+
+/* The row is the plain method's except for how it combines. Its estimates are then what fp32 carries. */
+TEST(error_feedback_with_identity_links_has_the_bits_of_muon_scion_and_gluon) {
+    static const char *const names[] = {"muon", "scion", "scion-constrained", "gluon"};
+    static const int workers[] = {1, 2, 3, 5};
+    static SmResult plain, feedback;
+    for (size_t k = 0; k < 4; k++)
+        for (size_t j = 0; j < 4; j++)
+            for (int nesterov = 0; nesterov < 2; nesterov++) {
+                SmCase c = sm_case(names[k], k ? names[k] : "adamw", workers[j]);
+                c.config.nesterov = nesterov;
+                memcpy(c.config.radius, (double[]){0.7, 1.3, 1, 2.1}, 4 * sizeof(double));
+                SmMethod row = *sm_method("ef21-muon");
+                row.estimate = c.config.method->estimate, row.update = c.config.method->update;
+                SmCase d = c;
+                d.config.method = &row;
+                if (k) d.config.aux = &row;
+                d.config.up = d.config.down = sm_link("identity");
+                sm_case_run(&c, &plain);
+                sm_case_run(&d, &feedback);
+                if (!sm_same(&plain, &feedback))
+                    FAIL("%s, %d workers, nesterov %d", names[k], workers[j], nesterov);
+                d.config.first_gradient = 1; /* may not go unseen, or nothing above is shown */
+                sm_case_run(&d, &feedback);
+                if (k < 3) CHECK(!sm_same(&plain, &feedback));
+            }
+}
+
+/* context: NULL, or where the exact model goes */
+static void sm_inspect_feedback(const SmCase *c, SmOptimizer *o, Comm *comm, const float *params,
+                                int step) {
+    float estimate[SM_MAX_WORKERS][SM_SIZE], aggregate[SM_MAX_WORKERS][SM_SIZE],
+        model[SM_MAX_WORKERS][SM_SIZE], all[SM_MAX_WORKERS][SM_SIZE], exact[SM_SIZE] = {0};
+    int compressed = strcmp(c->config.down->row->name, "identity") != 0, parted = 0;
+    sm_gather_state(estimate, c, o, comm, "estimate");
+    sm_gather_state(aggregate, c, o, comm, "ef21.aggregate");
+    sm_gather_state(model, c, o, comm, "ef21.model");
+    int told = sm_optimizer_exact(o, exact, params, (uint64_t)step + 1);
+    comm_gather(comm, exact, sizeof exact, all, COMM_OTHER);
+    if (comm->rank) return;
+    CHECK_EQ(told, compressed);
+    for (size_t i = 0; i < SM_SIZE; i++) {
+        double mean = 0, sum = 0, largest = 0, x = 0;
+        int owners = 0, servers = 0;
+        for (int j = 0; j < c->workers; j++) {
+            mean += (double)estimate[j][i] / c->workers;
+            largest = fmax(largest, fabs((double)estimate[j][i]));
+            sum += (double)aggregate[j][i], owners += aggregate[j][i] != 0;
+            x += (double)model[j][i], servers += model[j][i] != 0;
+            CHECK(all[j][i] == exact[i]);
+        }
+        CHECK_NEAR(sum, mean, 2e-6 * largest);
+        CHECK(owners <= 1 && servers <= compressed);
+        if (servers) CHECK((double)exact[i] == x);
+        parted += compressed && exact[i] != 0 && exact[i] != params[i];
+    }
+    CHECK(compressed ? parted > 200 : parted == 0);
+    if (c->context) memcpy(c->context, exact, sizeof exact);
+}
+
+TEST(the_servers_estimate_is_the_mean_of_the_workers_and_its_exact_model_is_what_they_would_have) {
+    static const char *const down[] = {"identity", "sign", "topk:0.3"};
+    static SmResult r, whole;
+    static float exact[SM_SIZE];
+    for (size_t row = 0; sm_method_row(row); row++)
+        for (size_t k = 0; k < 9 && sm_method_row(row)->combine == SM_FEEDBACK; k++) {
+            const char *name = sm_method_row(row)->name;
+            SmCase c = sm_case(name, k % 2 ? name : "adamw", 1 + (int)(k / 3) * 2);
+            c.config.down = sm_link(down[k % 3]), c.inspect = sm_inspect_feedback;
+            sm_case_run(&c, &r); /* which sees to it that all replicas are one */
+            c.steps = 1, c.context = exact;
+            sm_case_run(&c, &r);
+            c.config.down = sm_link("identity"), c.inspect = NULL;
+            sm_case_run(&c, &whole);
+            for (size_t t = 0; t < SM_TENSORS && k % 3; t++) /* X has not heard of S yet */
+                CHECK(memcmp(exact + sm_tensors[t].offset,
+                             whole.params[0] + sm_tensors[t].offset,
+                             sm_tensors[t].blocks * sm_tensors[t].rows * sm_tensors[t].cols *
+                                 sizeof *exact) == 0);
+        }
+}
+
+static const DmGraph *sm_topology(DmGraph *graph, const char *text, int nodes) {
+    static double weights[1024];
+    char error[256];
+    if (dm_graph_doubles(nodes) > sizeof weights / sizeof *weights ||
+        dm_graph_build(graph, weights, text, "auto", nodes, error, sizeof error))
+        FAIL("%s of %d nodes", text, nodes);
+    return graph;
+}
+
+static void sm_inspect_tracking(const SmCase *c, SmOptimizer *o, Comm *comm, const float *params,
+                                int step) {
+    float v[SM_MAX_WORKERS][SM_SIZE], m[SM_MAX_WORKERS][SM_SIZE];
+    int gradient = c->config.method->estimate == SM_GRADIENT;
+    double worst = 0, square = 0, apart = 0;
+    (void)params;
+    sm_gather_state(v, c, o, comm, "tracker");
+    sm_gather_state(m, c, o, comm, gradient ? "estimate" : "momentum");
+    for (size_t i = 0; i < SM_SIZE; i++) {
+        double sum = 0, mean = 0;
+        for (int j = 0; j < c->workers; j++) {
+            sum += (double)v[j][i] / c->workers, mean += (double)m[j][i] / c->workers;
+            apart = fmax(apart, fabs((double)v[j][i] - (double)v[0][i]));
+        }
+        worst = fmax(worst, fabs(sum - mean)), square += mean * mean;
+    }
+    if (comm->rank) return;
+    double rms = sqrt(square / 324);
+    if (!(worst <= 1e-5 * rms))
+        FAIL("%s, step %d: the mean tracker is %g off a mean momentum of RMS %g",
+             c->config.method->name, step, worst, rms);
+    CHECK(c->context ? apart == 0 : apart > 0.01 * rms);
+}
+
+TEST(the_mean_of_the_trackers_is_the_mean_of_the_momenta_after_every_step_on_every_graph) {
+    static const char *const topologies[] = {"ring", "exponential", "complete", "one-peer",
+                                             "directed-ring", "star"};
+    static const int rounds[][2] = {{1, 1}, {3, 2}};
+    static SmResult r;
+    DmGraph graph;
+    for (size_t row = 0; sm_method_row(row); row++)
+        for (size_t k = 0; k < 12 && sm_method_row(row)->combine == SM_TRACKING; k++) {
+            SmCase c = sm_case_of_matrices(sm_method_row(row)->name, 4);
+            c.steps = 12, c.config.graph = sm_topology(&graph, topologies[k / 2], 4);
+            memcpy(c.config.rounds, rounds[k % 2], sizeof c.config.rounds);
+            c.inspect = sm_inspect_tracking;
+            int mean = strcmp(topologies[k / 2], "complete") == 0 ||
+                       (strcmp(topologies[k / 2], "one-peer") == 0 && rounds[k % 2][0] > 1);
+            c.context = mean ? &graph : NULL; /* all trackers are then the mean itself */
+            sm_case_run(&c, &r);
+        }
+}
+
+/* what four workers' gradients are on average */
+static void sm_gradient_mean(float *g, const SmCase *c, int worker, int step) {
+    double sum[SM_SIZE] = {0};
+    (void)worker;
+    for (int j = 0; j < 4; j++) {
+        sm_gradient(g, c, j, step);
+        for (size_t i = 0; i < SM_SIZE; i++) sum[i] += (double)g[i] / 4;
+    }
+    for (size_t i = 0; i < SM_SIZE; i++) g[i] = (float)sum[i];
+}
+
+TEST(demuon_is_muon_on_the_mean_gradient_on_the_complete_graph_and_with_one_node) {
+    static SmResult gossip, muon, alone;
+    DmGraph graph;
+    SmCase c = sm_case_of_matrices("demuon", 4), d = sm_case_of_matrices("muon", 1);
+    c.steps = d.steps = 20, c.config.graph = sm_topology(&graph, "complete", 4);
+    d.gradient = sm_gradient_mean;
+    sm_case_run(&c, &gossip);
+    sm_case_run(&d, &muon);
+    for (int j = 1; j < 4; j++)
+        CHECK(memcmp(gossip.params[0], gossip.params[j], sizeof gossip.params[0]) == 0);
+    for (size_t i = 0; i < SM_SIZE; i++)
+        CHECK_NEAR(gossip.params[0][i], muon.params[0][i], 5e-6);
+    c = sm_case_of_matrices("demuon-notrack", 1); /* a tracker adds, and so rounds */
+    c.steps = 20, c.gradient = sm_gradient_mean;
+    sm_case_run(&c, &alone);
+    CHECK(sm_same(&alone, &muon));
+    c.config.method = sm_method("demuon");
+    sm_case_run(&c, &alone);
+    for (size_t i = 0; i < SM_SIZE; i++) CHECK_NEAR(alone.params[0][i], muon.params[0][i], 5e-6);
+}
+
+/* The first two nodes against the last two: on a lazy ring of four the direction that shrinks least. */
+static void sm_gradient_halves(float *g, const SmCase *c, int worker, int step) {
+    (void)step;
+    sm_gradient(g, c, 0, 500);
+    for (size_t i = 0; i < SM_SIZE && worker > 1; i++) g[i] = -g[i];
+}
+
+/* context: the largest distance of the nodes from their mean, relative to its bound */
+static void sm_inspect_consensus(const SmCase *c, SmOptimizer *o, Comm *comm, const float *params,
+                                 int step) {
+    float all[SM_MAX_WORKERS][SM_SIZE];
+    double square = 0, rho = dm_graph_rho(c->config.graph), *largest = c->context;
+    double s = strcmp(c->config.ns->name, "exact") == 0 ? 1 + 1e-5 : 1.21, n = c->workers;
+    (void)o;
+    comm_gather(comm, params, sizeof all[0], all, COMM_OTHER);
+    if (comm->rank) return;
+    for (size_t i = 0; i < SM_SIZE; i++) {
+        double mean = 0;
+        for (int j = 0; j < c->workers; j++) mean += (double)all[j][i] / n;
+        for (int j = 0; j < c->workers; j++) square += pow((double)all[j][i] - mean, 2);
+    }
+    double bound = c->lr * rho / (1 - rho) * s * sqrt(n * (3 * 6 + 6 + 5)); /* least sides */
+    *largest = fmax(*largest, sqrt(square) / bound);
+    if (!(sqrt(square) <= bound))
+        FAIL("%s, step %d: %g from the mean, which the bound puts at %g", c->config.method->name,
+             step, sqrt(square), bound);
+}
+
+/* |X - mean X|_F <= lr rho / (1 - rho) s sqrt(N sum min(m, n)), as the step has norm s at most and the
+ * deviation shrinks by rho. Opposed gradients reach it. */
+TEST(nodes_stay_as_near_their_mean_as_the_spectral_gap_says_and_opposed_gradients_go_that_far) {
+    static const char *const topologies[] = {"ring", "exponential", "directed-ring", "star"};
+    static SmResult r;
+    DmGraph graph;
+    double largest = 0;
+    for (int k = 0; k < 8; k++) {
+        SmCase c = sm_case_of_matrices(k % 2 ? "demuon" : "demuon-notrack", 5);
+        c.steps = 15, c.config.decay = 0, c.inspect = sm_inspect_consensus, c.context = &largest;
+        c.config.graph = sm_topology(&graph, topologies[k / 2], 5);
+        largest = 0;
+        sm_case_run(&c, &r);
+        CHECK(largest > 0.02);
+    }
+    SmCase c = sm_case_of_matrices("demuon-notrack", 4);
+    c.steps = 15, c.config.decay = 0, c.inspect = sm_inspect_consensus, c.context = &largest;
+    c.config.graph = sm_topology(&graph, "ring-lazy", 4), c.config.ns = sm_newton_schulz("exact");
+    c.gradient = sm_gradient_halves;
+    largest = 0;
+    sm_case_run(&c, &r);
+    CHECK_NEAR(largest, 1, 1e-3);
+}
+
+typedef struct SmScalars {
+    const SmConfig *config;
+    int steps;
+    float x[6];
+} SmScalars;
+
+/* (x - a_i)^2 / 2 at every node, a = 0, 0, 9, ... */
+static int sm_scalar_worker(Comm *comm, void *arg) {
+    static const SmTensor tensor = {"x", 0, 1, 1, 1, SM_HIDDEN, 0, 0};
+    SmScalars *s = arg;
+    size_t bytes = sm_optimizer_bytes(s->config, &tensor, 1, comm->size, 1).total;
+    void *arena = aligned_alloc(64, bytes);
+    float *x = &s->x[comm->rank], g;
+    if (!arena) return 1;
+    memset(arena, 0, bytes);
+    SmOptimizer *o = sm_optimizer_init(arena, s->config, &tensor, 1, comm);
+    for (int k = 0; k < s->steps; k++) {
+        double rate = (1 - (double)k / s->steps) / sqrt(k + 1.0);
+        g = *x - (comm->rank % 3 == 2 ? 9 : 0);
+        sm_optimizer_step(o, x, &g, (uint64_t)k, rate, rate);
+    }
+    free(arena);
+    return 0;
+}
+
+TEST(without_a_tracker_nodes_end_at_the_median_of_their_minima_and_with_it_at_the_mean) {
+    static const char *const methods[] = {"demuon", "demuon-notrack"};
+    char error[256];
+    DmGraph graph;
+    for (int k = 0; k < 4; k++) {
+        SmConfig config = sm_config(sm_method(methods[k % 2]), sm_method("adamw"));
+        SmScalars s = {.config = &config, .steps = 800};
+        CommOptions options = {comm_backend("threads"), k < 2 ? 3 : 6, 1};
+        config.graph = sm_topology(&graph, k < 2 ? "complete" : "ring", options.workers);
+        config.ns = sm_newton_schulz("exact"), config.gain = sm_gain("none");
+        config.momentum = 0.8;
+        CHECK_EQ(comm_run(&options, sm_scalar_worker, &s, error, sizeof error), 0);
+        for (int j = 0; j < options.workers; j++) CHECK_NEAR(s.x[j], k % 2 ? 0 : 3, 0.02);
+    }
+}
+
+/* largest singular value, by power iteration in double */
+static double sm_spectral_norm(const float *x, size_t m, size_t n) {
+    double v[16], u[16], length = 0;
+    for (size_t j = 0; j < n; j++) v[j] = 1 + 0.1 * (double)j;
+    for (int k = 0; k < 60; k++) {
+        for (size_t i = 0; i < m; i++) u[i] = 0;
+        for (size_t i = 0; i < m * n; i++) u[i / n] += (double)x[i] * v[i % n];
+        for (size_t j = 0; j < n; j++) v[j] = 0;
+        for (size_t i = 0; i < m * n; i++) v[i % n] += (double)x[i] * u[i / n];
+        length = 0;
+        for (size_t j = 0; j < n; j++) length += v[j] * v[j];
+        for (size_t j = 0; j < n; j++) v[j] /= sqrt(length);
+    }
+    return sqrt(sqrt(length));
+}
+
+/* Norm of a block in the norm that Scion gives its role. */
+static double sm_role_norm(const float *x, size_t m, size_t n, SmRole role) {
+    double most = 0;
+    for (size_t i = 0; i < m * n; i++) most = fmax(most, fabs((double)x[i]));
+    if (role == SM_HIDDEN) return sqrt((double)n / (double)m) * sm_spectral_norm(x, m, n);
+    if (role == SM_VECTOR) return sqrt(sm_sum_squares(x, n) / (double)n);
+    return role == SM_OUTPUT ? (double)n * most : most;
+}
+
+/* context: by role, the largest norm so far relative to its radius */
+static void sm_inspect_balls(const SmCase *c, SmOptimizer *o, Comm *comm, const float *params,
+                             int step) {
+    double *worst = c->context;
+    (void)o, (void)step;
+    for (size_t k = 0; k < c->count && comm->rank == 0; k++)
+        for (size_t b = 0; b < c->tensors[k].blocks; b++) {
+            const SmTensor *t = &c->tensors[k];
+            const float *x = params + t->offset + b * t->rows * t->cols;
+            double norm = sm_role_norm(x, t->rows, t->cols, t->role) / c->config.radius[t->role];
+            worst[t->role] = fmax(worst[t->role], norm);
+        }
+}
+
+/* What starts inside its ball stays there, at most the Newton-Schulz overshoot of 1.21 outside. */
+TEST(constrained_scion_keeps_every_tensor_in_the_ball_of_its_role_and_unconstrained_leaves) {
+    static SmResult r;
+    for (int k = 0; k < 8; k++) {
+        double worst[SM_ROLES] = {0};
+        const char *name = k & 1 ? "scion" : "scion-constrained";
+        SmTensor tensors[SM_TENSORS];
+        SmCase c = sm_case(name, name, 2);
+        memcpy(tensors, sm_tensors, sizeof tensors);
+        if (k & 2) tensors[SM_WTE].role = SM_INPUT;
+        memcpy(c.config.radius, (double[]){3, 7, 4, 15}, 4 * sizeof(double));
+        c.gradient = k & 4 ? sm_gradient : sm_gradient_constant;
+        c.steps = 200, c.lr = c.aux_lr = 0.05, c.config.decay = 0;
+        c.tensors = tensors, c.inspect = sm_inspect_balls, c.context = worst;
+        sm_case_run(&c, &r);
+        for (int role = 0; role < SM_ROLES; role++) {
+            if (role == (k & 2 ? SM_OUTPUT : SM_INPUT)) continue;
+            if (k & 1)
+                CHECK(worst[role] > 2);
+            else
+                CHECK(worst[role] <= (role == SM_HIDDEN ? 1.21 : 1 + 1e-5) && worst[role] > 0.6);
+        }
+    }
+}
+
+static void sm_gradient_scaled(float *g, const SmCase *c, int worker, int step) {
+    sm_gradient(g, c, worker, step);
+    for (size_t i = 0; i < SM_SIZE; i++) g[i] *= 0x1p-12f;
+}
+
+TEST(gradients_4096_times_smaller_change_no_bit_of_a_method_whose_steps_have_a_length_of_their_own) {
+    static const char *const others[] = {"sgd", "adamw", "dsgd", "dsgd-clip", "gt-dsgd"};
+    static const char *const links[] = {"sign", "topk:0.2", "rankk:0.3+natural", "coltopk:0.3"};
+    static SmResult plain, scaled;
+    for (size_t row = 0; sm_method_row(row); row++) {
+        const SmMethod *m = sm_method_row(row);
+        int follows = 0;
+        for (size_t k = 0; k < 5; k++) follows |= strcmp(m->name, others[k]) == 0;
+        for (size_t k = 0; k < (m->combine == SM_FEEDBACK ? 5u : 1u); k++) {
+            SmCase c = sm_case_of_matrices(m->name, 3);
+            if (k) c.config.up = sm_link(links[k - 1]);
+            sm_case_run(&c, &plain);
+            c.gradient = sm_gradient_scaled;
+            sm_case_run(&c, &scaled);
+            if (memcmp(plain.params, scaled.params, sizeof plain.params) == 0 && follows)
+                FAIL("%s does not see how long a gradient is", m->name);
+            if (memcmp(plain.params, scaled.params, sizeof plain.params) != 0 && !follows)
+                FAIL("%s, link %d, sees how long a gradient is", m->name, (int)k);
+        }
+    }
 }
 
 /* ---- comm.h ---- */
