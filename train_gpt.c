@@ -662,9 +662,9 @@ static void resolve_graph(Options *o, SmConfig *c, DmGraph *graph) {
             o->gossip_rounds);
     if (!sm_gossips(c->method)) {
         if (strcmp(o->topology, "auto") != 0 || strcmp(o->mixing, "auto") != 0 ||
-            strcmp(o->eval_nodes, "auto") != 0)
+            strcmp(o->eval_nodes, "auto") != 0 || strcmp(o->gossip_rounds, "1") != 0)
             die(EXIT_USAGE,
-                "--topology, --mixing and --eval-nodes are for workers without a "
+                "--topology, --mixing, --gossip-rounds and --eval-nodes are for workers without a "
                 "server: take demuon or one of its baselines, not --method %s",
                 o->method);
         return;
