@@ -2538,7 +2538,7 @@ static void print_graph(const Run *run) {
 /* What goes up of error feedback's messages, beside what the paper would count. */
 static void print_uplink(const Run *run, const Gpt *g) {
     double bits = 0, paper = 0, dense = 0;
-    if (run->config.method->combine != SM_FEEDBACK) return;
+    if (run->config.method->combine != SM_FEEDBACK || run->o.workers == 1) return;
     for (size_t i = 0; i < g->tensors; i++) {
         const SmTensor *t = &g->tensor[i];
         double size = (double)tensor_size(t);
