@@ -2353,6 +2353,14 @@ static int publish(const char *out, const char *name, int slot, char *error, siz
     return 0;
 }
 
+/* A slot may hold the exact model of the run before, which --overwrite has ended. */
+static int forget_exact(const char *folder, char *error, size_t size) {
+    char path[PATH_SIZE];
+    path_of(path, "%s/exact.safetensors", folder);
+    if (unlink(path) == 0 || errno == ENOENT) return 0;
+    return snprintf(error, size, "%s: cannot be removed: %s", path, strerror(errno)), -1;
+}
+
 /* All workers together: write OUT/name. Ends the program when it cannot; the old one then still
  * stands. */
 static void save(Worker *w, const char *name, int with_state) {
@@ -2376,7 +2384,8 @@ static void save(Worker *w, const char *name, int with_state) {
     int exact = exact_model(w);
     if (!failed && w->c->rank == 0)
         failed = write_model(w, model, folder, "model", error, sizeof error) ||
-                 (exact && write_model(w, w->exact, folder, "exact", error, sizeof error));
+                 (exact ? write_model(w, w->exact, folder, "exact", error, sizeof error)
+                        : forget_exact(folder, error, sizeof error));
     if (!failed && with_state) failed = write_state(w, folder, error, sizeof error) != 0;
     comm_gather(w->c, &failed, sizeof failed, all, COMM_OTHER);
     for (int j = 0; j < w->c->size; j++) failed |= all[j];
