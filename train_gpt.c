@@ -3025,7 +3025,15 @@ static void open_checkpoint(Run *run, const int *given) {
     Options *o = &run->o;
     char path[PATH_SIZE], error[PATH_SIZE + 512], text[64];
     path_of(run->folder, "%s/%s", o->out, o->resume ? "last" : o->from);
-    path_of(path, "%s/%s.safetensors", run->folder, o->exact ? "exact" : "model");
+    path_of(path, "%s/model.safetensors", run->folder);
+    if (o->exact && access(path, F_OK) == 0) {
+        path_of(path, "%s/exact.safetensors", run->folder);
+        if (access(path, F_OK))
+            die(EXIT_FAILED,
+                "%s: %s; only an ef21 run with a compressed --down has a server whose model is not "
+                "the workers': leave --exact out",
+                path, strerror(errno));
+    }
     if (access(path, F_OK))
         die(EXIT_FAILED, "%s: %s; %s", path, strerror(errno),
             o->resume ? "there is nothing to resume: train first, or name the run with --out"
@@ -3118,12 +3126,12 @@ int main(int argc, char **argv) {
     if (*o->list) return print_list(o->list), told();
     if ((o->resume != 0) + (o->sample != 0) + (o->eval != 0) > 1)
         die(EXIT_USAGE, "--resume, --sample and --eval are three different calls: name one");
+    if (o->exact && !o->sample && !o->eval) die(EXIT_USAGE, "--exact goes with --sample or --eval");
     if (o->resume || o->sample || o->eval) open_checkpoint(&run, given);
     check_together(o);
     run.config = resolve_method(o, &run.up, &run.down, &run.graph);
     if (noise_parse(&run.noise, o->gradient_noise, error, sizeof error))
         die(EXIT_USAGE, "--gradient-noise %s: %s", o->gradient_noise, error);
-    if (o->exact && !o->sample && !o->eval) die(EXIT_USAGE, "--exact goes with --sample or --eval");
     parse_link(o->link, &run.per_byte, &run.per_message);
     for (const char *text = o->data; text; text = text == o->data ? o->val_data : NULL)
         if (!st_is_utf8(text))
