@@ -3023,8 +3023,8 @@ typedef struct SmCase {
     size_t count;
     void (*gradient)(float *g, const struct SmCase *c, int worker, int step);
     void (*inspect)(const struct SmCase *c, SmOptimizer *o, Comm *comm, const float *params,
-                    int step); /* by all workers after each step, or NULL */
-    void *context;             /* of inspect */
+                    int step);    /* by all workers after each step, or NULL */
+    void *context;                /* of inspect */
     const float (*path)[SM_SIZE]; /* what the parameters should be after each step, at each node if
                                      the method gossips; or NULL */
     float tolerance;
@@ -4542,8 +4542,7 @@ TEST(the_servers_estimate_is_the_mean_of_the_workers_and_its_exact_model_is_what
             c.config.down = sm_link("identity"), c.inspect = NULL;
             sm_case_run(&c, &whole);
             for (size_t t = 0; t < SM_TENSORS && k % 3; t++) /* X has not heard of S yet */
-                CHECK(memcmp(exact + sm_tensors[t].offset,
-                             whole.params[0] + sm_tensors[t].offset,
+                CHECK(memcmp(exact + sm_tensors[t].offset, whole.params[0] + sm_tensors[t].offset,
                              sm_tensors[t].blocks * sm_tensors[t].rows * sm_tensors[t].cols *
                                  sizeof *exact) == 0);
         }
@@ -4583,8 +4582,8 @@ static void sm_inspect_tracking(const SmCase *c, SmOptimizer *o, Comm *comm, con
 }
 
 TEST(the_mean_of_the_trackers_is_the_mean_of_the_momenta_after_every_step_on_every_graph) {
-    static const char *const topologies[] = {"ring", "exponential", "complete", "one-peer",
-                                             "directed-ring", "star"};
+    static const char *const topologies[] = {"ring",     "exponential",   "complete",
+                                             "one-peer", "directed-ring", "star"};
     static const int rounds[][2] = {{1, 1}, {3, 2}};
     static SmResult r;
     DmGraph graph;
@@ -4622,8 +4621,7 @@ TEST(demuon_is_muon_on_the_mean_gradient_on_the_complete_graph_and_with_one_node
     sm_case_run(&d, &muon);
     for (int j = 1; j < 4; j++)
         CHECK(memcmp(gossip.params[0], gossip.params[j], sizeof gossip.params[0]) == 0);
-    for (size_t i = 0; i < SM_SIZE; i++)
-        CHECK_NEAR(gossip.params[0][i], muon.params[0][i], 5e-6);
+    for (size_t i = 0; i < SM_SIZE; i++) CHECK_NEAR(gossip.params[0][i], muon.params[0][i], 5e-6);
     c = sm_case_of_matrices("demuon-notrack", 1); /* a tracker adds, and so rounds */
     c.steps = 20, c.gradient = sm_gradient_mean;
     sm_case_run(&c, &alone);
@@ -4795,7 +4793,8 @@ static void sm_gradient_scaled(float *g, const SmCase *c, int worker, int step) 
     for (size_t i = 0; i < SM_SIZE; i++) g[i] *= 0x1p-12f;
 }
 
-TEST(gradients_4096_times_smaller_change_no_bit_of_a_method_whose_steps_have_a_length_of_their_own) {
+TEST(
+    gradients_4096_times_smaller_change_no_bit_of_a_method_whose_steps_have_a_length_of_their_own) {
     static const char *const others[] = {"sgd", "adamw", "dsgd", "dsgd-clip", "gt-dsgd"};
     static const char *const links[] = {"sign", "topk:0.2", "rankk:0.3+natural", "coltopk:0.3"};
     static SmResult plain, scaled;
@@ -7288,6 +7287,12 @@ static double cli_sent(const char *out, int rank) {
     return cli_meta(name, "sent_matrices") + cli_meta(name, "sent_auxiliary") +
            cli_meta(name, "sent_control");
 }
+/* The part of it that went to owners of shards. */
+static double cli_sent_up(const char *out, int rank) {
+    char name[128];
+    snprintf(name, sizeof name, "%s/last/worker-%d.safetensors", out, rank);
+    return cli_meta(name, "up_matrices") + cli_meta(name, "up_auxiliary");
+}
 
 TEST(what_a_worker_sends_is_the_promised_bits_and_what_a_dry_run_says) {
     static const struct {
@@ -7305,6 +7310,15 @@ TEST(what_a_worker_sends_is_the_promised_bits_and_what_a_dry_run_says) {
          "--method muon --aux adamw"}, /* few matrices, each with one owner: the largest sends more */
         {0, 0, "--method muonusign --aux sign"},
         {0, 1, "--method signmuon --aux adamw"},
+        {0, 0, "--method ef21-muon"},
+        {0, 0, "--method ef21-muonsign --aux lmo"},
+        {0, 0, "--method ef21-signmuon --up rankk:0.2+natural --down topk:0.3 --aux sign"},
+        {128, 1, "--method demuon --aux lmo"}, /* two neighbours, two exchanges */
+        {64, 1, "--method demuon --aux lmo --topology one-peer"},
+        {128, 1, "--method demuon --aux lmo --topology one-peer --gossip-rounds 3,1"},
+        {0, 1, "--method demuon"},                /* AdamW's moments travel too */
+        {48, 0, "--method dsgd --topology star"}, /* six messages for four nodes */
+        {128, 1, "--method gt-nsgdm --topology exponential --backend processes"},
     };
     enum { STEPS = 10, WORKERS = 4 };
     cli_begin();
@@ -7312,18 +7326,20 @@ TEST(what_a_worker_sends_is_the_promised_bits_and_what_a_dry_run_says) {
         const char *line = "--data text.txt --layers 2 --heads 2 --width 64 --context 16 --batch "
                            "12 --eval-every 0 --quiet "
                            "--overwrite --out a --workers 4 --steps 10";
-        double parameters = 0, predicted = 0, sum = 0, largest = 0;
+        double parameters = 0, predicted = 0, sum = 0, largest = 0, uplink = 0, up = 0;
         CLI_OK("%s %s --dry-run", line, rows[i].line);
-        char *text = strstr(cli_out, "vocabulary"),
+        char *text = strstr(cli_out, "vocabulary"), *share = strstr(cli_out, "\nuplink "),
              *sent = strstr(cli_out, "sent by a worker per step, on average: ");
         if (!text || sscanf(text, "vocabulary %*d: %lf parameters", &parameters) != 1 || !sent ||
             sscanf(sent, "sent by a worker per step, on average: %lf bytes", &predicted) != 1)
             FAIL("a dry run that says nothing: %s", cli_out);
+        if (share) CHECK_EQ(sscanf(share, " uplink %lf bytes", &uplink), 1);
+        CHECK((share != NULL) == (strstr(rows[i].line, "ef21") != NULL));
         CLI_OK("%s %s", line, rows[i].line);
         double closing = (double)cli_closing().bytes / STEPS;
         for (int r = 0; r < WORKERS; r++) {
             double worker = cli_sent("a", r) / STEPS;
-            sum += worker;
+            sum += worker, up += cli_sent_up("a", r) / STEPS;
             if (worker > largest) largest = worker;
         }
         if (!(fabs(closing - largest) <= 0.02 * largest))
@@ -7331,6 +7347,9 @@ TEST(what_a_worker_sends_is_the_promised_bits_and_what_a_dry_run_says) {
         if (!(fabs(sum / WORKERS - predicted) <= 0.02 * predicted))
             FAIL("%s: workers sent %.0f bytes a step, the dry run says %.0f", rows[i].line,
                  sum / WORKERS, predicted);
+        if (share && !(fabs(up / WORKERS - uplink) <= 0.01 * uplink))
+            FAIL("%s: %.0f bytes a step went up, the dry run says %.0f", rows[i].line, up / WORKERS,
+                 uplink);
         if (rows[i].even && !(fabs(closing - predicted) <= 0.02 * predicted))
             FAIL("%s: the largest sent %.0f bytes a step, the dry run says %.0f", rows[i].line,
                  closing, predicted);
@@ -7445,12 +7464,69 @@ TEST(wrong_use_ends_with_status_2_and_a_sentence_that_names_the_flag) {
         {"--norm", "--data text.txt --norm row --method sgd"},
         {"--polar-after-vote", "--data text.txt --polar-after-vote --method muon"},
         {"--method", "--data text.txt --server-map row --method adamw"},
+        {"--up", "--data text.txt --up sign"},
+        {"--down", "--data text.txt --method muon --down topk:0.1"},
+        {"--up", "--data text.txt --method ef21-muon --up topk"},
+        {"--up topk:1.5", "--data text.txt --method ef21-muon --up topk:1.5"},
+        {"natural", "--data text.txt --method ef21-muon --up sign+natural"},
+        {"--down zip", "--data text.txt --method ef21-muon --down zip"},
+        {"--down", "--data text.txt --method ef21-muon --down="},
+        {"--topology", "--data text.txt --topology ring"},
+        {"--topology", "--data text.txt --method ef21-muon --topology complete"},
+        {"--mixing", "--data text.txt --method muon --mixing uniform"},
+        {"--gossip-rounds", "--data text.txt --method muon --gossip-rounds 2"},
+        {"--eval-nodes", "--data text.txt --method scion --eval-nodes never"},
+        {"--topology rign", "--data text.txt --method demuon --topology rign"},
+        {"--topology", "--data text.txt --method demuon --topology="},
+        {"power of two", "--data text.txt --method demuon --workers 3 --topology one-peer"},
+        {"row 2", "--data text.txt --method demuon --workers 3 --topology file:row.txt"},
+        {"column 0", "--data text.txt --method demuon --workers 3 --topology file:column.txt"},
+        {"--workers 2", "--data text.txt --method demuon --workers 3 --topology file:two.txt"},
+        {"nowhere.txt", "--data text.txt --method demuon --topology file:nowhere.txt"},
+        {"--topology file:", "--data text.txt --method demuon --topology file:"},
+        {"--mixing", "--data text.txt --method demuon --mixing thirds"},
+        {"--topology star",
+         "--data text.txt --method demuon --workers 4 --topology star --mixing uniform"},
+        {"--gossip-rounds", "--data text.txt --method demuon --gossip-rounds 0"},
+        {"--gossip-rounds", "--data text.txt --method demuon --gossip-rounds 3,0"},
+        {"--gossip-rounds", "--data text.txt --method demuon --gossip-rounds 1001"},
+        {"--gossip-rounds", "--data text.txt --method demuon --gossip-rounds 1,2,3"},
+        {"--gossip-rounds", "--data text.txt --method demuon --gossip-rounds ' 1'"},
+        {"--aux", "--data text.txt --method demuon --aux sign"},
+        {"--aux", "--data text.txt --method adamw --aux lmo"},
+        {"--server-map", "--data text.txt --method demuon --server-map spectral"},
+        {"--worker-map", "--data text.txt --method gt-nsgdm --worker-map spectral"},
+        {"--input-norm", "--data text.txt --input-norm row"},
+        {"--output-norm", "--data text.txt --method muon --output-norm row"},
+        {"--vector-norm", "--data text.txt --method demuon --vector-norm rms"},
+        {"--radii", "--data text.txt --radii 1,2,3"},
+        {"--radii", "--data text.txt --radii 1,2,3,4,5"},
+        {"--radii", "--data text.txt --radii 1,2,3,-4"},
+        {"--radii", "--data text.txt --radii 1,2,3,inf"},
+        {"--radii", "--data text.txt --radii huge"},
+        {"--momentum-start", "--data text.txt --momentum-start now"},
+        {"--mode", "--data text.txt --mode paper --method muon"},
+        {"--mode", "--data text.txt --mode papr --method demuon"},
+        {"--exact", "--data text.txt --exact"},
+        {"--exact", "--exact --resume --out a"},
+        {"--shards", "--data text.txt --shards junk"},
+        {"--shards", "--data text.txt --shards dirichlet:0"},
+        {"--shards", "--data text.txt --shards file:"},
+        {"nowhere.txt", "--data text.txt --shards file:nowhere.txt"},
+        {"--gradient-noise", "--data text.txt --gradient-noise junk"},
+        {"--gradient-noise", "--data text.txt --gradient-noise gaussian"},
+        {"--gradient-noise", "--data text.txt --gradient-noise student:1,1e-3"},
         {"--data", "--data="},
         {"--out", "--data text.txt --out="},
         {"--prompt", "--sample 5 --out a --prompt 'aXb'"},
         {"UTF-8", "--data \xff.txt"},
     };
+    static const char row[] = "0.5 0.5 0\n0.5 0.25 0.25\n0 0.25 0.7\n",
+                      column[] = "0.5 0.5 0\n0.25 0.25 0.5\n0 0.5 0.5\n", two[] = ".5 .5\n.5 .5\n";
     cli_begin();
+    cli_put("row.txt", row, strlen(row));
+    cli_put("column.txt", column, strlen(column));
+    cli_put("two.txt", two, strlen(two));
     CLI_OK(CLI_TINY "--out a --steps 2");
     uint64_t before = cli_snapshot();
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
@@ -8178,24 +8254,71 @@ TEST(eval_prints_the_loss_of_the_closing_line) {
 }
 
 TEST(help_version_and_lists_go_to_stdout) {
-    static const char *const must[] = {"data",          "out",         "layers",
-                                       "heads",         "width",       "context",
-                                       "dropout",       "batch",       "steps",
-                                       "method",        "aux",         "lr",
-                                       "aux-lr",        "schedule",    "warmup",
-                                       "cooldown",      "momentum",    "nesterov",
-                                       "weight-decay",  "ns",          "polar-after-vote",
-                                       "workers",       "backend",     "threads",
-                                       "seed",          "eval-every",  "log-every",
-                                       "save-every",    "wire",        "resume",
-                                       "eval",          "sample",      "prompt",
-                                       "temperature",   "top-k",       "link",
-                                       "norm",          "worker-map",  "server-map",
-                                       "coupled-decay", "check-every", "dry-run",
-                                       "list",          "help",        "version",
-                                       "bias",          "untied"};
-    static const char *const lists[] = {"methods",       "norms",    "gains",
-                                        "newton-schulz", "backends", "schedules"};
+    static const char *const must[] = {"data",
+                                       "out",
+                                       "layers",
+                                       "heads",
+                                       "width",
+                                       "context",
+                                       "dropout",
+                                       "batch",
+                                       "steps",
+                                       "method",
+                                       "aux",
+                                       "lr",
+                                       "aux-lr",
+                                       "schedule",
+                                       "warmup",
+                                       "cooldown",
+                                       "momentum",
+                                       "nesterov",
+                                       "weight-decay",
+                                       "ns",
+                                       "polar-after-vote",
+                                       "workers",
+                                       "backend",
+                                       "threads",
+                                       "seed",
+                                       "eval-every",
+                                       "log-every",
+                                       "save-every",
+                                       "wire",
+                                       "resume",
+                                       "eval",
+                                       "sample",
+                                       "prompt",
+                                       "temperature",
+                                       "top-k",
+                                       "link",
+                                       "norm",
+                                       "worker-map",
+                                       "server-map",
+                                       "coupled-decay",
+                                       "check-every",
+                                       "dry-run",
+                                       "list",
+                                       "help",
+                                       "version",
+                                       "bias",
+                                       "untied",
+                                       "shards",
+                                       "mode",
+                                       "up",
+                                       "down",
+                                       "topology",
+                                       "mixing",
+                                       "gossip-rounds",
+                                       "eval-nodes",
+                                       "input-norm",
+                                       "output-norm",
+                                       "vector-norm",
+                                       "radii",
+                                       "momentum-start",
+                                       "exact",
+                                       "gradient-noise"};
+    static const char *const lists[] = {"methods",  "norms",     "gains",       "newton-schulz",
+                                        "backends", "schedules", "compressors", "topologies",
+                                        "radii",    "noises"};
     cli_begin();
     uint64_t before = cli_snapshot();
     CLI_OK("--help");
@@ -8228,6 +8351,72 @@ TEST(help_version_and_lists_go_to_stdout) {
     cli_end();
 }
 
+/* Does a line of what was printed last begin with this name, alone or with arguments after a colon? */
+static int cli_listed(const char *name) {
+    char row[512];
+    for (int k = 0; cli_text_line(cli_out, k, row, sizeof row); k++)
+        if (strncmp(row, name, strlen(name)) == 0 && strchr(": ", row[strlen(name)]) &&
+            strlen(row) > 20)
+            return 1;
+    return 0;
+}
+
+TEST(lists_have_every_compressor_topology_radius_noise_and_method_with_a_word_on_it) {
+    cli_begin();
+    CLI_OK("--list compressors");
+    for (size_t i = 0; ef_compressor_row(i); i++) CHECK(cli_listed(ef_compressor_row(i)->name));
+    CLI_OK("--list topologies");
+    for (size_t i = 0; dm_topology_row(i); i++) CHECK(cli_listed(dm_topology_row(i)->name));
+    CLI_OK("--list radii");
+    for (size_t i = 0; sm_radii_row(i); i++) CHECK(cli_listed(sm_radii_row(i)->name));
+    CLI_OK("--list noises");
+    for (size_t i = 0; noise_row(i); i++) CHECK(cli_listed(noise_row(i)->name));
+    CLI_OK("--list methods");
+    for (size_t i = 0; sm_method_row(i); i++) CHECK(cli_listed(sm_method_row(i)->name));
+    cli_end();
+}
+
+TEST(a_dry_run_tells_the_graph_of_a_gossip_and_the_uplink_of_error_feedback) {
+    static const struct {
+        const char *line, *graph;
+    } rows[] = {
+        {"--workers 8",
+         "graph      ring of 8 nodes, 2 neighbours to send to; spectral gap 0.195262; "
+         "32 rounds of gossip shrink disagreement 1000x\n"},
+        {"--workers 4 --topology star", "graph      star of 4 nodes, 1 to 3 neighbours to send to; "
+                                        "spectral gap 0.250000; 25 rounds"},
+        {"--workers 4 --topology one-peer",
+         "one-peer of 4 nodes, 1 neighbours to send to; spectral "
+         "gap 1.000000; 2 rounds"},
+        {"--workers 1", "spectral gap 1.000000; 0 rounds"},
+        {"--workers 1 --method ef21-muon", NULL}, /* who is alone sends nothing */
+    };
+    double bytes = 0, share = 0, paper = 0, parameters = 0;
+    cli_begin();
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        CLI_OK(CLI_TINY "--dry-run --batch 8 --method demuon %s", rows[i].line);
+        if (rows[i].graph && !strstr(cli_out, rows[i].graph))
+            FAIL("no '%s': %s", rows[i].graph, cli_out);
+        CHECK(!strstr(cli_out, "uplink") && !strstr(cli_out, "nan"));
+    }
+    CLI_OK(CLI_TINY "--dry-run --workers 3 --method ef21-muon --aux lmo --up topk:12.5%%+natural");
+    CHECK(!strstr(cli_out, "graph"));
+    const char *uplink = strstr(cli_out, "uplink ");
+    CHECK(uplink && sscanf(uplink,
+                           "uplink %lf bytes per step, %lf of fp32; as arXiv 2510.00643 counts "
+                           "(26-bit indices, 16-bit Natural) %lf\n",
+                           &bytes, &share, &paper) == 3);
+    const char *vocabulary = strstr(cli_out, "vocabulary");
+    CHECK(vocabulary && sscanf(vocabulary, "vocabulary %*d: %lf parameters", &parameters) == 1);
+    /* 9 bits and one of the bitmap, which is shorter than a list of indices; the paper: 16 + 26; the
+     * three LayerNorms go in fp32 */
+    double vectors = 3 * 32 / parameters;
+    CHECK_NEAR(share, (0.125 * 9 + 1) / 32 * (1 - vectors) + vectors, 6e-5);
+    CHECK_NEAR(paper, 0.125 * (16 + 26) / 32 * (1 - vectors) + vectors, 6e-5);
+    CHECK_NEAR(bytes, share * 4 * parameters * 2 / 3, 1e-3 * bytes);
+    cli_end();
+}
+
 TEST(a_dry_run_writes_nothing_but_its_page) {
     cli_begin();
     uint64_t before = cli_snapshot();
@@ -8248,6 +8437,224 @@ TEST(progress_in_a_pipe_is_plain_lines_and_quiet_is_quiet) {
     cli_closing();
     CLI_OK(CLI_TINY "--steps 10 --out a");
     CHECK_EQ(*cli_err, 0);
+    cli_end();
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * error feedback and gossip: two models, many models */
+
+static int cli_open(StFile *f, const char *path) {
+    char error[512];
+    int failed = st_open(f, path, error, sizeof error);
+    if (failed) FAIL("%s", error);
+    return !failed;
+}
+
+/* Distance between two files' tensors and length of the first's, over the tensors of a whose name begins
+ * with `prefix`; b calls them by what follows. */
+static double cli_distance(const char *a, const char *b, const char *prefix, double *length) {
+    StFile f, g;
+    double sum = 0;
+    *length = 0;
+    if (!cli_open(&f, a)) return NAN;
+    if (!cli_open(&g, b)) return st_close(&f), NAN;
+    for (size_t i = 0; i < f.n; i++) {
+        const StEntry *x = &f.entries[i], *y;
+        if (strncmp(x->name, prefix, strlen(prefix)) || !strcmp(x->name, "lm_head.weight"))
+            continue; /* the embedding once more */
+        if ((y = st_find(&g, x->name + strlen(prefix))) == NULL || y->count != x->count) {
+            FAIL("%s has no %s", b, x->name + strlen(prefix));
+            continue;
+        }
+        const float *p = st_data(&f, x), *q = st_data(&g, y);
+        for (size_t k = 0; k < x->count; k++) {
+            sum += pow((double)p[k] - (double)q[k], 2);
+            *length += pow((double)p[k], 2);
+        }
+    }
+    st_close(&f);
+    st_close(&g);
+    *length = sqrt(*length);
+    return sqrt(sum);
+}
+
+/* The loss that --eval prints. */
+static double cli_eval(const char *line) {
+    double val = NAN;
+    CLI_OK("--eval %s", line);
+    CHECK_EQ(sscanf(cli_out, "val_loss %lf", &val), 1);
+    return val;
+}
+
+TEST(a_compressed_reply_saves_the_servers_exact_model_and_the_log_has_both_losses) {
+    double length;
+    cli_begin();
+    CLI_OK(CLI_TINY "--method ef21-muonsign --workers 3 --steps 20 --eval-every 5 --out a");
+    CHECK(cli_log_value("a", 20, "val_loss") == cli_eval("--out a"));
+    CHECK(cli_log_value("a", 20, "exact_val_loss") == cli_eval("--out a --exact"));
+    CHECK(cli_log_value("a", 20, "exact_val_loss") != cli_log_value("a", 20, "val_loss"));
+    CHECK(isfinite(cli_eval("--out a --exact --from best --threads 2")));
+    double gap = cli_log_value("a", 20, "model_gap");
+    double apart = cli_distance(cli_path("a/last/exact.safetensors"),
+                                cli_path("a/last/model.safetensors"), "", &length);
+    CHECK(gap > 1e-4);
+    CHECK_NEAR(gap, apart / length, 1e-5 * gap);
+    CHECK(isnan(cli_log_value("a", 20, "consensus")) && isnan(cli_log_value("a", 10, "agreement")));
+    CLI_OK("--sample 5 --exact --out a");
+    CLI_REFUSED(2, "--exact", "--resume --exact --out a");
+    CLI_REFUSED(1, "b/last/model.safetensors", "--eval --exact --out b");
+
+    CLI_OK(CLI_TINY "--method ef21-muonusign --workers 3 --steps 20 --out a");
+    CLI_OK(CLI_TINY "--method ef21-muonusign --workers 3 --steps 20 --out a"); /* both slots */
+    CHECK(access(cli_path("a/last/exact.safetensors"), F_OK) != 0); /* of the run before */
+    CHECK(isnan(cli_log_value("a", 20, "exact_val_loss")));
+    CHECK(isnan(cli_log_value("a", 20, "model_gap")));
+    CLI_REFUSED(1, "--exact", "--eval --exact --out a");
+    CLI_REFUSED(1, "--exact", "--sample 5 --exact --out a");
+    cli_end();
+}
+
+TEST(a_user_is_warned_once_when_the_servers_model_and_the_workers_part) {
+    cli_begin();
+    CLI_OK(CLI_TINY "--method ef21-muon --down damping:0.01 --workers 3 --steps 16 --eval-every 2 "
+                    "--schedule constant --lr 0.1 --aux same --out a");
+    const char *warning = strstr(cli_err, "warning: ");
+    CHECK(warning && !strstr(warning + 1, "warning: "));
+    CHECK(warning && strstr(warning, "--down damping:0.01") &&
+          strstr(warning, "exact.safetensors"));
+    double exact = NAN, val = NAN;
+    long step = 0;
+    CHECK(warning && sscanf(warning,
+                            "warning: the server's exact model has loss %lf and the workers' model "
+                            "%lf at step %ld:",
+                            &exact, &val, &step) == 3);
+    CHECK_NEAR(cli_log_value("a", step, "exact_val_loss"), exact, 6e-5);
+    CHECK_NEAR(cli_log_value("a", step, "val_loss"), val, 6e-5);
+    for (long k = 2; k <= step; k += 2) { /* the first time, and not before */
+        double apart = cli_log_value("a", k, "exact_val_loss") - cli_log_value("a", k, "val_loss");
+        CHECK((fabs(apart) > 0.05) == (k == step));
+    }
+    CLI_OK(CLI_TINY "--method ef21-muon --down natural --workers 3 --steps 16 --eval-every 2 "
+                    "--out a");
+    CHECK_EQ(*cli_err, 0);
+    cli_end();
+}
+
+/* |mean of the nodes' tensors - model.safetensors|, largest entry; *consensus <- the distance of the
+ * nodes from it */
+static double cli_mean_differs(const char *out, int nodes, double *consensus) {
+    StFile model, node[8];
+    double worst = 0, square = 0;
+    if (!cli_open(&model, cli_path("%s/last/model.safetensors", out))) return NAN;
+    for (int j = 0; j < nodes; j++)
+        if (!cli_open(&node[j], cli_path("%s/last/worker-%d.safetensors", out, j))) return NAN;
+    for (size_t i = 0; i < model.n; i++) {
+        const StEntry *x = &model.entries[i];
+        const float *m = st_data(&model, x), *p[8];
+        char name[128];
+        int held = 0;
+        snprintf(name, sizeof name, "node.%s", x->name);
+        for (; held < nodes && st_find(&node[held], name); held++)
+            p[held] = st_data(&node[held], st_find(&node[held], name));
+        CHECK(held == nodes || strcmp(x->name, "lm_head.weight") == 0); /* which is tied */
+        for (size_t k = 0; k < x->count && held == nodes; k++) {
+            double mean = 0;
+            for (int j = 0; j < nodes; j++) mean += (double)p[j][k] / nodes;
+            for (int j = 0; j < nodes; j++) square += pow((double)p[j][k] - mean, 2);
+            worst = fmax(worst, fabs(mean - (double)m[k]));
+        }
+    }
+    for (int j = 0; j < nodes; j++) st_close(&node[j]);
+    st_close(&model);
+    *consensus = sqrt(square);
+    return worst;
+}
+
+TEST(a_gossip_run_saves_every_node_and_their_mean_and_logs_how_far_apart_they_are) {
+    static const char *const lines[] = {"--method demuon --eval-nodes always",
+                                        "--method dsgd --topology star",
+                                        "--method demuon --topology complete"};
+    cli_begin();
+    for (int k = 0; k < 3; k++) {
+        double distance = NAN, node[3];
+        static const char *const columns[] = {"node_val_min", "node_val_mean", "node_val_max"};
+        CLI_OK(CLI_TINY "--workers 4 --steps 12 --eval-every 6 --log-every 4 --out a %s", lines[k]);
+        CHECK_NEAR(cli_mean_differs("a", 4, &distance), 0, 1e-7);
+        double val = cli_log_value("a", 12, "val_loss");
+        CHECK(val == cli_eval("--out a"));
+        CHECK_NEAR(cli_log_value("a", 12, "consensus"), distance, 1e-5 * distance + 1e-9);
+        CHECK(isfinite(cli_log_value("a", 4, "consensus")));
+        CHECK(isfinite(cli_log_value("a", 6, "node_val_min")) == (k == 0));
+        for (int i = 0; i < 3; i++) node[i] = cli_log_value("a", 12, columns[i]);
+        if (k < 2)
+            CHECK(node[0] < node[1] && node[1] < node[2] && distance > 1e-3);
+        else
+            CHECK(distance < 1e-5 && node[0] == node[2] && fabs(node[1] - val) < 2e-6);
+        CHECK_NEAR(node[1], val, 0.1);
+        CHECK(isnan(cli_log_value("a", 12, "exact_val_loss")));
+    }
+    CLI_OK(CLI_TINY "--workers 4 --steps 2 --method demuon --eval-nodes never --out a");
+    CHECK(isnan(cli_log_value("a", 2, "node_val_mean")));
+    CHECK(isfinite(cli_log_value("a", 2, "consensus")));
+    cli_end();
+}
+
+/* Writes a file again with zeros in the tensors whose names begin with `prefix`; returns how many. */
+static int cli_zero(const char *path, const char *prefix) {
+    char error[512];
+    StFile f;
+    StTensor t[256];
+    int found = 0;
+    size_t n = 0;
+    if (!cli_open(&f, path)) return 0;
+    float *zeros = calloc(1, f.size);
+    for (; n < f.n && n < 256; n++) {
+        const StEntry *e = &f.entries[n];
+        int here = strncmp(e->name, prefix, strlen(prefix)) == 0;
+        t[n] = (StTensor){.name = e->name, .dtype = e->dtype, .rank = e->rank};
+        memcpy(t[n].shape, e->shape, sizeof e->shape);
+        t[n].data = here ? zeros : st_data(&f, e);
+        found += here;
+    }
+    StPair meta[64];
+    size_t pairs = 0;
+    for (size_t i = 0; i < f.n_meta && pairs < 64; i++) /* the format writes its own checksum */
+        if (strncmp(f.meta[i].key, "checksum", 8)) meta[pairs++] = f.meta[i];
+    if (st_write(path, t, n, meta, pairs, error, sizeof error)) FAIL("%s", error);
+    free(zeros);
+    st_close(&f);
+    return found;
+}
+
+/* What no other file could make good: a resumed run is another one without it. */
+TEST(resuming_without_the_tracker_the_estimates_or_the_exact_model_is_another_run) {
+    static const struct {
+        const char *method;
+        const char *lost[4];
+    } rows[] = {{"demuon", {"nothing", "tracker.", "estimate.", "node."}},
+                {"ef21-muonsign", {"nothing", "estimate.", "ef21.model.", "ef21.aggregate."}}};
+    const char *first;
+    cli_begin();
+    for (int row = 0; row < 2; row++) {
+        char line[512];
+        snprintf(line, sizeof line,
+                 CLI_TINY "--workers 3 --method %s --schedule constant --save-every 0",
+                 rows[row].method);
+        CLI_OK("%s --steps 10 --out a", line);
+        for (int k = 0; k < 4; k++) {
+            int found = 0;
+            CLI_OK("%s --steps 5 --out b", line);
+            for (int j = 0; j < 3; j++)
+                found += cli_zero(cli_path("b/last/worker-%d.safetensors", j), rows[row].lost[k]);
+            CHECK(found ? k > 0 : k == 0);
+            CLI_OK("--resume --steps 10 --quiet --out b");
+            int differ = cli_differences(cli_path("a/last/model.safetensors"),
+                                         cli_path("b/last/model.safetensors"), &first);
+            if (k ? differ <= 0 : differ)
+                FAIL("%s without its %s: %d tensors differ", rows[row].method, rows[row].lost[k],
+                     differ);
+        }
+    }
     cli_end();
 }
 
