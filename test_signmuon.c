@@ -8517,7 +8517,7 @@ TEST(a_compressed_reply_saves_the_servers_exact_model_and_the_log_has_both_losse
 TEST(a_user_is_warned_once_when_the_servers_model_and_the_workers_part) {
     cli_begin();
     CLI_OK(CLI_TINY "--method ef21-muon --down damping:0.01 --workers 3 --steps 16 --eval-every 2 "
-                    "--schedule constant --lr 0.1 --aux same --out a");
+                    "--schedule constant --lr 0.3 --aux same --out a");
     const char *warning = strstr(cli_err, "warning: ");
     CHECK(warning && !strstr(warning + 1, "warning: "));
     CHECK(warning && strstr(warning, "--down damping:0.01") &&
