@@ -506,7 +506,8 @@ static const EfLink *link_of(const SmOptimizer *o, const SmBlock *b, int down) {
     return b->tensor->role == SM_VECTOR ? &o->identity : &o->links[down];
 }
 
-/* Key of what is random in a message of block b: rank < 0 for what all workers must agree on. */
+/* Key of what is random in a message of block b: of a worker, of the server (COMM_MAX_WORKERS), or with
+ * rank < 0 of what all must agree on. */
 static uint64_t link_key(const SmOptimizer *o, const SmBlock *b, int rank) {
     uint64_t stream = (uint64_t)1 << 48 | (uint64_t)b->index << 16 | (uint64_t)(rank + 1);
     return sm_key(o->config.seed, stream, o->step);
@@ -576,8 +577,9 @@ static void serve(void *context, int ith, int nth) {
         apply_map(o, g->server_map, b, u, ith);
         sm_step_dense(x, u, n, (float)(g->rate * gain_of(&o->config, b->tensor, moves_by_sign(g))),
                       keep_of(o, g, b));
-        ef_send(o->shifts + b->down, w, x, b->rows, b->cols, link_of(o, b, 1), link_key(o, b, 0),
-                link_key(o, b, -1), b->state[WARM_DOWN], thread_scratch(o, ith));
+        ef_send(o->shifts + b->down, w, x, b->rows, b->cols, link_of(o, b, 1),
+                link_key(o, b, COMM_MAX_WORKERS), link_key(o, b, -1), b->state[WARM_DOWN],
+                thread_scratch(o, ith));
     }
 }
 
