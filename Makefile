@@ -93,6 +93,16 @@ bench: bench/bench train_gpt ## kernels and steps in percent of this machine's l
 	@mkdir -p docs
 	./bench/bench
 
+bench/problem: bench/problem.c bench/problem.h signmuon.c $(HEADERS)
+	$(CC) $(CFLAGS) -I. -o $@ bench/problem.c $(LDLIBS)
+
+bench/claims: $(wildcard bench/claims*.[ch]) bench/problem.c bench/problem.h signmuon.c $(HEADERS)
+	$(CC) $(CFLAGS) -I. -o $@ bench/claims.c $(LDLIBS)
+
+claims: bench/claims bench/problem ## what the papers claim, recomputed, as docs/CLAIMS.md and figures (eight minutes)
+	@mkdir -p docs
+	./bench/claims
+
 LOGS = $(wildcard out/log.csv)
 plots: ## LOGS='a/log.csv b/log.csv' as SVG in plots/: loss against step, bytes sent, wire time (gnuplot)
 	@mkdir -p plots
@@ -111,9 +121,9 @@ install: all ## into PREFIX (/usr/local)
 	install -m 644 signmuon.h comm.h gemm.h $(PREFIX)/include
 
 clean: ## remove what was built
-	rm -rf train_gpt test_signmuon data/play bench/bench build *.o *.a *.so
+	rm -rf train_gpt test_signmuon data/play bench/bench bench/problem bench/claims build *.o *.a *.so
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-.PHONY: all train sample test check check-gcc check-clang check-isa check-neon check-asan check-tsan check-valgrind check-tidy bench plots table install clean help
+.PHONY: all train sample test check check-gcc check-clang check-isa check-neon check-asan check-tsan check-valgrind check-tidy bench claims plots table install clean help

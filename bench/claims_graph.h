@@ -1,0 +1,198 @@
+/* bench/claims_graph.h - claims about gossip, gradient tracking and the vote's majority. MIT. */
+#include "claims.h"
+#include "demuon.h"
+
+enum { GRAPH_MOST = 64 };
+
+/* A graph of the table, in storage that the caller frees. */
+static double *graph_open(DmGraph *g, const char *topology, int nodes) {
+    double *storage = problem_alloc(dm_graph_doubles(nodes) * sizeof *storage);
+    char error[300];
+    if (dm_graph_build(g, storage, topology, "auto", nodes, error, sizeof error)) {
+        fprintf(stderr, "claims: %s\n", error);
+        exit(1);
+    }
+    return storage;
+}
+
+/* out_i = sum_j w_ij in_j for all nodes; n floats each. out is not in. */
+static void gossip(float *out, const float *in, const DmGraph *g, uint64_t round, size_t n) {
+    for (int i = 0; i < g->nodes; i++) {
+        int source[GRAPH_MOST];
+        double weight[GRAPH_MOST];
+        const float *from[GRAPH_MOST];
+        size_t count = dm_sources(g, round, i, source, weight);
+        for (size_t k = 0; k < count; k++) from[k] = in + (size_t)source[k] * n;
+        dm_mix(out + (size_t)i * n, from, weight, count, n);
+    }
+}
+
+/* Second largest singular value by the formula of each family. */
+static double rho_formula(const char *name, int nodes) {
+    double n = nodes, pi = 3.141592653589793, tau = dm__log2(nodes);
+    if (strcmp(name, "ring") == 0)
+        return fmax(1.0 / 3 + 2.0 / 3 * cos(2 * pi / n), nodes % 2 ? 0 : 1.0 / 3);
+    if (strcmp(name, "ring-lazy") == 0) return 0.5 + 0.5 * cos(2 * pi / n);
+    if (strcmp(name, "directed-ring") == 0) return cos(pi / n);
+    if (strcmp(name, "exponential-lazy") == 0) return tau / (tau + 2);
+    if (strcmp(name, "star") == 0) return 1 - 1 / n;
+    if (strcmp(name, "exponential") == 0 || strcmp(name, "hypercube") == 0)
+        return 1 - 2 / (tau + 1);
+    return 0; /* complete; one-peer over a period */
+}
+
+static const char *const families[] = {
+    "ring",      "ring-lazy", "directed-ring", "exponential", "exponential-lazy",
+    "hypercube", "star",      "complete",      "one-peer",    NULL};
+
+static Verdict check_rho(Answer *a, const Claim *c) {
+    double worst = 0, mean_off = 0;
+    int wrong = 0;
+    char error[200];
+    (void)c;
+    for (const char *const *name = families; *name; name++)
+        for (int nodes = 4; nodes <= 32; nodes *= 2) {
+            DmGraph g;
+            double *storage = graph_open(&g, *name, nodes);
+            worst = fmax(worst, fabs(dm_graph_rho(&g) - rho_formula(*name, nodes)));
+            wrong += dm_graph_check(&g, error, sizeof error) != 0;
+            if (strcmp(*name, "one-peer") == 0) {
+                float x[2][32], mean = 0;
+                for (int i = 0; i < nodes; i++)
+                    x[0][i] = (float)(i * i % 7), mean += x[0][i] / (float)nodes;
+                for (int r = 0; r < g.period; r++)
+                    gossip(x[(r + 1) % 2], x[r % 2], &g, (uint64_t)r, 1);
+                for (int i = 0; i < nodes; i++)
+                    mean_off =
+                        fmax(mean_off, fabs((double)(x[g.period % 2][i] - mean)) / (double)mean);
+            }
+            free(storage);
+        }
+    say(a, "rho off by at most %.1e; %d not doubly stochastic; one-peer off the mean by %.1e",
+        worst, wrong, mean_off);
+    return judge_general(worst <= 1e-6 && wrong == 0 && mean_off <= 1e-6);
+}
+
+/* Gossip on every cosine of the circle and on random vectors: what each round leaves. */
+static Verdict check_contraction_by_gossip(Answer *a, const Claim *c) {
+    enum { N = 16 };
+    double worst = 0, beyond = -1;
+    (void)c;
+    for (size_t k = 0; k < 5; k++) { /* the circulant ones */
+        DmGraph g;
+        double *storage = graph_open(&g, families[k], N), rho = dm_graph_rho(&g), most = 0;
+        for (int v = 1; v < 40; v++) {
+            float x[N], y[N];
+            double mean = 0;
+            for (int i = 0; i < N; i++) {
+                x[i] = (float)(v < N ? cos(6.283185307179586 * v * i / N)
+                                     : problem_normal((uint64_t)v, (uint64_t)i));
+                mean += (double)x[i] / N;
+            }
+            for (int i = 0; i < N; i++) x[i] -= (float)mean;
+            gossip(y, x, &g, 0, 1);
+            double left = sqrt(sm_sum_squares(y, N) / sm_sum_squares(x, N));
+            most = fmax(most, left);
+            if (v >= N) beyond = fmax(beyond, left - rho);
+        }
+        worst = fmax(worst, fabs(most - rho));
+        free(storage);
+    }
+    say(a, "worst vector off rho by at most %.1e; random ones exceed it by %.2f at most", worst,
+        beyond);
+    return judge_general(worst < 1e-5 && beyond < 1e-6);
+}
+
+/* Move the weight of one edge, both ways, back to the diagonal. */
+static void drop_link(double *w, int nodes, int i, int j) {
+    size_t n = (size_t)nodes, p = (size_t)i, q = (size_t)j;
+    double lost = fmin(w[p * n + q], w[q * n + p]);
+    w[p * n + q] -= lost, w[q * n + p] -= lost;
+    w[p * n + p] += lost, w[q * n + q] += lost;
+}
+
+/* Largest |mean V - mean M| of a tracker on random momenta, in units of the largest |mean M|. */
+static double tracker_error(const char *topology, int drop) {
+    enum { N = 8, SIZE = 50 };
+    static float m[N * SIZE], now[N * SIZE], v[N * SIZE], u[N * SIZE];
+    DmGraph g;
+    double worst = 0, largest = 0, *storage = graph_open(&g, topology, N);
+    memset(m, 0, sizeof m), memset(v, 0, sizeof v);
+    for (uint64_t k = 0; k < 200; k++) {
+        for (size_t i = 0; i < N * SIZE; i++)
+            now[i] = 0.8f * m[i] +
+                     0.2f * (float)(problem_normal(1, i) + problem_normal(sm_key(2, k, 0), i));
+        dm_track(v, now, m, N * SIZE);
+        memcpy(m, now, sizeof m);
+        if (drop && k % 5 == 0) { /* another graph for one round */
+            double *broken = graph_open(&g, topology, N);
+            drop_link(broken, N, (int)(k / 5 % N), (int)((k / 5 + 1) % N));
+            g.weight = broken;
+            gossip(u, v, &g, k, SIZE);
+            g.weight = storage;
+            free(broken);
+        } else {
+            gossip(u, v, &g, k, SIZE);
+        }
+        memcpy(v, u, sizeof v);
+        for (size_t i = 0; i < SIZE; i++) {
+            double mean_v = 0, mean_m = 0;
+            for (size_t j = 0; j < N; j++)
+                mean_v += (double)v[j * SIZE + i] / N, mean_m += (double)m[j * SIZE + i] / N;
+            worst = fmax(worst, fabs(mean_v - mean_m));
+            largest = fmax(largest, fabs(mean_m));
+        }
+    }
+    free(storage);
+    return worst / largest;
+}
+
+static Verdict check_tracker(Answer *a, const Claim *c) {
+    double worst = 0, dropped = 0;
+    (void)c;
+    for (const char *const *name = families; *name; name++)
+        worst = fmax(worst, tracker_error(*name, 0));
+    dropped = fmax(tracker_error("ring", 1), tracker_error("complete", 1));
+    say(a, "off by at most %.1e; with links dropped both ways %.1e", worst, dropped);
+    return judge_general(worst < 1e-5 && dropped < 1e-5);
+}
+
+/* Packed words against a byte per vote; groups of three that vote again; voters who flip. */
+static Verdict check_majority(Answer *a, const Claim *c) {
+    enum { BITS = 200, WORDS = 4 };
+    int differ = 0, swayed = 0, trees = 0;
+    (void)c;
+    for (size_t voters = 1; voters <= 9; voters++) {
+        uint64_t ballot[9][WORDS] = {{0}}, vote[WORDS];
+        const uint64_t *ballots[9];
+        for (size_t j = 0; j < voters; j++) {
+            ballots[j] = ballot[j];
+            for (size_t i = 0; i < BITS; i++)
+                ballot[j][i / 64] |= (sm_hash(voters * 100 + j, i) & 1) << i % 64;
+        }
+        sm_vote(vote, NULL, ballots, NULL, voters, WORDS, SM_COIN, 5, 0);
+        for (size_t i = 0; i < BITS; i++) {
+            int sum = 0, tree = 0, bit = (int)(vote[i / 64] >> i % 64 & 1);
+            for (size_t j = 0; j < voters; j++) {
+                int group = 0;
+                sum += ballot[j][i / 64] >> i % 64 & 1 ? 1 : -1;
+                for (size_t k = j; k < j + 3 && j % 3 == 0 && voters == 9; k++)
+                    group += ballot[k][i / 64] >> i % 64 & 1 ? 1 : -1;
+                tree += (group > 0) - (group < 0);
+            }
+            int expect = sum ? sum > 0 : (int)(sm_hash(5, i / 64) >> i % 64 & 1);
+            differ += bit != expect;
+            trees += voters == 9 && (tree > 0) != bit;
+        }
+        for (size_t flippers = 0; 2 * flippers < voters;
+             flippers++) { /* the honest ones all say + */
+            for (size_t j = 0; j < voters; j++)
+                memset(ballot[j], j < flippers ? 0 : 0xff, sizeof ballot[j]);
+            sm_vote(vote, NULL, ballots, NULL, voters, WORDS, SM_COIN, 5, 0);
+            for (size_t w = 0; w < WORDS; w++) swayed += vote[w] != ~(uint64_t)0;
+        }
+    }
+    say(a, "%d votes differ; flippers change %d words; a tree of threes errs on %d of %d", differ,
+        swayed, trees, BITS);
+    return judge_general(differ == 0 && swayed == 0 && trees > 0);
+}
