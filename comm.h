@@ -111,7 +111,8 @@ typedef struct Comm {
     CommShared *shared;
     Team *team;
     uint64_t sent[COMM_KINDS], received[COMM_KINDS]; /* payload bytes since the start */
-    uint64_t messages[COMM_KINDS];                   /* sent: size - 1 each, or destinations */
+    uint64_t messages[COMM_KINDS]; /* sent: size - 1 per collective, or destinations */
+    uint64_t up[COMM_KINDS], down[COMM_KINDS]; /* sent to owners of shards, received from them */
 } Comm;
 
 typedef int (*CommWorker)(Comm *comm, void *arg);
@@ -258,6 +259,7 @@ static inline void comm_alltoall(Comm *c, const void *message, const size_t *cut
         comm_barrier(c);
     }
     c->sent[kind] += total - mine;
+    c->up[kind] += total - mine;
     c->received[kind] += (size_t)(c->size - 1) * mine;
     c->messages[kind] += (size_t)(c->size - 1);
 }
@@ -283,6 +285,7 @@ static inline void comm_allgather(Comm *c, void *message, const size_t *cuts, Co
     }
     c->sent[kind] += (size_t)(c->size - 1) * mine;
     c->received[kind] += total - mine;
+    c->down[kind] += total - mine;
     c->messages[kind] += (size_t)(c->size - 1);
 }
 

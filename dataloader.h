@@ -1,19 +1,19 @@
 /* dataloader.h - text or GPT-2 token files as batches, dealt to workers. C11 + POSIX, MIT licence.
 
      split     the first floor(0.9 n) tokens train, the others validate          (nanoGPT)
-     shard     what one of the N workers reads of the training split, end to end, and no other:
+     shard     what one of the N workers reads of the training split, put end to end:
        iid          blocks of b tokens in turn: position p of worker r is token
                     ((p/b) N + r) b + p mod b; disjoint, nothing is left out
-       contiguous   N consecutive stretches, equal to one token; likewise
+       contiguous   N consecutive stretches, equal to within one token; likewise
        dirichlet:A  10 N consecutive segments stand for classes; of each, worker r gets a part
                     p_r, p ~ Dirichlet(A, .., A): small A gives a segment to nearly one worker,
                     large A is nearly iid; likewise    (Yurochkin et al. 2019, arXiv 1905.12022;
                     drawn again while a worker has too little: Li et al. 2021, arXiv 2102.02079)
        file:PATH    lines `worker first last`: token positions, last exclusive; # begins a comment.
                     Ranges may overlap, repeat and leave tokens out: that is the user's choice
-     order     windows of T tokens of a shard at o + T pi(i), o = hash(seed, epoch) mod T, where pi permutes
-               the windows of an epoch: a Feistel network keyed by (seed, epoch, worker) that
-               walks its cycle until it lands in range      (Luby and Rackoff 1988; Black and
+     order     windows of T tokens of a shard at o + T pi(i), o = hash(seed, epoch) mod T, where pi
+               permutes the windows of an epoch: a Feistel network keyed by (seed, epoch, worker)
+               that walks its cycle until it lands in range   (Luby and Rackoff 1988; Black and
                Rogaway 2002). A pure function: nothing to save, resuming means asking for k.
                A window may cross the border between two blocks, parts or ranges of a shard.
      validate  the whole split in consecutive windows; each of the n - 1 predictions counts once
@@ -73,8 +73,8 @@
              files are llm.c's: int32 header[256] = {20240520, 1, count}, then uint16, all
              little-endian on every machine. Every hash is splitmix64's finaliser. A block b is
              1024 tokens or four windows, but a short text is dealt in N equal blocks. Dirichlet
-             borders come through libm's log, cos and exp: two C libraries that round these
-             differently may place a border one token apart. */
+             borders come through libm's log, cos and exp: C libraries that round these
+             differently may place borders differently. */
 #ifndef DATALOADER_H
 #define DATALOADER_H
 
@@ -657,7 +657,7 @@ static inline size_t data__short_worker(const DataShards *s, size_t T) {
     return j;
 }
 
-/* the beginning of the i-th of n parts, equal to one token */
+/* the beginning of the i-th of n parts, equal to within one token */
 static inline uint64_t data__part(uint64_t tokens, uint64_t n, uint64_t i) {
     return tokens / n * i + (i < tokens % n ? i : tokens % n);
 }

@@ -55,7 +55,8 @@ int main(void) {
 
    API
      ef_compressor_row ef_parse          compressors as a table, and their text: "topk:10%+natural"
-     ef_bytes ef_bits ef_paper_bits      size of a message: real, by formula, by the paper's count
+     ef_bytes ef_most_bytes              size of a message, and of the longest that a link can send
+     ef_bits ef_paper_bits               the same by formula, and by the paper's count
      ef_contraction                      guaranteed alpha
      ef_warm ef_scratch                  floats of state and of scratch
      ef_compress ef_decode               a tensor to a message and back
@@ -816,6 +817,11 @@ static inline int ef__sent(const EfLink *l, uint64_t coin) {
 /* Bytes of the message; depends on coin for dropout only (0 when dropped). */
 static inline size_t ef_bytes(const EfLink *l, size_t rows, size_t cols, uint64_t coin) {
     return ef__sent(l, coin) ? (ef__message_bits(l, rows, cols) + 7) / 8 : 0;
+}
+
+/* Bytes of the longest message. */
+static inline size_t ef_most_bytes(const EfLink *l, size_t rows, size_t cols) {
+    return (size_t)((ef__message_bits(l, rows, cols) + 7) / 8);
 }
 
 /* Bits before they are rounded up to bytes; the expectation for dropout. */

@@ -1,11 +1,14 @@
 /* signmuon.c - the distributed optimizer: signmuon.h's mathematics over the workers of comm.h. MIT.
 
-   Two functions are the algorithm boxes: step_by_vote (one bit per weight up, majority, a reply)
-   and step_by_mean (fp32 up, mean in rank order, a reply). Which stages a step has is data: a row
-   of the method table, one row for the hidden matrices and one for all other tensors. What a worker
-   does between two exchanges is spread over its compute threads block by block, a block being one
-   matrix (a fused qkv is three), so that no result depends on their number. */
+   Four functions are the algorithm boxes: step_by_mean (fp32 up, mean in rank order, a reply),
+   step_by_vote (SignMuon: one bit per weight up, majority, a reply), step_by_feedback (EF21-Muon:
+   compressed residuals up, compressed model shift down) and step_by_gossip (DeMuon: no server).
+   Which stages a step has is data: a row of the method table, one row for the hidden matrices and
+   one for all other tensors. What a worker does between two exchanges is spread over its compute
+   threads block by block, a block being one matrix (a fused qkv is three), so that no result
+   depends on their number. */
 #include "comm.h"
+#include "demuon.h"
 #include "gemm.h"
 
 /* signmuon.h's products run on gemm.h; its scratch follows the caller's. */
@@ -29,30 +32,56 @@ static inline void sm_gemm_symmetric(char op, float *c, const float *a, const fl
 #define SIGNMUON_GEMM sm_gemm
 #define SIGNMUON_GEMM_SCRATCH gemm_scratch()
 #define SIGNMUON_SYMMETRIC sm_gemm_symmetric
+#include "ef21muon.h"
 #include "signmuon.h"
 
 /* ------------------------------------------------------------------------------------------------
  * state */
 
-/* One matrix, or one vector: what an LMO and a gain see as a whole. */
+/* The arrays of state, in the order of state_rows. */
+typedef enum State {
+    FIRST,     /* momentum, or AdamW's m */
+    SECOND,    /* AdamW's v */
+    ESTIMATE,  /* EF21: G_j, what the server knows of this worker; tracking: the last M_j */
+    TRACKER,   /* DeMuon: V */
+    MODEL,     /* EF21: X, the exact model, at the block's owner */
+    AGGREGATE, /* EF21: G, the mean of the G_j, at the block's owner */
+    WARM_UP,   /* where power iterations begin: the uplink's, the downlink's, a norm's */
+    WARM_DOWN,
+    WARM_NORM,
+    STATES
+} State;
+
+static const struct {
+    const char *name;
+    int by_block; /* one array per block, else one per tensor */
+} state_rows[STATES] = {{"momentum", 0},       {"adamw.v", 0},      {"estimate", 0},
+                        {"tracker", 0},        {"ef21.model", 1},   {"ef21.aggregate", 1},
+                        {"ef21.warm.up", 1},   {"ef21.warm.down", 1}, {"norm.warm", 1}};
+
+/* One matrix, or one vector: what an LMO, a compressor and a gain see as a whole. */
 typedef struct SmBlock {
     const SmTensor *tensor;
     size_t index; /* among all blocks of the model: keys its coins */
     size_t offset, rows, cols;
-    size_t element, word;  /* where it begins in its group's dense and sign messages */
-    size_t touched;        /* first word of its rows' touched bits, when sparse */
-    float *first, *second; /* momentum or AdamW's m; AdamW's v */
-    int thread;            /* the compute thread that works on it */
+    size_t element, word; /* where it begins in its group's dense and sign messages */
+    size_t up, down;      /* and in the compressed ones of this step */
+    size_t touched;       /* first word of its rows' touched bits, when sparse */
+    float *state[STATES];
+    size_t held[STATES]; /* floats of each; 0 where the method keeps none */
+    int owner, thread;   /* the worker that serves it, the compute thread that works on it */
 } SmBlock;
 
 /* The tensors under one rule; they share one message. */
 typedef struct SmGroup {
     const SmMethod *method;
     const SmNorm *worker_map, *server_map, *local_map;
-    SmMessage reply;
+    SmReply reply;
     CommKind kind;
     SmBlock *blocks;
+    float *vector[MODEL]; /* the state that is one array over the group */
     size_t count, elements, votes, words; /* words past `votes` are touched bits */
+    size_t largest_share;                 /* of elements, over the workers */
     size_t *cut_element, *cut_word;       /* shard j is [cut[j], cut[j+1]) */
     double rate;
 } SmGroup;
@@ -62,19 +91,26 @@ struct SmOptimizer {
     Comm *comm;
     const SmTensor *tensors;
     size_t tensor_count;
-    SmGroup group[2]; /* hidden matrices; all others */
-    float *direction; /* dense message, or what a block's direction is made in */
+    SmGroup group[2];       /* hidden matrices; all others */
+    EfLink identity, links[2]; /* vectors' link; up and down */
+    float *direction;       /* dense message, or what a block's direction is made in */
     uint64_t *ballot, *present, *vote, *decided;
-    char *inbox;
-    int8_t *tally; /* wire int8: a ballot or a sum per weight */
+    char *inbox, *residuals, *shifts; /* the last two: compressed messages, up and down */
+    int8_t *tally;                    /* wire int8: a ballot or a sum per weight */
     size_t *cut_byte;
     float *scratch; /* `scratch_floats` for each thread */
     size_t scratch_floats;
     double *confirmed; /* per thread: signs that the vote confirmed */
-    double agreement;
+    double *square;    /* per tensor: squared norm of the gradient or the tracker */
+    double agreement, length;
     float *params; /* of the step under way */
     const float *grads;
+    float shrink; /* what clipping leaves of the gradient */
     uint64_t step;
+    float *mixed; /* what gossip mixes: a piece of a vector, and where everybody's pieces lie */
+    const float *pieces[COMM_MAX_WORKERS];
+    double weight[COMM_MAX_WORKERS];
+    size_t sources, piece;
 };
 
 /* What a function that runs on every compute thread gets. */
@@ -96,47 +132,69 @@ static void run(SmOptimizer *o, SmGroup *g, void (*function)(void *, int, int)) 
 /* ------------------------------------------------------------------------------------------------
  * stages of one block */
 
+/* Weight of the old momentum at this step. */
+static float momentum_of(const SmOptimizer *o, const SmGroup *g) {
+    if (g->method->estimate == SM_GLUON) return (float)(1 - 1 / sqrt((double)o->step + 1));
+    return o->config.first_gradient && o->step == 0 ? 0 : (float)o->config.momentum;
+}
+
 /* u <- what this worker holds of block b: gradient, momentum, or Lion's interpolation. */
 static void estimate(SmOptimizer *o, const SmGroup *g, const SmBlock *b, float *u) {
     const SmConfig *c = &o->config;
     const float *grad = o->grads + b->offset, *w = o->params + b->offset;
     size_t n = block_size(b);
+    if (o->shrink < 1) {
+        for (size_t i = 0; i < n; i++) u[i] = o->shrink * grad[i];
+        grad = u;
+    }
     if (c->coupled_decay && b->tensor->decay && !b->tensor->sparse) {
         for (size_t i = 0; i < n; i++) u[i] = grad[i] + (float)c->decay * w[i];
         grad = u;
     }
-    float mu = (float)c->momentum;
-    if (g->method->estimate == SM_MOMENTUM)
-        sm_momentum(u, b->first, grad, n, mu, c->nesterov);
+    float mu = momentum_of(o, g);
+    if (g->method->estimate == SM_MOMENTUM || g->method->estimate == SM_GLUON)
+        sm_momentum(u, b->state[FIRST], grad, n, mu, c->nesterov);
     else if (g->method->estimate == SM_LION)
-        sm_lion(u, b->first, grad, n, (float)c->beta1, mu);
+        sm_lion(u, b->state[FIRST], grad, n, (float)c->beta1, mu);
     else if (grad != u)
         memcpy(u, grad, n * sizeof *u);
 }
 
+/* The norm of a block at a stage where its group has `map`: hidden matrices take the map itself,
+ * others the norm of their role. */
+static const SmNorm *norm_of(const SmConfig *c, const SmTensor *t, const SmNorm *map) {
+    return !map || t->role == SM_HIDDEN ? map : sm_norm(c->role_norm[t->role]);
+}
+
 /* u <- LMO(u) over the whole block; nothing when there is no map. */
 static void apply_map(SmOptimizer *o, const SmNorm *map, const SmBlock *b, float *u, int ith) {
-    if (map) map->lmo(u, u, b->rows, b->cols, o->config.ns, thread_scratch(o, ith));
+    const SmNorm *norm = norm_of(&o->config, b->tensor, map);
+    if (norm)
+        norm->lmo(u, u, b->rows, b->cols, o->config.ns, b->state[WARM_NORM],
+                  thread_scratch(o, ith));
 }
 
 /* The factor that decoupled decay leaves of a weight. */
 static float keep_of(const SmOptimizer *o, const SmGroup *g, const SmBlock *b) {
     const SmConfig *c = &o->config;
+    if (g->method->update == SM_FRANK_WOLFE) return (float)(1 - g->rate);
     return b->tensor->decay && !c->coupled_decay ? (float)(1 - g->rate * c->decay) : 1.0f;
 }
 
-/* Directions of +-1 and directions of unit norm have gains of their own; other tensors have
- * none. */
+/* Directions of +-1 and directions of unit norm have gains of their own; tensors that are not
+ * hidden matrices have none. */
 static double gain_of(const SmConfig *c, const SmTensor *t, int sign) {
-    return t->hidden ? c->gain->gain(t->rows, t->cols, sign) : 1;
+    return c->radius[t->role] * (t->role == SM_HIDDEN ? c->gain->gain(t->rows, t->cols, sign) : 1);
+}
+
+/* The map that what finally moves a block has gone through last, or NULL. */
+static const SmNorm *last_map(const SmGroup *g) {
+    return g->local_map ? g->local_map : g->server_map ? g->server_map : g->worker_map;
 }
 
 /* Is what finally moves a block made of +-1: a vote, or the LMO of the sign norm? */
 static int moves_by_sign(const SmGroup *g) {
-    const SmNorm *last = g->local_map    ? g->local_map
-                         : g->server_map ? g->server_map
-                                         : g->worker_map;
-    return (g->reply == SM_SIGN && !g->local_map) || last == sm_norm("sign");
+    return (g->reply == SM_SIGN && !g->local_map) || last_map(g) == sm_norm("sign");
 }
 
 /* Move block b along a dense direction u. */
@@ -145,7 +203,7 @@ static void move(SmOptimizer *o, SmGroup *g, SmBlock *b, const float *u) {
     float *w = o->params + b->offset, keep = keep_of(o, g, b);
     size_t n = block_size(b);
     if (g->method->update == SM_ADAMW) {
-        sm_adamw(w, b->first, b->second, u, n, o->step + 1, g->rate, c->beta1, c->beta2, c->epsilon,
+        sm_adamw(w, b->state[FIRST], b->state[SECOND], u, n, o->step + 1, g->rate, c->beta1, c->beta2, c->epsilon,
                  keep);
     } else {
         sm_step_dense(w, u, n, (float)(g->rate * gain_of(c, b->tensor, moves_by_sign(g))), keep);
@@ -153,7 +211,7 @@ static void move(SmOptimizer *o, SmGroup *g, SmBlock *b, const float *u) {
 }
 
 /* ------------------------------------------------------------------------------------------------
- * fp32 up, the mean, a dense reply: sgd, adamw, muon, muon-avgpolar */
+ * fp32 up, the mean, a dense reply: sgd, adamw, muon, muon-avgpolar, scion, gluon */
 
 /* D_j <- M_j, or LMO(M_j) */
 static void make_direction(void *context, int ith, int nth) {
@@ -191,8 +249,7 @@ static void map_shard(void *context, int ith, int nth) {
     (void)nth;
     for (size_t i = 0; i < g->count; i++) {
         SmBlock *b = &g->blocks[i];
-        if (b->element < g->cut_element[rank] || b->element >= g->cut_element[rank + 1]) continue;
-        if (b->thread == ith)
+        if (b->owner == rank && b->thread == ith)
             apply_map(work->o, g->server_map, b, work->o->direction + b->element, ith);
     }
 }
@@ -314,8 +371,7 @@ static void map_votes(void *context, int ith, int nth) {
     (void)nth;
     for (size_t i = 0; i < g->count; i++) {
         SmBlock *b = &g->blocks[i];
-        if (b->word < g->cut_word[rank] || b->word >= g->cut_word[rank + 1] || b->thread != ith)
-            continue;
+        if (b->owner != rank || b->thread != ith) continue;
         float *u = o->direction + b->element;
         sm_unpack(u, o->vote + b->word, o->decided + b->word, block_size(b));
         apply_map(o, g->server_map, b, u, ith);
@@ -442,20 +498,296 @@ static void step_by_vote(SmOptimizer *o, SmGroup *g) {
 }
 // clang-format on
 
+/* ------------------------------------------------------------------------------------------------
+ * EF21-Muon (arXiv 2510.00643): compressed residuals up, compressed model shift down; every block
+ * has an owner that plays the server for it */
+
+static const EfLink *link_of(const SmOptimizer *o, const SmBlock *b, int down) {
+    return b->tensor->role == SM_VECTOR ? &o->identity : &o->links[down];
+}
+
+/* Key of what is random in a message of block b: rank < 0 for what all workers must agree on. */
+static uint64_t link_key(const SmOptimizer *o, const SmBlock *b, int rank) {
+    uint64_t stream = (uint64_t)1 << 48 | (uint64_t)b->index << 16 | (uint64_t)(rank + 1);
+    return sm_key(o->config.seed, stream, o->step);
+}
+
+static size_t link_bytes(const SmOptimizer *o, const SmBlock *b, int down) {
+    return ef_bytes(link_of(o, b, down), b->rows, b->cols, link_key(o, b, -1));
+}
+
+/* Lay out this step's compressed messages: the bytes of each owner's shard into cut_byte. */
+static const size_t *lay_out(SmOptimizer *o, SmGroup *g, int down) {
+    size_t at = 0;
+    int owner = 0;
+    o->cut_byte[0] = 0;
+    for (size_t i = 0; i < g->count; i++) {
+        SmBlock *b = &g->blocks[i];
+        while (owner < b->owner) o->cut_byte[++owner] = at;
+        *(down ? &b->down : &b->up) = at;
+        at += link_bytes(o, b, down);
+    }
+    while (owner < o->comm->size) o->cut_byte[++owner] = at;
+    return o->cut_byte;
+}
+
+/* R_j <- C(D_j - G_j) and G_j += R_j, with D_j = M_j or LMO(M_j) */
+static void make_residual(void *context, int ith, int nth) {
+    SmWork *work = context;
+    SmOptimizer *o = work->o;
+    (void)nth;
+    for (size_t i = 0; i < work->g->count; i++) {
+        SmBlock *b = &work->g->blocks[i];
+        if (b->thread != ith) continue;
+        float *u = o->direction + b->element;
+        estimate(o, work->g, b, u);
+        apply_map(o, work->g->worker_map, b, u, ith);
+        ef_send(o->residuals + b->up, b->state[ESTIMATE], u, b->rows, b->cols, link_of(o, b, 0),
+                link_key(o, b, o->comm->rank), link_key(o, b, -1), b->state[WARM_UP],
+                thread_scratch(o, ith));
+    }
+}
+
+/* The server's part of my blocks: G += mean R_j, X <- (1 - lr wd) X - lr s LMO(G), S <- C(X - W),
+ * W += S. With an exact reply X is W itself. */
+static void serve(void *context, int ith, int nth) {
+    SmWork *work = context;
+    SmOptimizer *o = work->o;
+    SmGroup *g = work->g;
+    size_t mine = 0;
+    (void)nth;
+    for (size_t i = 0; i < g->count; i++)
+        if (g->blocks[i].owner == o->comm->rank) mine += link_bytes(o, &g->blocks[i], 0);
+    const char *message = o->inbox;
+    for (size_t i = 0; i < g->count; i++) {
+        SmBlock *b = &g->blocks[i];
+        if (b->owner != o->comm->rank) continue;
+        const char *first = message;
+        message += link_bytes(o, b, 0);
+        if (b->thread != ith) continue;
+        float *u = o->direction + b->element, *w = o->params + b->offset, *x = b->state[MODEL];
+        size_t n = block_size(b), bytes = (size_t)(message - first);
+        if (x && o->step == 0) memcpy(x, w, n * sizeof *x);
+        if (!x) x = w;
+        int bad = ef_aggregate(b->state[AGGREGATE], first, mine, bytes, o->comm->size, b->rows,
+                               b->cols, link_of(o, b, 0), thread_scratch(o, ith));
+        assert(!bad), (void)bad; /* messages are this program's own */
+        memcpy(u, b->state[AGGREGATE], n * sizeof *u);
+        apply_map(o, g->server_map, b, u, ith);
+        sm_step_dense(x, u, n, (float)(g->rate * gain_of(&o->config, b->tensor, moves_by_sign(g))),
+                      keep_of(o, g, b));
+        ef_send(o->shifts + b->down, w, x, b->rows, b->cols, link_of(o, b, 1), link_key(o, b, 0),
+                link_key(o, b, -1), b->state[WARM_DOWN], thread_scratch(o, ith));
+    }
+}
+
+/* W += S, for the blocks that others serve */
+static void move_by_shift(void *context, int ith, int nth) {
+    SmWork *work = context;
+    SmOptimizer *o = work->o;
+    (void)nth;
+    for (size_t i = 0; i < work->g->count; i++) {
+        SmBlock *b = &work->g->blocks[i];
+        if (b->thread != ith || b->owner == o->comm->rank) continue;
+        int bad = ef_receive(o->params + b->offset, o->shifts + b->down, link_bytes(o, b, 1),
+                             b->rows, b->cols, link_of(o, b, 1), thread_scratch(o, ith));
+        assert(!bad), (void)bad;
+    }
+}
+
+// clang-format off
+static void step_by_feedback(SmOptimizer *o, SmGroup *g) {
+    const size_t *up = lay_out(o, g, 0);
+    run(o, g, make_residual);                        /* R_j = C(M_j - G_j), G_j += R_j    */
+    comm_alltoall(o->comm, o->residuals, up, o->inbox, g->kind);
+    const size_t *down = lay_out(o, g, 1);
+    run(o, g, serve);                                /* G += mean R_j, X -= lr s LMO(G),  */
+    comm_allgather(o->comm, o->shifts, down, g->kind); /*                  S = C(X - W)   */
+    run(o, g, move_by_shift);                        /* W += S                            */
+}
+// clang-format on
+
+/* ------------------------------------------------------------------------------------------------
+ * DeMuon (arXiv 2510.01377) and its baselines: no server, gossip over a graph */
+
+/* A thread's part of a piece: x_i <- sum_j w_ij x_j. */
+static void mix_piece(void *context, int ith, int nth) {
+    SmOptimizer *o = ((SmWork *)context)->o;
+    const float *in[COMM_MAX_WORKERS];
+    size_t lo = o->piece * (size_t)ith / (size_t)nth, hi = o->piece * ((size_t)ith + 1) / (size_t)nth;
+    for (size_t k = 0; k < o->sources; k++) in[k] = o->pieces[k] + lo;
+    dm_mix(o->mixed + lo, in, o->weight, o->sources, hi - lo);
+}
+
+enum { GOSSIP_FLOATS = 1 << 18, GOSSIP_LEAST = 1024 };
+
+/* Floats that travel at a time: as many as everybody's fit a megabyte. */
+static size_t gossip_piece(int workers) {
+    size_t n = GOSSIP_FLOATS / (size_t)workers;
+    return n < GOSSIP_LEAST ? GOSSIP_LEAST : n;
+}
+
+/* x (n) <- W^rounds x: everybody's x mixed by the graph's weights. One-peer graphs count rounds from
+ * the start of the run. */
+static void gossip(SmOptimizer *o, SmGroup *g, float *x, size_t n, int rounds) {
+    int source[COMM_MAX_WORKERS];
+    size_t piece = gossip_piece(o->comm->size);
+    for (int k = 0; k < rounds; k++) {
+        uint64_t round = o->step * (uint64_t)rounds + (uint64_t)k;
+        o->sources = dm_sources(o->config.graph, round, o->comm->rank, source, o->weight);
+        size_t out = dm_degree(o->config.graph, round, o->comm->rank, 1);
+        for (size_t at = 0; at < n; at += piece) {
+            o->mixed = x + at;
+            o->piece = n - at < piece ? n - at : piece;
+            comm_neighbours(o->comm, o->mixed, o->piece * sizeof *x, source, o->sources, out,
+                            o->inbox, g->kind);
+            for (size_t j = 0; j < o->sources; j++)
+                o->pieces[j] = (const float *)(void *)o->inbox + j * o->piece;
+            run(o, g, mix_piece);
+        }
+    }
+}
+
+/* U_i <- V_i + M_i - M_i's last */
+static void correct_tracker(void *context, int ith, int nth) {
+    SmWork *work = context;
+    SmOptimizer *o = work->o;
+    (void)nth;
+    for (size_t i = 0; i < work->g->count; i++) {
+        SmBlock *b = &work->g->blocks[i];
+        if (b->thread != ith) continue;
+        float *u = o->direction + b->element, *last = b->state[ESTIMATE];
+        estimate(o, work->g, b, u);
+        dm_track(b->state[TRACKER], u, last, block_size(b));
+        memcpy(last, u, block_size(b) * sizeof *u);
+    }
+}
+
+/* Y <- (1 - lr wd) X - lr s LMO(V), V being M where nothing is tracked; AdamW takes this worker's own
+ * gradient; u <- Y */
+static void step_locally(void *context, int ith, int nth) {
+    SmWork *work = context;
+    SmOptimizer *o = work->o;
+    SmGroup *g = work->g;
+    (void)nth;
+    for (size_t i = 0; i < g->count; i++) {
+        SmBlock *b = &g->blocks[i];
+        if (b->thread != ith) continue;
+        float *u = o->direction + b->element, *v = b->state[TRACKER];
+        size_t n = block_size(b);
+        if (v)
+            memcpy(u, v, n * sizeof *u);
+        else
+            estimate(o, g, b, u);
+        if (g->method->update == SM_UNIT) sm__scale(u, n, o->length > 0 ? 1 / o->length : 0);
+        apply_map(o, g->worker_map, b, u, ith);
+        move(o, g, b, u);
+        memcpy(u, o->params + b->offset, n * sizeof *u);
+    }
+}
+
+/* X <- what gossip made of Y */
+static void take_mixed(void *context, int ith, int nth) {
+    SmWork *work = context;
+    (void)nth;
+    for (size_t i = 0; i < work->g->count; i++) {
+        SmBlock *b = &work->g->blocks[i];
+        if (b->thread == ith)
+            memcpy(work->o->params + b->offset, work->o->direction + b->element,
+                   block_size(b) * sizeof(float));
+    }
+}
+
+/* |V| over all tensors, for steps of unit length. */
+static double tracker_length(const SmOptimizer *o) {
+    double sum = 0;
+    for (const SmGroup *g = o->group; g < o->group + 2; g++)
+        for (size_t i = 0; i < g->count && g->method->update == SM_UNIT; i++)
+            sum += sm_sum_squares(g->blocks[i].state[TRACKER], block_size(&g->blocks[i]));
+    return sqrt(sum);
+}
+
+// clang-format off
+static void step_by_gossip(SmOptimizer *o) {
+    SmGroup *end = o->group + 2;
+    for (SmGroup *g = o->group; g < end; g++) {
+        if (!g->vector[TRACKER]) continue;
+        run(o, g, correct_tracker);                  /* U_i = V_i + M_i - M_i's last      */
+        gossip(o, g, g->vector[TRACKER], g->elements, o->config.rounds[0]); /* V = W U    */
+    }
+    o->length = tracker_length(o);
+    for (SmGroup *g = o->group; g < end; g++) {
+        run(o, g, step_locally);                     /* Y_i = (1-lr wd) X_i - lr s LMO(V) */
+        gossip(o, g, o->direction, g->elements, o->config.rounds[1]);       /* X = W Y    */
+        run(o, g, take_mixed);
+        if (g->method->update != SM_ADAMW) continue; /* AdamW's moments stay near too     */
+        gossip(o, g, g->vector[FIRST], g->elements, o->config.rounds[1]);
+        gossip(o, g, g->vector[SECOND], g->elements, o->config.rounds[1]);
+    }
+}
+// clang-format on
+
+/* ------------------------------------------------------------------------------------------------
+ * a step */
+
+static void squares_of_tensors(void *context, int ith, int nth) {
+    SmOptimizer *o = ((SmWork *)context)->o;
+    for (size_t t = (size_t)ith; t < o->tensor_count; t += (size_t)nth) {
+        const SmTensor *x = &o->tensors[t];
+        o->square[t] = sm_sum_squares(o->grads + x->offset, x->blocks * x->rows * x->cols);
+    }
+}
+
+/* What clipping leaves of this worker's gradient. */
+static float shrink_of(SmOptimizer *o) {
+    double sum = 0, clip = o->config.clip * pow((double)o->step + 1, o->config.clip_power);
+    if (o->config.clip <= 0) return 1;
+    run(o, NULL, squares_of_tensors);
+    for (size_t t = 0; t < o->tensor_count; t++) sum += o->square[t];
+    return sum > clip * clip ? (float)(clip / sqrt(sum)) : 1;
+}
+
 void sm_optimizer_step(SmOptimizer *o, float *params, const float *grads, uint64_t step, double lr,
                        double aux_lr) {
     o->params = params;
     o->grads = grads;
     o->step = step;
+    o->shrink = shrink_of(o);
     o->group[0].rate = lr;
     o->group[1].rate = aux_lr;
+    if (sm_gossips(o->config.method)) {
+        step_by_gossip(o);
+        return;
+    }
     for (SmGroup *g = o->group; g < o->group + 2; g++) {
         if (g->count == 0) continue;
-        if (g->method->message == SM_SIGN)
+        if (g->method->combine == SM_VOTE)
             step_by_vote(o, g);
+        else if (g->method->combine == SM_FEEDBACK)
+            step_by_feedback(o, g);
         else
             step_by_mean(o, g);
     }
+}
+
+int sm_optimizer_exact(SmOptimizer *o, float *out, const float *params, uint64_t steps) {
+    int found = 0;
+    for (SmGroup *g = o->group; g < o->group + 2; g++)
+        found |= g->method->combine == SM_FEEDBACK && o->links[1].row != o->identity.row;
+    if (!found) return 0;
+    for (SmGroup *g = o->group; g < o->group + 2; g++) {
+        for (size_t i = 0; i < g->count; i++) {
+            const SmBlock *b = &g->blocks[i];
+            const float *x = steps && b->state[MODEL] ? b->state[MODEL] : params + b->offset;
+            memcpy(o->direction + b->element, x, block_size(b) * sizeof *x);
+        }
+        comm_allgather(o->comm, o->direction, in_bytes(o, g->cut_element, 4), COMM_OTHER);
+        for (size_t i = 0; i < g->count; i++) {
+            const SmBlock *b = &g->blocks[i];
+            memcpy(out + b->offset, o->direction + b->element, block_size(b) * sizeof *out);
+        }
+    }
+    return 1;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -473,44 +805,56 @@ static void *carve(Carver *c, size_t bytes) {
 }
 
 static const SmMethod *method_of(const SmConfig *c, const SmTensor *t) {
-    return t->hidden ? c->method : c->aux;
+    return t->role == SM_HIDDEN ? c->method : c->aux;
+}
+
+static int has_map(const SmGroup *g) { return g->worker_map || g->server_map || g->local_map; }
+
+/* Do shards consist of whole blocks, because the owner of a block serves it? */
+static int serves_blocks(const SmGroup *g) {
+    return g->server_map || g->method->combine == SM_FEEDBACK;
 }
 
 /* Cost of a block in arbitrary units: an LMO is worth many passes. */
-static double block_cost(const SmGroup *g, const SmBlock *b) {
-    double small = (double)(b->rows < b->cols ? b->rows : b->cols);
-    return (double)block_size(b) * (g->worker_map || g->server_map || g->local_map ? 1 + small : 1);
+static double block_cost(const SmGroup *g, const SmTensor *t) {
+    double small = (double)(t->rows < t->cols ? t->rows : t->cols);
+    return (double)(t->rows * t->cols) * (has_map(g) ? 1 + small : 1);
 }
 
-/* Shards of equal size; of whole blocks, balanced by cost, where the owner applies a map to
- * each. */
-static void cut_shards(SmGroup *g, int workers) {
+/* Which entries of a group are whose: one worker's shard ends, the next one's begins. */
+typedef struct Shards {
+    size_t elements, words, begin; /* of all blocks so far; where the present shard began */
+    double cost, total;
+    int owner, workers;
+} Shards;
+
+static void end_shard(SmGroup *g, Shards *s) {
+    size_t share = s->elements - s->begin;
+    if (share > g->largest_share) g->largest_share = share;
+    s->begin = s->elements;
+    s->owner++;
+    if (!g->cut_element) return;
+    g->cut_element[s->owner] = s->elements;
+    g->cut_word[s->owner] = s->words;
+}
+
+/* Shards of whole blocks, balanced by cost: does this block still belong to the present one? */
+static void place_block(SmGroup *g, Shards *s, const SmTensor *t) {
+    double cost = block_cost(g, t), middle = s->cost + cost / 2;
+    while (s->owner + 1 < s->workers &&
+           middle >= s->total * (double)(s->owner + 1) / (double)s->workers)
+        end_shard(g, s);
+    s->cost += cost;
+}
+
+/* Shards of equal size, which may cut a block. */
+static void cut_evenly(SmGroup *g, int workers) {
     size_t n = (size_t)workers;
     assert(workers >= 1);
-    if (!g->server_map) {
-        for (size_t j = 0; j <= n; j++) {
-            g->cut_element[j] = g->elements * j / n;
-            g->cut_word[j] = g->words * j / n;
-        }
-        return;
-    }
-    double total = 0, before = 0;
-    for (size_t i = 0; i < g->count; i++) total += block_cost(g, &g->blocks[i]);
-    size_t owner = 0;
-    for (size_t i = 0; i < g->count; i++) {
-        SmBlock *b = &g->blocks[i];
-        double middle = before + block_cost(g, b) / 2;
-        while (owner + 1 < n && middle >= total * (double)(owner + 1) / (double)n) {
-            owner++;
-            g->cut_element[owner] = b->element;
-            g->cut_word[owner] = b->word;
-        }
-        before += block_cost(g, b);
-    }
-    while (owner < n) {
-        owner++;
-        g->cut_element[owner] = g->elements;
-        g->cut_word[owner] = g->words;
+    g->largest_share = g->elements / n + 1;
+    for (size_t j = 0; g->cut_element && j <= n; j++) {
+        g->cut_element[j] = g->elements * j / n;
+        g->cut_word[j] = g->words * j / n;
     }
 }
 
@@ -522,82 +866,192 @@ static void share_out(SmGroup *g, int threads) {
         for (int t = 1; t < threads; t++)
             if (load[t] < load[least]) least = t;
         g->blocks[i].thread = least;
-        load[least] += block_cost(g, &g->blocks[i]);
+        load[least] += block_cost(g, g->blocks[i].tensor);
     }
 }
 
-/* Lay out the blocks of one group and their state. */
-static void build_group(Carver *c, SmGroup *g, const SmTensor *tensors, size_t count, int hidden,
-                        int workers, int threads) {
-    size_t blocks = 0, index = 0, state[2] = {0, 0};
-    for (size_t t = 0; t < count; t++) {
-        if (tensors[t].hidden != hidden) continue;
-        blocks += tensors[t].blocks;
-        state[0] += tensors[t].blocks * tensors[t].rows * tensors[t].cols;
+/* Floats of state `k` that a method keeps of one block of a tensor, at its owner. */
+static size_t state_size(const SmOptimizer *o, const SmGroup *g, const SmBlock *b, State k) {
+    const SmMethod *m = g->method;
+    size_t n = block_size(b);
+    const SmNorm *norm = norm_of(&o->config, b->tensor, last_map(g));
+    int feedback = m->combine == SM_FEEDBACK, adamw = m->update == SM_ADAMW,
+        tracking = m->combine == SM_TRACKING;
+    switch (k) {
+    case FIRST: return m->estimate != SM_GRADIENT || adamw ? n : 0;
+    case SECOND: return adamw ? n : 0;
+    case ESTIMATE: return feedback || tracking ? n : 0;
+    case TRACKER: return tracking ? n : 0;
+    case MODEL: return feedback && link_of(o, b, 1)->row != o->identity.row ? n : 0;
+    case AGGREGATE: return feedback ? n : 0;
+    case WARM_UP: return feedback ? ef_warm(link_of(o, b, 0), b->rows, b->cols) : 0;
+    case WARM_DOWN: return feedback ? ef_warm(link_of(o, b, 1), b->rows, b->cols) : 0;
+    case WARM_NORM: return norm && norm->warms ? b->cols : 0;
+    default: return 0;
     }
-    state[1] = g->method->update == SM_ADAMW ? state[0] : 0;
-    if (g->method->estimate == SM_GRADIENT && g->method->update != SM_ADAMW) state[0] = 0;
-    g->elements = g->votes = g->count = 0;
+}
+
+/* Is a state kept by the owner of a block only? */
+static int at_owner(State k) { return k == MODEL || k == AGGREGATE || k == WARM_DOWN; }
+
+/* The k-th block of a tensor, as the group lays it out next. */
+static SmBlock block_at(const SmGroup *g, const SmTensor *t, size_t k, size_t index,
+                        size_t touched) {
+    return (SmBlock){.tensor = t,
+                     .index = index,
+                     .offset = t->offset + k * t->rows * t->cols,
+                     .rows = t->rows,
+                     .cols = t->cols,
+                     .element = g->elements,
+                     .word = g->votes,
+                     .touched = touched};
+}
+
+/* What a group takes besides its blocks, found while they are laid out. */
+typedef struct Room {
+    size_t vector[MODEL], everybody, owner, served; /* floats; of each array over the group, of
+        blocks' own state on all workers, at the present owner, and at the owner with most */
+    size_t up, down, up_shard, largest_up; /* bytes of compressed messages, and of a shard */
+} Room;
+
+static void end_served(Room *r) {
+    if (r->owner > r->served) r->served = r->owner;
+    if (r->up_shard > r->largest_up) r->largest_up = r->up_shard;
+    r->owner = r->up_shard = 0;
+}
+
+static void count_room(SmOptimizer *o, const SmGroup *g, const SmBlock *b, Room *r) {
+    for (State k = FIRST; k < STATES; k++) {
+        size_t n = state_size(o, g, b, k);
+        if (k < MODEL)
+            r->vector[k] += n;
+        else
+            *(at_owner(k) ? &r->owner : &r->everybody) += (n + 15) / 16 * 16;
+    }
+    if (g->method->combine != SM_FEEDBACK) return;
+    size_t up = ef_most_bytes(link_of(o, b, 0), b->rows, b->cols);
+    r->up += up;
+    r->up_shard += up;
+    r->down += ef_most_bytes(link_of(o, b, 1), b->rows, b->cols);
+}
+
+/* Give every block its pieces of the state. */
+static void hand_out(SmOptimizer *o, SmGroup *g, float *everybody, float *served) {
+    int rank = o->comm->rank;
+    for (size_t i = 0; i < g->count; i++)
+        for (State k = FIRST; k < STATES; k++) {
+            SmBlock *b = &g->blocks[i];
+            size_t n = state_size(o, g, b, k);
+            float **pool = at_owner(k) ? &served : &everybody;
+            if (n == 0 || (at_owner(k) && b->owner != rank)) continue;
+            b->held[k] = n;
+            b->state[k] = k < MODEL ? g->vector[k] + b->element : *pool;
+            if (k >= MODEL) *pool += (n + 15) / 16 * 16;
+        }
+}
+
+/* Lay out the blocks of one group and their state. */
+static Room build_group(Carver *c, SmOptimizer *o, SmGroup *g, const SmTensor *tensors,
+                        size_t count, int hidden, int workers, int threads) {
+    size_t blocks = 0, index = 0, touched = 0;
+    Shards s = {.workers = workers};
+    Room r = {{0}, 0, 0, 0, 0, 0, 0, 0};
+    for (size_t t = 0; t < count; t++) {
+        if ((tensors[t].role == SM_HIDDEN) != hidden) continue;
+        blocks += tensors[t].blocks;
+        s.total += (double)tensors[t].blocks * block_cost(g, &tensors[t]);
+    }
     g->blocks = carve(c, blocks * sizeof *g->blocks);
     g->cut_element = carve(c, ((size_t)workers + 1) * sizeof(size_t));
     g->cut_word = carve(c, ((size_t)workers + 1) * sizeof(size_t));
-    float *first = carve(c, state[0] * sizeof(float)), *second = carve(c, state[1] * sizeof(float));
-    size_t touched = 0;
     for (size_t t = 0; t < count; t++)
         for (size_t k = 0; k < tensors[t].blocks; k++, index++) {
-            size_t n = tensors[t].rows * tensors[t].cols;
-            if (tensors[t].hidden != hidden) continue;
-            SmBlock b = {.tensor = &tensors[t],
-                         .index = index,
-                         .offset = tensors[t].offset + k * n,
-                         .rows = tensors[t].rows,
-                         .cols = tensors[t].cols,
-                         .element = g->elements,
-                         .word = g->votes,
-                         .touched = touched};
-            if (state[0] && first) b.first = first + g->elements;
-            if (state[1] && second) b.second = second + g->elements;
+            if ((tensors[t].role == SM_HIDDEN) != hidden) continue;
+            SmBlock b = block_at(g, &tensors[t], k, index, touched);
+            int before = s.owner;
+            s.elements = g->elements, s.words = g->votes;
+            if (serves_blocks(g)) place_block(g, &s, &tensors[t]);
+            if (s.owner != before) end_served(&r);
+            b.owner = s.owner;
+            count_room(o, g, &b, &r);
             if (g->blocks) g->blocks[g->count] = b;
             g->count++;
-            g->elements += n;
-            g->votes += sm_words(n);
+            g->elements += block_size(&b);
+            g->votes += sm_words(block_size(&b));
             if (tensors[t].sparse) touched += sm_words(b.rows);
         }
     g->words = g->votes + touched;
-    if (!g->blocks) return;
+    s.elements = g->elements, s.words = g->words;
+    while (s.owner < workers) end_shard(g, &s);
+    end_served(&r);
+    if (!serves_blocks(g)) cut_evenly(g, workers);
+    for (State k = FIRST; k < MODEL; k++)
+        if (r.vector[k]) g->vector[k] = carve(c, r.vector[k] * sizeof(float));
+    float *everybody = carve(c, r.everybody * sizeof(float)),
+          *served = carve(c, r.served * sizeof(float));
+    if (!g->blocks) return r;
     for (size_t i = 0; i < g->count; i++) g->blocks[i].touched += g->votes;
-    cut_shards(g, workers);
+    hand_out(o, g, everybody, served);
     share_out(g, threads);
+    return r;
+}
+
+/* Floats of scratch that the largest block of a group wants. */
+static size_t scratch_of(const SmOptimizer *o, const SmGroup *g, const SmTensor *t) {
+    SmBlock b = {.tensor = t, .rows = t->rows, .cols = t->cols};
+    size_t most = has_map(g) ? sm_lmo_scratch(t->rows, t->cols) : 0;
+    for (int down = 0; down < 2 && g->method->combine == SM_FEEDBACK; down++) {
+        size_t need = ef_scratch(link_of(o, &b, down), t->rows, t->cols);
+        if (need > most) most = need;
+    }
+    return most;
+}
+
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
+/* The stages of the k-th group: 0 hidden matrices, 1 all others. */
+static SmGroup group_of(const SmConfig *c, int k) {
+    int hidden = k == 0, same = hidden;
+    for (int role = 0; role < SM_ROLES && c->aux == c->method; role++)
+        same |= sm_norm(c->role_norm[role]) != NULL;
+    return (SmGroup){.method = hidden ? c->method : c->aux,
+                     .worker_map = same ? sm_norm(c->worker_map) : NULL,
+                     .server_map = same ? sm_norm(c->server_map) : NULL,
+                     .local_map = hidden ? sm_norm(c->local_map) : NULL,
+                     .reply = hidden ? c->reply : c->aux->reply,
+                     .kind = hidden ? COMM_MATRICES : COMM_AUXILIARY};
 }
 
 static SmBytes build(Carver *c, SmOptimizer *o, const SmTensor *tensors, size_t count, int workers,
                      int threads) {
     const SmConfig *config = &o->config;
-    size_t elements = 0, words = 0, scratch = 0, n = (size_t)workers, state, messages;
-    int maps = 0;
+    size_t elements = 0, words = 0, scratch = 0, n = (size_t)workers, inbox = 0, up = 0, down = 0;
+    size_t planes = config->zeros == SM_ABSTAIN ? 2 : 1, state, messages;
+    char error[256];
+    int bad = ef_parse(&o->identity, "identity", error, sizeof error);
+    assert(!bad), (void)bad;
+    o->links[0] = config->up ? *config->up : o->identity;
+    o->links[1] = config->down ? *config->down : o->identity;
     for (int k = 0; k < 2; k++) {
         SmGroup *g = &o->group[k];
-        int hidden = k == 0;
-        *g = (SmGroup){.method = hidden ? config->method : config->aux,
-                       .worker_map = hidden ? sm_norm(config->worker_map) : NULL,
-                       .server_map = hidden ? sm_norm(config->server_map) : NULL,
-                       .local_map = hidden ? sm_norm(config->local_map) : NULL,
-                       .reply = hidden ? config->reply : config->aux->reply,
-                       .kind = hidden ? COMM_MATRICES : COMM_AUXILIARY};
-        build_group(c, g, tensors, count, hidden, workers, threads);
-        maps |= g->worker_map || g->server_map || g->local_map;
-        if (g->elements > elements) elements = g->elements;
-        if (g->words > words && g->method->message == SM_SIGN) words = g->words;
+        *g = group_of(config, k);
+        Room r = build_group(c, o, g, tensors, count, k == 0, workers, threads);
+        elements = larger(elements, g->elements);
+        if (g->method->combine == SM_VOTE) {
+            size_t bytes = planes * (g->words + n) * (config->int8_wire ? 64 : 8);
+            words = larger(words, g->words);
+            inbox = larger(inbox, g->server_map ? n * bytes : bytes);
+        } else if (g->method->combine == SM_MEAN && workers > 1) {
+            inbox = larger(inbox, n * g->largest_share * sizeof(float));
+        }
+        inbox = larger(inbox, n * r.largest_up);
+        up = larger(up, r.up);
+        down = larger(down, r.down);
+        for (size_t t = 0; t < count; t++)
+            if ((tensors[t].role == SM_HIDDEN) == (k == 0))
+                scratch = larger(scratch, scratch_of(o, g, &tensors[t]));
     }
-    for (size_t t = 0; t < count; t++) {
-        size_t need = sm_lmo_scratch(tensors[t].rows, tensors[t].cols);
-        if (tensors[t].hidden && maps && need > scratch) scratch = need;
-    }
-    size_t longest = elements + n, bytes = longest * sizeof(float);
-    if (sm_norm(config->server_map)) bytes *= n; /* an owner may hold all blocks */
-    size_t planes = config->zeros == SM_ABSTAIN ? 2 : 1, sign_bytes = planes * (words + n) * 8;
-    if (config->int8_wire) sign_bytes = (words + n) * 64;
-    if (sm_norm(config->server_map)) sign_bytes *= n;
+    if (sm_gossips(config->method)) inbox = n * gossip_piece(workers) * sizeof(float);
     state = c->used;
     o->direction = carve(c, elements * sizeof(float));
     o->ballot = carve(c, words * 8);
@@ -605,15 +1059,41 @@ static SmBytes build(Carver *c, SmOptimizer *o, const SmTensor *tensors, size_t 
     o->vote = carve(c, words * 8);
     o->decided = carve(c, words * 8);
     o->tally = carve(c, config->int8_wire ? words * 64 : 0);
-    int dense = workers > 1 && (o->group[0].method->message == SM_DENSE ||
-                                o->group[1].method->message == SM_DENSE);
-    o->inbox = carve(c, dense && bytes > sign_bytes ? bytes : sign_bytes);
+    o->inbox = carve(c, inbox);
+    o->residuals = carve(c, up);
+    o->shifts = carve(c, down);
     o->cut_byte = carve(c, (n + 1) * sizeof(size_t));
     o->confirmed = carve(c, (size_t)threads * sizeof(double));
+    o->square = carve(c, count * sizeof(double));
     messages = c->used - state;
     o->scratch_floats = (scratch + 15) / 16 * 16;
     o->scratch = carve(c, (size_t)threads * o->scratch_floats * sizeof(float));
     return (SmBytes){state, messages, c->used - state - messages, c->used};
+}
+
+SmConfig sm_config(const SmMethod *method, const SmMethod *aux) {
+    int lmo = aux == method && sm__equal(method->aux, "lmo");
+    return (SmConfig){.method = method,
+                      .aux = aux,
+                      .worker_map = method->worker_map,
+                      .server_map = method->server_map,
+                      .local_map = "none",
+                      .role_norm = {lmo ? "rms" : "none", "none", lmo ? "sign" : "none",
+                                    lmo ? "sign-output" : "none"},
+                      .radius = {1, 1, 1, 1},
+                      .reply = method->reply,
+                      .gain = sm_gain(method->gain),
+                      .ns = sm_newton_schulz("jordan5"),
+                      .momentum = method->momentum,
+                      .beta1 = 0.9,
+                      .beta2 = 0.95,
+                      .epsilon = 1e-8,
+                      .decay = method->decay,
+                      .clip = method->clip,
+                      .clip_power = method->clip_power,
+                      .nesterov = method->nesterov,
+                      .first_gradient = method->first_gradient,
+                      .rounds = {1, 1}};
 }
 
 SmBytes sm_optimizer_bytes(const SmConfig *config, const SmTensor *tensors, size_t count,
@@ -629,6 +1109,7 @@ SmOptimizer *sm_optimizer_init(void *arena, const SmConfig *config, const SmTens
     Carver c = {arena, 0};
     SmOptimizer *o = carve(&c, sizeof *o);
     assert(!config->int8_wire || comm->size <= 127);
+    assert(!sm_gossips(config->method) || (config->graph && config->aux->combine != SM_VOTE));
     *o = (SmOptimizer){.config = *config,
                        .comm = comm,
                        .tensors = tensors,
@@ -640,15 +1121,23 @@ SmOptimizer *sm_optimizer_init(void *arena, const SmConfig *config, const SmTens
 
 int sm_optimizer_state(const SmOptimizer *o, size_t i, SmState *state) {
     for (size_t t = 0; t < o->tensor_count; t++) {
-        const SmGroup *g = &o->group[o->tensors[t].hidden ? 0 : 1];
+        const SmTensor *tensor = &o->tensors[t];
+        const SmGroup *g = &o->group[tensor->role == SM_HIDDEN ? 0 : 1];
         const SmBlock *b = g->blocks;
-        while (b->tensor != &o->tensors[t]) b++;
+        while (b->tensor != tensor) b++;
         int adam = g->method->update == SM_ADAMW;
-        float *data[2] = {b->first, b->second};
-        for (int k = 0; k < 2; k++)
-            if (data[k] && i-- == 0) {
-                *state =
-                    (SmState){adam ? (k ? "adamw.v" : "adamw.m") : "momentum", t, data[k], adam};
+        for (State k = FIRST; k < STATES; k++)
+            for (size_t j = 0; j < (state_rows[k].by_block ? tensor->blocks : 1); j++) {
+                if (!b[j].held[k] || i-- > 0) continue;
+                size_t cols = b[j].held[k] == block_size(b) ? tensor->cols : b[j].held[k],
+                       copies = state_rows[k].by_block ? 1 : tensor->blocks;
+                *state = (SmState){.kind = adam && k == FIRST ? "adamw.m" : state_rows[k].name,
+                                   .tensor = t,
+                                   .block = state_rows[k].by_block ? (int)j : -1,
+                                   .rows = copies * b[j].held[k] / cols,
+                                   .cols = cols,
+                                   .data = b[j].state[k],
+                                   .replicated = adam && !sm_gossips(o->config.method)};
                 return 1;
             }
     }
@@ -658,21 +1147,61 @@ int sm_optimizer_state(const SmOptimizer *o, size_t i, SmState *state) {
 double sm_optimizer_agreement(const SmOptimizer *o) { return o->agreement; }
 
 double sm_tensor_gain(const SmConfig *config, const SmTensor *tensor) {
-    if (!tensor->hidden) return gain_of(config, tensor, 0);
-    SmGroup g = {.reply = config->reply,
-                 .worker_map = sm_norm(config->worker_map),
-                 .server_map = sm_norm(config->server_map),
-                 .local_map = sm_norm(config->local_map)};
+    SmGroup g = group_of(config, tensor->role != SM_HIDDEN);
     return gain_of(config, tensor, moves_by_sign(&g));
+}
+
+double sm_tensor_rms(const SmConfig *config, const SmTensor *tensor) {
+    SmGroup g = group_of(config, tensor->role != SM_HIDDEN);
+    const SmNorm *norm = norm_of(config, tensor, last_map(&g));
+    double gain = sm_tensor_gain(config, tensor);
+    if (g.reply == SM_SIGN && !g.local_map) return gain;
+    return norm ? gain * norm->rms((double)tensor->rows, (double)tensor->cols) : NAN;
+}
+
+/* Bits per weight of error feedback's messages. */
+static double link_bits(const SmConfig *c, const SmTensor *t, int down, int paper) {
+    EfLink identity;
+    char error[256];
+    ef_parse(&identity, "identity", error, sizeof error);
+    const EfLink *link = t->role == SM_VECTOR ? &identity : down ? c->down : c->up;
+    if (!link) link = &identity;
+    double bits = (paper ? ef_paper_bits : ef_bits)(link, t->rows, t->cols);
+    return (paper ? bits : ceil(bits / 8) * 8) / (double)(t->rows * t->cols);
+}
+
+/* Bits per weight of a tensor that go up to the owners of its shards, or come back from them. */
+static double leg_bits(const SmConfig *c, const SmTensor *t, int down, int paper) {
+    const SmMethod *m = method_of(c, t);
+    int server = t->role == SM_HIDDEN && sm_norm(c->server_map) != NULL;
+    if (m->combine == SM_FEEDBACK) return link_bits(c, t, down, paper);
+    if (m->combine != SM_VOTE) return 32;
+    if (!down) return c->int8_wire ? 8 : c->zeros == SM_ABSTAIN ? 2 : 1;
+    if (server && c->reply == SM_DENSE) return 32;
+    if (!server && c->int8_wire) return 8; /* the sums */
+    return c->ties == SM_ABSTAIN ? 2 : 1;
+}
+
+/* fp32 to every neighbour, once for each round of the parameters, the tracker, AdamW's moments. */
+static double gossip_bits(const SmConfig *c, const SmTensor *t, int workers) {
+    const SmMethod *m = method_of(c, t);
+    double edges = 0;
+    for (int r = 0; r < c->graph->period; r++)
+        for (int j = 0; j < workers; j++)
+            edges += (double)dm_degree(c->graph, (uint64_t)r, j, 1);
+    int vectors = c->rounds[1] * (m->update == SM_ADAMW ? 3 : 1) +
+                  (m->combine == SM_TRACKING ? c->rounds[0] : 0);
+    return 32 * vectors * edges / (double)workers / (double)c->graph->period;
+}
+
+double sm_uplink_bits(const SmConfig *config, const SmTensor *tensor, int workers, int paper) {
+    double share = (double)(workers - 1) / workers;
+    if (sm_gossips(config->method)) return gossip_bits(config, tensor, workers);
+    return share * leg_bits(config, tensor, 0, paper);
 }
 
 double sm_bits_per_weight(const SmConfig *config, const SmTensor *tensor, int workers) {
     double share = (double)(workers - 1) / workers;
-    int server = tensor->hidden && sm_norm(config->server_map) != NULL;
-    if (method_of(config, tensor)->message == SM_DENSE) return share * 64;
-    double ballot = config->int8_wire ? 8 : config->zeros == SM_ABSTAIN ? 2 : 1;
-    double vote = config->ties == SM_ABSTAIN ? 2 : 1;
-    if (server && config->reply == SM_DENSE) vote = 32;
-    if (!server && config->int8_wire) vote = 8; /* the sums */
-    return share * (ballot + vote);
+    if (sm_gossips(config->method)) return gossip_bits(config, tensor, workers);
+    return share * (leg_bits(config, tensor, 0, 0) + leg_bits(config, tensor, 1, 0));
 }

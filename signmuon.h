@@ -111,11 +111,17 @@ typedef struct SmNewtonSchulz {
     const char *doc;
 } SmNewtonSchulz;
 
-/* A norm is known by the LMO of its unit ball, here argmax <G, O> over |O| <= 1 (note the sign). */
+/* A norm is known by the LMO of its unit ball, here argmax <G, O> over |O| <= 1 (note the sign).
+ * out      may be g
+ * warm     `cols` floats kept from step to step and zero at first, or NULL; only a norm with
+ *          `warms` set looks at them
+ * scratch  sm_lmo_scratch(rows, cols) floats */
 typedef struct SmNorm {
     const char *name;
     void (*lmo)(float *out, const float *g, size_t rows, size_t cols, const SmNewtonSchulz *ns,
-                float *scratch);
+                float *warm, float *scratch);
+    int warms;
+    double (*rms)(double rows, double cols); /* of the entries of O, at full rank */
     const char *doc;
 } SmNorm;
 
@@ -126,29 +132,52 @@ typedef struct SmGain {
     const char *doc;
 } SmGain;
 
-typedef enum SmEstimate { SM_GRADIENT, SM_MOMENTUM, SM_LION } SmEstimate;
-typedef enum SmMessage { SM_DENSE, SM_SIGN } SmMessage; /* fp32, or one bit per weight */
-typedef enum SmUpdate { SM_STEP, SM_ADAMW } SmUpdate;
+/* What a worker holds. SM_GLUON: momentum of weight 1 - (k+1)^-1/2 at step k (arXiv 2505.13416). */
+typedef enum SmEstimate { SM_GRADIENT, SM_MOMENTUM, SM_LION, SM_GLUON } SmEstimate;
+
+/* What travels, and how it is merged: fp32, by the mean; a bit per weight, by majority vote; a
+ * compressed residual, by error feedback (EF21); fp32 to neighbours, by a mixing matrix, the
+ * parameters only or a gradient tracker first. */
+typedef enum SmCombine { SM_MEAN, SM_VOTE, SM_FEEDBACK, SM_GOSSIP, SM_TRACKING } SmCombine;
+typedef enum SmReply { SM_DENSE, SM_SIGN } SmReply; /* fp32, or one bit per weight */
+
+/* How a direction moves the weights. SM_FRANK_WOLFE: W <- (1-lr) W - lr D stays in the ball of its
+ * radius; SM_UNIT: a step of length lr over all tensors together. */
+typedef enum SmUpdate { SM_STEP, SM_ADAMW, SM_FRANK_WOLFE, SM_UNIT } SmUpdate;
 
 /* A method is a row of stages: how a direction is made, and how it travels, chosen apart. */
 typedef struct SmMethod {
     const char *name;
-    SmEstimate estimate;    /* what a worker holds */
+    SmEstimate estimate;
     const char *worker_map; /* norm whose LMO a worker applies before sending, or "none" */
-    SmMessage message;      /* what it sends; signs are merged by majority vote, fp32 by the mean */
+    SmCombine combine;
     const char *server_map; /* norm whose LMO is applied to the merged message, or "none" */
-    SmMessage reply;        /* how the result travels back */
-    SmUpdate update;        /* how it moves the weights */
-    const char *gain;       /* default step gain */
-    double lr;              /* default peak rate, for nanoGPT's CPU recipe */
-    const char *aux;        /* default rule of the tensors that are not hidden matrices */
-    double momentum;        /* default mu; Lion: beta2 */
+    SmReply reply;          /* how the result of a vote or a mean travels back */
+    SmUpdate update;
+    const char *gain;     /* default step gain */
+    double lr;            /* default peak rate, for nanoGPT's CPU recipe */
+    const char *schedule; /* default course of the rate */
+    const char *aux;      /* default rule of the tensors that are not hidden matrices */
+    double momentum;      /* default mu; Lion: beta2 */
     int nesterov;
-    double decay; /* default decoupled weight decay */
-    int warmup;   /* default steps over which the rate rises (at most half of all steps) */
-    double clip;  /* default longest gradient of a worker; 0 does not clip */
+    int first_gradient;    /* M starts as the first gradient, not as zero */
+    double decay;          /* default decoupled weight decay */
+    int warmup;            /* default steps over which the rate rises (at most half of all steps) */
+    double clip;           /* default longest gradient of a worker; 0 does not clip */
+    double clip_power;     /* step k clips at clip * (k+1)^clip_power */
+    const char *up, *down; /* default compressors of error feedback's links */
     const char *doc;
 } SmMethod;
+
+/* What a tensor is to the model. Hidden matrices take the method, all others the auxiliary rule. */
+typedef enum SmRole { SM_VECTOR, SM_HIDDEN, SM_INPUT, SM_OUTPUT, SM_ROLES } SmRole;
+
+/* Radii of the balls that the LMOs of a tensor's role work in: factors on the rate. */
+typedef struct SmRadii {
+    const char *name;
+    double radius[SM_ROLES];
+    const char *doc;
+} SmRadii;
 
 /* Are two names the same? (strcmp, which gcc 12 warns about wrongly when it unrolls a table's
  * search) */
@@ -458,33 +487,66 @@ static inline void sm_polar(float *out, const float *g, size_t rows, size_t cols
 /* ------------------------------------------------------------------------------------------------
  * norms and their linear minimisation oracles: ascending, over the unit ball, <G, O> = dual norm */
 
+/* spectral norm: O = polar(G) */
+static inline void sm__lmo_spectral(float *out, const float *g, size_t rows, size_t cols,
+                                    const SmNewtonSchulz *ns, float *warm, float *scratch) {
+    (void)warm;
+    sm_polar(out, g, rows, cols, ns, scratch);
+}
+
+static inline void sm__scale(float *x, size_t n, double factor) {
+    for (size_t i = 0; i < n; i++) x[i] = (float)((double)x[i] * factor);
+}
+
+/* sqrt(n/m) times the spectral norm, RMS -> RMS: O = sqrt(m/n) polar(G) (Scion, Gluon) */
+static inline void sm__lmo_rms_rms(float *out, const float *g, size_t rows, size_t cols,
+                                   const SmNewtonSchulz *ns, float *warm, float *scratch) {
+    (void)warm;
+    sm_polar(out, g, rows, cols, ns, scratch);
+    sm__scale(out, rows * cols, sqrt((double)rows / (double)cols));
+}
+
 /* max-entry norm: O = sign(G), zero where G is zero (packing turns such a zero into a coin) */
 static inline void sm__lmo_sign(float *out, const float *g, size_t rows, size_t cols,
-                                const SmNewtonSchulz *ns, float *scratch) {
-    (void)ns, (void)scratch;
+                                const SmNewtonSchulz *ns, float *warm, float *scratch) {
+    (void)ns, (void)warm, (void)scratch;
     for (size_t i = 0; i < rows * cols; i++) out[i] = (float)((g[i] > 0) - (g[i] < 0));
+}
+
+/* n times the max-entry norm: O = sign(G) / n (Scion's output layer) */
+static inline void sm__lmo_sign_output(float *out, const float *g, size_t rows, size_t cols,
+                                       const SmNewtonSchulz *ns, float *warm, float *scratch) {
+    sm__lmo_sign(out, g, rows, cols, ns, warm, scratch);
+    sm__scale(out, rows * cols, 1 / (double)cols);
 }
 
 /* Frobenius norm: O = G / |G|_F */
 static inline void sm__lmo_frobenius(float *out, const float *g, size_t rows, size_t cols,
-                                     const SmNewtonSchulz *ns, float *scratch) {
-    (void)ns, (void)scratch;
+                                     const SmNewtonSchulz *ns, float *warm, float *scratch) {
+    (void)ns, (void)warm, (void)scratch;
     double norm = sqrt(sm_sum_squares(g, rows * cols));
     double scale = norm > 0 ? 1 / norm : 0;
     for (size_t i = 0; i < rows * cols; i++) out[i] = (float)((double)g[i] * scale);
 }
 
+/* RMS of all entries: O = G / RMS(G) (Scion's biases) */
+static inline void sm__lmo_rms(float *out, const float *g, size_t rows, size_t cols,
+                               const SmNewtonSchulz *ns, float *warm, float *scratch) {
+    sm__lmo_frobenius(out, g, rows, cols, ns, warm, scratch);
+    sm__scale(out, rows * cols, sqrt((double)rows * (double)cols));
+}
+
 /* l2 -> linf operator norm (largest row): every row divided by its 2-norm */
 static inline void sm__lmo_row(float *out, const float *g, size_t rows, size_t cols,
-                               const SmNewtonSchulz *ns, float *scratch) {
+                               const SmNewtonSchulz *ns, float *warm, float *scratch) {
     for (size_t i = 0; i < rows; i++)
-        sm__lmo_frobenius(out + i * cols, g + i * cols, 1, cols, ns, scratch);
+        sm__lmo_frobenius(out + i * cols, g + i * cols, 1, cols, ns, warm, scratch);
 }
 
 /* l1 -> l2 operator norm (largest column): every column divided by its 2-norm */
 static inline void sm__lmo_column(float *out, const float *g, size_t rows, size_t cols,
-                                  const SmNewtonSchulz *ns, float *scratch) {
-    (void)ns;
+                                  const SmNewtonSchulz *ns, float *warm, float *scratch) {
+    (void)ns, (void)warm;
     double *sum = (double *)(void *)scratch;
     for (size_t j = 0; j < cols; j++) sum[j] = 0;
     for (size_t i = 0; i < rows; i++)
@@ -496,43 +558,67 @@ static inline void sm__lmo_column(float *out, const float *g, size_t rows, size_
             out[i * cols + j] = (float)((double)g[i * cols + j] * sum[j]);
 }
 
-/* nuclear norm: O = u v^T of the largest singular value, by 30 power iterations from the largest
- * row */
+/* nuclear norm: O = u v^T of the largest singular value, by power iterations: 30 from the largest
+ * row, or 4 from the v of the step before */
 static inline void sm__lmo_nuclear(float *out, const float *g, size_t rows, size_t cols,
-                                   const SmNewtonSchulz *ns, float *scratch) {
+                                   const SmNewtonSchulz *ns, float *warm, float *scratch) {
     float *u = scratch, *v = u + rows;
+    int warmed = warm && sm_sum_squares(warm, cols) > 0;
     size_t start = 0;
     double largest = -1;
     for (size_t i = 0; i < rows; i++) {
         double s = sm_sum_squares(g + i * cols, cols);
         if (s > largest) largest = s, start = i;
     }
-    sm__lmo_frobenius(v, g + start * cols, 1, cols, ns, scratch);
-    for (int k = 0; k < 30; k++) {
+    sm__lmo_frobenius(v, warmed ? warm : g + start * cols, 1, cols, ns, NULL, NULL);
+    for (int k = 0; k < (warmed ? 4 : 30); k++) {
         for (size_t i = 0; i < rows; i++) {
             float sum = 0;
             for (size_t j = 0; j < cols; j++) sum += g[i * cols + j] * v[j];
             u[i] = sum;
         }
-        sm__lmo_frobenius(u, u, 1, rows, ns, scratch);
+        sm__lmo_frobenius(u, u, 1, rows, ns, NULL, NULL);
         for (size_t j = 0; j < cols; j++) v[j] = 0;
         for (size_t i = 0; i < rows; i++)
             for (size_t j = 0; j < cols; j++) v[j] += u[i] * g[i * cols + j];
-        sm__lmo_frobenius(v, v, 1, cols, ns, scratch);
+        sm__lmo_frobenius(v, v, 1, cols, ns, NULL, NULL);
     }
+    if (warm) memcpy(warm, v, cols * sizeof *v);
     for (size_t i = 0; i < rows; i++)
         for (size_t j = 0; j < cols; j++) out[i * cols + j] = u[i] * v[j];
+    (void)scratch;
 }
+
+/* root mean square of an LMO's entries */
+static inline double sm__rms_spectral(double m, double n) { return 1 / sqrt(m > n ? m : n); }
+static inline double sm__rms_rms_rms(double m, double n) {
+    return sm__rms_spectral(m, n) * sqrt(m / n);
+}
+static inline double sm__rms_one(double m, double n) { return (void)m, (void)n, 1; }
+static inline double sm__rms_row(double m, double n) { return (void)m, 1 / sqrt(n); }
+static inline double sm__rms_column(double m, double n) { return (void)n, 1 / sqrt(m); }
+static inline double sm__rms_output(double m, double n) { return (void)m, 1 / n; }
+static inline double sm__rms_unit(double m, double n) { return 1 / sqrt(m * n); }
 
 /* Rows of --norm. NULL past the end. */
 static inline const SmNorm *sm_norm_row(size_t i) {
     static const SmNorm table[] = {
-        {"spectral", sm_polar, "largest singular value; LMO: the polar factor U V^T"},
-        {"sign", sm__lmo_sign, "largest entry; LMO: sign(G)"},
-        {"frobenius", sm__lmo_frobenius, "root of the sum of squares; LMO: G / |G|_F"},
-        {"column", sm__lmo_column, "largest column 2-norm; LMO: normalised columns"},
-        {"row", sm__lmo_row, "largest row 2-norm; LMO: normalised rows"},
-        {"nuclear", sm__lmo_nuclear, "sum of singular values; LMO: u v^T of the largest"},
+        {"spectral", sm__lmo_spectral, 0, sm__rms_spectral,
+         "largest singular value; LMO: the polar factor U V^T"},
+        {"rms-rms", sm__lmo_rms_rms, 0, sm__rms_rms_rms,
+         "sqrt(n/m) spectral (Scion's hidden layers); LMO: sqrt(m/n) U V^T"},
+        {"sign", sm__lmo_sign, 0, sm__rms_one, "largest entry (Scion's input layer); LMO: sign(G)"},
+        {"sign-output", sm__lmo_sign_output, 0, sm__rms_output,
+         "n times the largest entry (Scion's output layer); LMO: sign(G) / n"},
+        {"frobenius", sm__lmo_frobenius, 0, sm__rms_unit,
+         "root of the sum of squares; LMO: G / |G|_F"},
+        {"rms", sm__lmo_rms, 0, sm__rms_one,
+         "root of the mean square (Scion's biases); LMO: G / RMS(G)"},
+        {"column", sm__lmo_column, 0, sm__rms_column,
+         "largest column 2-norm; LMO: normalised columns"},
+        {"row", sm__lmo_row, 0, sm__rms_row, "largest row 2-norm; LMO: normalised rows"},
+        {"nuclear", sm__lmo_nuclear, 1, sm__rms_unit,
+         "sum of singular values; LMO: u v^T of the largest, by power iteration"},
     };
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
 }
@@ -782,6 +868,19 @@ static inline const SmGain *sm_gain(const char *name) {
     return NULL;
 }
 
+/* Rows of --radii. NULL past the end. */
+static inline const SmRadii *sm_radii_row(size_t i) {
+    static const SmRadii table[] = {
+        /* vectors, hidden matrices, input, output */
+        {"unit", {1, 1, 1, 1}, "1 everywhere"},
+        {"char",
+         {1, 3, 1, 10},
+         "Scion's shallow nanoGPT on characters: hidden 3, input 1, output 10"},
+        {"gpt2", {1, 50, 50, 3000}, "Scion's nanoGPT of 124M: hidden 50, output 3000"},
+    };
+    return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
+}
+
 /* ------------------------------------------------------------------------------------------------
  * methods */
 
@@ -789,31 +888,62 @@ static inline const SmGain *sm_gain(const char *name) {
 static inline const SmMethod *sm_method_row(size_t i) {
     // clang-format off
     static const SmMethod table[] = {
-        /* name, estimate, worker map, message, server map, reply, update,
-               gain, lr, aux, mu, nesterov, decay, warmup, clip, doc */
-        {"sgd", SM_MOMENTUM, "none", SM_DENSE, "none", SM_DENSE, SM_STEP,
-         "none", 3.0, "same", 0.9, 0, 0, 100, 1, "mean of the gradients, with momentum"},
-        {"adamw", SM_GRADIENT, "none", SM_DENSE, "none", SM_DENSE, SM_ADAMW,
-         "none", 4e-3, "same", 0, 0, 0.1, 100, 0, "mean of the gradients, AdamW"},
-        {"signsgd", SM_GRADIENT, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,
-         "none", 1e-3, "same", 0, 0, 0, 100, 0, "vote of sign(G)"},
-        {"signum", SM_MOMENTUM, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,
-         "none", 5e-4, "same", 0.95, 1, 0, 0, 0, "vote of sign(M)"},
-        {"lion", SM_LION, "none", SM_SIGN, "none", SM_SIGN, SM_STEP,
-         "none", 6e-4, "same", 0.99, 0, 0.1, 0, 0, "vote of Lion's sign(beta1 M + (1-beta1) G)"},
-        {"muon", SM_MOMENTUM, "none", SM_DENSE, "spectral", SM_DENSE, SM_STEP,
-         "rms", 5e-3, "adamw", 0.95, 1, 0, 0, 0, "polar(mean M)"},
-        {"muon-avgpolar", SM_MOMENTUM, "spectral", SM_DENSE, "none", SM_DENSE, SM_STEP,
-         "rms", 5e-3, "adamw", 0.95, 1, 0, 0, 0, "mean of polar(M)"},
-        {"signmuon", SM_MOMENTUM, "spectral", SM_SIGN, "none", SM_SIGN, SM_STEP,
-         "none", 1e-3, "adamw", 0.95, 1, 0, 0, 0, "vote of sign(polar(M))"},
-        {"muonusign", SM_MOMENTUM, "none", SM_SIGN, "spectral", SM_DENSE, SM_STEP,
-         "rms", 5e-3, "adamw", 0.95, 1, 0, 0, 0, "polar(vote of sign(M))"},
-        {"muonsign", SM_MOMENTUM, "none", SM_SIGN, "spectral", SM_SIGN, SM_STEP,
-         "none", 1e-3, "adamw", 0.95, 1, 0, 0, 0, "sign(polar(vote of sign(M)))"},
+        /* name, estimate, worker map, combine, server map, reply, update, gain, lr, schedule, aux,
+               mu, nesterov, first gradient, decay, warmup, clip, clip power, up, down, doc */
+        {"sgd", SM_MOMENTUM, "none", SM_MEAN, "none", SM_DENSE, SM_STEP, "none", 3.0, "linear", "same",
+         0.9, 0, 0, 0, 100, 1, 0, "", "", "mean of the gradients, with momentum"},
+        {"adamw", SM_GRADIENT, "none", SM_MEAN, "none", SM_DENSE, SM_ADAMW, "none", 4e-3, "linear", "same",
+         0, 0, 0, 0.1, 100, 0, 0, "", "", "mean of the gradients, AdamW"},
+        {"signsgd", SM_GRADIENT, "none", SM_VOTE, "none", SM_SIGN, SM_STEP, "none", 1e-3, "linear", "same",
+         0, 0, 0, 0, 100, 0, 0, "", "", "vote of sign(G)"},
+        {"signum", SM_MOMENTUM, "none", SM_VOTE, "none", SM_SIGN, SM_STEP, "none", 5e-4, "linear", "same",
+         0.95, 1, 0, 0, 0, 0, 0, "", "", "vote of sign(M)"},
+        {"lion", SM_LION, "none", SM_VOTE, "none", SM_SIGN, SM_STEP, "none", 6e-4, "linear", "same",
+         0.99, 0, 0, 0.1, 0, 0, 0, "", "", "vote of Lion's sign(beta1 M + (1-beta1) G)"},
+        {"muon", SM_MOMENTUM, "none", SM_MEAN, "spectral", SM_DENSE, SM_STEP, "rms", 5e-3, "linear", "adamw",
+         0.95, 1, 0, 0, 0, 0, 0, "", "", "polar(mean M)"},
+        {"muon-avgpolar", SM_MOMENTUM, "spectral", SM_MEAN, "none", SM_DENSE, SM_STEP, "rms", 5e-3, "linear", "adamw",
+         0.95, 1, 0, 0, 0, 0, 0, "", "", "mean of polar(M)"},
+        {"scion", SM_MOMENTUM, "none", SM_MEAN, "rms-rms", SM_DENSE, SM_STEP, "none", 4e-3, "linear", "lmo",
+         0.9, 0, 0, 0, 0, 0, 0, "", "", "LMO(mean M) of every tensor in the norm of its role"},
+        {"scion-constrained", SM_MOMENTUM, "none", SM_MEAN, "rms-rms", SM_DENSE, SM_FRANK_WOLFE, "none", 4e-3, "linear", "lmo",
+         0.9, 0, 0, 0, 0, 0, 0, "", "", "the same inside balls: W <- (1-lr) W - lr LMO(mean M)"},
+        {"gluon", SM_GLUON, "none", SM_MEAN, "rms-rms", SM_DENSE, SM_STEP, "none", 0.1, "gluon", "lmo",
+         0, 0, 0, 0, 0, 0, 0, "", "", "LMO(mean M), momentum 1-(k+1)^-1/2, step (k+1)^-3/4"},
+        {"signmuon", SM_MOMENTUM, "spectral", SM_VOTE, "none", SM_SIGN, SM_STEP, "none", 1e-3, "linear", "adamw",
+         0.95, 1, 0, 0, 0, 0, 0, "", "", "vote of sign(polar(M))"},
+        {"muonusign", SM_MOMENTUM, "none", SM_VOTE, "spectral", SM_DENSE, SM_STEP, "rms", 5e-3, "linear", "adamw",
+         0.95, 1, 0, 0, 0, 0, 0, "", "", "polar(vote of sign(M))"},
+        {"muonsign", SM_MOMENTUM, "none", SM_VOTE, "spectral", SM_SIGN, SM_STEP, "none", 1e-3, "linear", "adamw",
+         0.95, 1, 0, 0, 0, 0, 0, "", "", "sign(polar(vote of sign(M)))"},
+        {"ef21-muon", SM_MOMENTUM, "none", SM_FEEDBACK, "spectral", SM_DENSE, SM_STEP, "rms", 5e-3, "linear", "adamw",
+         0.95, 0, 1, 0, 0, 0, 0, "topk:0.15+natural", "identity", "polar(G), G += mean C(M - G_j)"},
+        {"ef21-signmuon", SM_MOMENTUM, "spectral", SM_FEEDBACK, "none", SM_DENSE, SM_STEP, "rms", 5e-3, "linear", "adamw",
+         0.95, 0, 1, 0, 0, 0, 0, "sign", "identity", "G, G += mean C(polar(M) - G_j)"},
+        {"ef21-muonusign", SM_MOMENTUM, "none", SM_FEEDBACK, "spectral", SM_DENSE, SM_STEP, "rms", 5e-3, "linear", "adamw",
+         0.95, 0, 1, 0, 0, 0, 0, "sign", "identity", "polar(G), G += mean C(M - G_j)"},
+        {"ef21-muonsign", SM_MOMENTUM, "none", SM_FEEDBACK, "spectral", SM_DENSE, SM_STEP, "rms", 5e-3, "linear", "adamw",
+         0.95, 0, 1, 0, 0, 0, 0, "sign", "sign", "polar(G), and W += C(X - W)"},
+        {"demuon", SM_MOMENTUM, "spectral", SM_TRACKING, "none", SM_DENSE, SM_STEP, "rms", 5e-3, "linear", "adamw",
+         0.95, 0, 0, 0, 0, 0, 0, "", "", "gossip of X - lr polar(V), V tracks mean M"},
+        {"demuon-notrack", SM_MOMENTUM, "spectral", SM_GOSSIP, "none", SM_DENSE, SM_STEP, "rms", 5e-3, "linear", "adamw",
+         0.95, 0, 0, 0, 0, 0, 0, "", "", "gossip of X - lr polar(M)"},
+        {"dsgd", SM_GRADIENT, "none", SM_GOSSIP, "none", SM_DENSE, SM_STEP, "none", 0.3, "linear", "same",
+         0, 0, 0, 0, 100, 0, 0, "", "", "gossip of X - lr G"},
+        {"dsgd-clip", SM_GRADIENT, "none", SM_GOSSIP, "none", SM_DENSE, SM_STEP, "none", 0.3, "linear", "same",
+         0, 0, 0, 0, 100, 0.1, 0.4, "", "", "the same, G clipped at 0.1 (k+1)^0.4"},
+        {"gt-dsgd", SM_GRADIENT, "none", SM_TRACKING, "none", SM_DENSE, SM_STEP, "none", 0.3, "linear", "same",
+         0, 0, 0, 0, 100, 0, 0, "", "", "gossip of X - lr V, V tracks mean G"},
+        {"gt-nsgdm", SM_MOMENTUM, "none", SM_TRACKING, "none", SM_DENSE, SM_UNIT, "none", 0.3, "linear", "same",
+         0.8, 0, 0, 0, 0, 0, 0, "", "", "gossip of X - lr V/|V|, V tracks mean M"},
     };
     // clang-format on
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
+}
+
+/* Do the workers of a method go on from models of their own, with no server? */
+static inline int sm_gossips(const SmMethod *m) {
+    return m->combine == SM_GOSSIP || m->combine == SM_TRACKING;
 }
 
 /* The row of that name, or NULL. */
@@ -828,13 +958,15 @@ static inline const SmMethod *sm_method(const char *name) {
  * the distributed optimizer (signmuon.c, libsignmuon): this mathematics over comm.h's workers */
 
 struct Comm;
+struct EfLink;
+struct DmGraph;
 
 /* One parameter tensor: `blocks` matrices of rows x cols stacked by rows (a fused qkv has three); a vector
  * is one row. Its entries are params[offset ..]. The columns after cols choose its treatment. */
 typedef struct SmTensor {
     const char *name;
     size_t offset, rows, cols, blocks;
-    int hidden; /* a hidden matrix: takes the method; others take the auxiliary rule */
+    SmRole role;
     int decay;  /* weight decay applies */
     int sparse; /* an embedding: rows that no worker has touched stay put */
 } SmTensor;
@@ -843,23 +975,35 @@ typedef struct SmConfig {
     const SmMethod *method, *aux;
     const char *worker_map, *server_map; /* norms of the hidden matrices' LMOs, or "none" */
     const char *local_map; /* applied by every worker to the vote it received, or "none" */
-    SmMessage reply;
+    const char *role_norm[SM_ROLES]; /* aux == method: norms that the others take where the hidden
+                                        matrices have a map, or "none" */
+    double radius[SM_ROLES];
+    SmReply reply;
     const SmGain *gain;
     const SmNewtonSchulz *ns;
-    double momentum, beta1, beta2, epsilon, decay;
-    int nesterov, coupled_decay, int8_wire;
+    double momentum, beta1, beta2, epsilon, decay, clip, clip_power;
+    int nesterov, first_gradient, coupled_decay, int8_wire;
     SmZero zeros, ties;
+    const struct EfLink *up, *down; /* compressors of error feedback (ef21muon.h) */
+    const struct DmGraph *graph;    /* who gossips with whom (demuon.h) */
+    int rounds[2];                  /* of gossip per step: of the tracker, of the parameters */
     uint64_t seed;
 } SmConfig;
 
+/* The configuration that a method's row says: its maps and defaults, radii 1, one round of gossip,
+ * jordan5, AdamW's usual constants; Scion's norms by role where the row's aux is "lmo". */
+SmConfig sm_config(const SmMethod *method, const SmMethod *aux);
+
 typedef struct SmOptimizer SmOptimizer;
 
-/* One vector of optimizer state over a tensor, for checkpoints. */
+/* One array of optimizer state, for checkpoints: over a tensor, or over one block of it. */
 typedef struct SmState {
-    const char *kind; /* "momentum", "adamw.m", "adamw.v" */
+    const char *kind; /* "momentum", "adamw.m", "tracker", ... */
     size_t tensor;    /* its index in the tensor table */
-    float *data;      /* as many floats as the tensor has */
-    int replicated;   /* the same on every worker */
+    int block;        /* which block of it, or -1 */
+    size_t rows, cols;
+    float *data;
+    int replicated; /* the same on every worker */
 } SmState;
 
 /* What an optimizer's arena holds. */
@@ -884,17 +1028,28 @@ SmOptimizer *sm_optimizer_init(void *arena, const SmConfig *config, const SmTens
 void sm_optimizer_step(SmOptimizer *o, float *params, const float *grads, uint64_t step, double lr,
                        double aux_lr);
 
-/* The i-th state vector; 0 past the end. */
+/* The i-th array of state that this worker holds; 0 past the end. */
 int sm_optimizer_state(const SmOptimizer *o, size_t i, SmState *state);
+
+/* Error feedback with a compressed reply, after so many steps: out <- the server's exact model X
+ * where it keeps one, params elsewhere; on every worker together. Returns 0, out untouched, when X is
+ * params. */
+int sm_optimizer_exact(SmOptimizer *o, float *out, const float *params, uint64_t steps);
 
 /* Fraction of this worker's hidden-matrix signs that the last vote confirmed; NaN without a
  * vote. */
 double sm_optimizer_agreement(const SmOptimizer *o);
 
-/* Factor on the rate that block b of a tensor really gets, and the sent bits per weight by
- * formula. */
+/* Factor on the rate that a tensor really gets, and the RMS of an entry of its step at rate 1 (NaN
+ * where that depends on the gradient). */
 double sm_tensor_gain(const SmConfig *config, const SmTensor *tensor);
+double sm_tensor_rms(const SmConfig *config, const SmTensor *tensor);
+
+/* Bits per weight and step that a worker sends, on average over workers, by formula; the part of it
+ * that goes up (to the owners of shards); and with `paper` set that part as arXiv 2510.00643 counts:
+ * 26-bit indices, 16-bit Natural. */
 double sm_bits_per_weight(const SmConfig *config, const SmTensor *tensor, int workers);
+double sm_uplink_bits(const SmConfig *config, const SmTensor *tensor, int workers, int paper);
 
 #ifdef __cplusplus
 }

@@ -8,6 +8,7 @@
    Read on in this order: flags, model, kernels, forward and backward, sampling, evaluation,
    checkpoints, training. Shape letters: B sequences, T positions, C width, V vocabulary, L layers,
    NH heads, HS = C/NH. */
+#include <ctype.h>
 #include <limits.h>
 #include <math.h>
 #include <stdarg.h>
@@ -16,7 +17,10 @@
 #include <sys/utsname.h>
 #include "comm.h"
 #include "dataloader.h"
+#include "demuon.h"
+#include "ef21muon.h"
 #include "gemm.h"
+#include "noise.h"
 #include "safetensors.h"
 #include "signmuon.h"
 
@@ -53,6 +57,28 @@ static double now(void) {
 
 static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 
+enum { HUGE_PAGE = 1 << 21, PROGRAM_BYTES = 2 << 20 /* code, libc, stacks */ };
+
+/* What allocate takes for so many bytes. */
+static size_t allocated(size_t bytes) {
+    size_t page = bytes >= HUGE_PAGE ? HUGE_PAGE : 64;
+    return bytes ? (bytes + page - 1) / page * page : page;
+}
+
+/* Memory that comes zeroed and aligned, once, at the start; in huge pages where that is possible. */
+static void *allocate(size_t bytes) {
+    size_t page = bytes >= HUGE_PAGE ? HUGE_PAGE : 64;
+    bytes = allocated(bytes);
+    void *p = aligned_alloc(page, bytes);
+    if (!p)
+        die(EXIT_FAILED, "no memory for %zu bytes: take a smaller model, batch or context", bytes);
+#ifdef MADV_HUGEPAGE
+    if (page == HUGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE); /* or the TLB misses dominate */
+#endif
+    return memset(p, 0, bytes);
+}
+static float *floats(size_t n) { return allocate(n * sizeof(float)); }
+
 /* ------------------------------------------------------------------------------------------------
  * flags: one row makes the field, the parser, the range check, the help line, and the metadata */
 
@@ -61,9 +87,11 @@ typedef struct Options {
     long layers, heads, width, context;
     int bias, untied;
     double dropout;
-    const char *method, *aux, *ns, *norm, *worker_map, *server_map, *gain, *zeros, *ties;
+    const char *method, *mode, *aux, *ns, *norm, *worker_map, *server_map, *gain, *zeros, *ties;
+    const char *input_norm, *output_norm, *vector_norm, *radii, *momentum_start;
     double lr, aux_lr, momentum, beta1, beta2, epsilon, weight_decay, clip;
     int nesterov, coupled_decay, polar_after_vote;
+    const char *up, *down, *topology, *mixing, *gossip_rounds, *shards, *gradient_noise;
     const char *schedule;
     long warmup;
     double cooldown, final_lr;
@@ -72,7 +100,7 @@ typedef struct Options {
     long check_every;
     const char *dtype;
     long batch, steps, seed, eval_every, log_every, save_every;
-    int resume, overwrite, eval, dry_run, quiet, help, version;
+    int resume, overwrite, eval, eval_nodes, exact, dry_run, quiet, help, version;
     const char *list, *from, *prompt;
     long sample, top_k;
     double temperature;
@@ -120,15 +148,19 @@ static const char *choice_gain(size_t i) {
         static const char *const words[] = {__VA_ARGS__};                                          \
         return i < sizeof words / sizeof words[0] ? words[i] : NULL;                               \
     }
-CHOICES(choice_aux, "auto", "adamw", "sign", "same")
+CHOICES(choice_aux, "auto", "adamw", "sign", "same", "lmo")
+CHOICES(choice_mode, "practical", "paper")
+CHOICES(choice_start, "auto", "zero", "gradient")
+CHOICES(choice_mixing, "auto", "metropolis", "uniform")
 CHOICES(choice_zero, "coin", "plus", "abstain")
 CHOICES(choice_wire, "sharded", "int8")
 CHOICES(choice_dtype, "fp32", "bf16")
-CHOICES(choice_schedule, "linear", "cosine", "constant", "wsd")
+CHOICES(choice_schedule, "auto", "linear", "cosine", "constant", "wsd", "gluon")
 CHOICES(choice_vocab, "auto", "chars", "bytes")
 CHOICES(choice_from, "last", "best")
 CHOICES(choice_nesterov, "auto", "on", "off")
-CHOICES(choice_list, "methods", "norms", "gains", "newton-schulz", "backends", "schedules")
+CHOICES(choice_list, "methods", "norms", "radii", "gains", "newton-schulz", "compressors",
+        "topologies", "noises", "backends", "schedules")
 
 #define MODEL "Model (nanoGPT's CPU recipe by default)"
 #define RULE "Optimizer"
@@ -146,6 +178,8 @@ static const Flag flags[] = {
      "validation text or shards; without it the last 10 % of --data"},
     {"Data", "vocab", FLAG_CHOICE, AT(vocab), KEEP_FIXED, "auto", 0, 0, choice_vocab, "KIND",
      "unit of a text: characters if it is UTF-8, else bytes"},
+    {"Data", "shards", FLAG_TEXT, AT(shards), KEEP_FIXED, "iid", 0, 0, NULL, "KIND",
+     "who trains on what: iid, contiguous, dirichlet:A or file:PATH"},
     {MODEL, "layers", FLAG_WHOLE, AT(layers), KEEP_FIXED, "4", 1, 1000, NULL, "N",
      "transformer blocks"},
     {MODEL, "heads", FLAG_WHOLE, AT(heads), KEEP_FIXED, "4", 1, 1000, NULL, "N",
@@ -162,13 +196,16 @@ static const Flag flags[] = {
      "a head of its own, not the embedding"},
     {RULE, "method", FLAG_CHOICE, AT(method), KEEP_FIXED, "signmuon", 0, 0, choice_method, "NAME",
      "rule of the hidden matrices; --list methods explains"},
+    {RULE, "mode", FLAG_CHOICE, AT(mode), KEEP, "practical", 0, 0, choice_mode, "MODE",
+     "demuon as practised, or as its paper has it: --aux lmo --gain none --momentum 0.8"},
     {RULE, "aux", FLAG_CHOICE, AT(aux), KEEP_FIXED, "auto", 0, 0, choice_aux, "RULE",
-     "rule of all other tensors: adamw (fp32), sign (1 bit), same (--method without its maps)"},
+     "rule of all other tensors: adamw (fp32), sign (1 bit), same (--method without its maps), lmo "
+     "(--method with a norm by role)"},
     {RULE, "lr", FLAG_REAL, AT(lr), KEEP, "auto", 0, 1e6, NULL, "RATE",
      "peak rate of the hidden matrices"},
     {RULE, "aux-lr", FLAG_REAL, AT(aux_lr), KEEP, "auto", 0, 1e6, NULL, "RATE",
      "peak rate of the others: adamw 3e-3, sign 1e-3, same as --lr"},
-    {RULE, "schedule", FLAG_CHOICE, AT(schedule), KEEP, "linear", 0, 0, choice_schedule, "NAME",
+    {RULE, "schedule", FLAG_CHOICE, AT(schedule), KEEP, "auto", 0, 0, choice_schedule, "NAME",
      "shape of the rate over the steps"},
     {RULE, "warmup", FLAG_WHOLE, AT(warmup), KEEP, "auto", 0, HUGE_COUNT, NULL, "STEPS",
      "linear rise before it; 100 or none"},
@@ -178,6 +215,8 @@ static const Flag flags[] = {
      "of the peak, at the last step"},
     {RULE, "momentum", FLAG_REAL, AT(momentum), KEEP, "auto", 0, 0.99999, NULL, "MU",
      "weight of the old momentum (Lion: beta2)"},
+    {RULE, "momentum-start", FLAG_CHOICE, AT(momentum_start), KEEP, "auto", 0, 0, choice_start,
+     "HOW", "momentum begins as zero, or as the first gradient (EF21)"},
     {RULE, "nesterov", FLAG_CHOICE, AT(nesterov), KEEP, "auto", 0, 0, choice_nesterov, "on|off",
      "look ahead along the gradient"},
     {RULE, "beta1", FLAG_REAL, AT(beta1), KEEP, "0.9", 0, 0.99999, NULL, "B",
@@ -198,6 +237,14 @@ static const Flag flags[] = {
      "factor on the rate by matrix shape; --list gains"},
     {RULE, "norm", FLAG_CHOICE, AT(norm), KEEP, "auto", 0, 0, choice_norm, "NAME",
      "whose LMO stands wherever the method has the spectral one"},
+    {RULE, "input-norm", FLAG_CHOICE, AT(input_norm), KEEP, "auto", 0, 0, choice_norm, "NAME",
+     "of embeddings, with --aux lmo: sign"},
+    {RULE, "output-norm", FLAG_CHOICE, AT(output_norm), KEEP, "auto", 0, 0, choice_norm, "NAME",
+     "of the head or the tied embedding, with --aux lmo: sign-output"},
+    {RULE, "vector-norm", FLAG_CHOICE, AT(vector_norm), KEEP, "auto", 0, 0, choice_norm, "NAME",
+     "of gains and biases, with --aux lmo: rms"},
+    {RULE, "radii", FLAG_TEXT, AT(radii), KEEP, "auto", 0, 0, NULL, "NAME",
+     "factors on the rates by role, or four numbers: vectors,hidden,input,output; --list radii"},
     {RULE, "worker-map", FLAG_CHOICE, AT(worker_map), KEEP, "auto", 0, 0, choice_norm, "NORM",
      "LMO applied before sending"},
     {RULE, "server-map", FLAG_CHOICE, AT(server_map), KEEP, "auto", 0, 0, choice_norm, "NORM",
@@ -216,12 +263,24 @@ static const Flag flags[] = {
      "compute threads per worker; 0: usable cores / workers. Results do not depend on it"},
     {WORK, "wire", FLAG_CHOICE, AT(wire), KEEP, "sharded", 0, 0, choice_wire, "KIND",
      "votes as bits in shards, or as a sum of int8; same result"},
+    {WORK, "up", FLAG_TEXT, AT(up), KEEP, "auto", 0, 0, NULL, "COMPRESSOR",
+     "ef21: of what workers send, e.g. topk:0.1+natural; --list compressors"},
+    {WORK, "down", FLAG_TEXT, AT(down), KEEP, "auto", 0, 0, NULL, "COMPRESSOR",
+     "ef21: of what the server sends"},
+    {WORK, "topology", FLAG_TEXT, AT(topology), KEEP, "auto", 0, 0, NULL, "GRAPH",
+     "gossip: ring, exponential, ..., or file:PATH of a matrix; --list topologies"},
+    {WORK, "mixing", FLAG_CHOICE, AT(mixing), KEEP, "auto", 0, 0, choice_mixing, "WEIGHTS",
+     "gossip: weights of the graph's edges"},
+    {WORK, "gossip-rounds", FLAG_TEXT, AT(gossip_rounds), KEEP, "1", 0, 0, NULL, "N[,M]",
+     "gossip: rounds per step, of the tracker and of the parameters"},
     {WORK, "link", FLAG_TEXT, AT(link), KEEP, "", 0, 0, NULL, "RATE,DELAY",
      "estimate wire time, e.g. 100mbit,5ms (computed, not slept)"},
     {WORK, "check-every", FLAG_WHOLE, AT(check_every), KEEP, "100", 0, HUGE_COUNT, NULL, "STEPS",
      "compare the workers' parameters by hash; 0 never"},
     {RUN, "batch", FLAG_WHOLE, AT(batch), KEEP_FIXED, "12", 1, 1e6, NULL, "N",
      "sequences per step over all workers"},
+    {RUN, "gradient-noise", FLAG_TEXT, AT(gradient_noise), KEEP, "", 0, 0, NULL, "KIND",
+     "added to every gradient, e.g. student:1.5,1e-3; --list noises"},
     {RUN, "dtype", FLAG_CHOICE, AT(dtype), KEEP_FIXED, "fp32", 0, 0, choice_dtype, "TYPE",
      "of products and stored activations; sums, weights and optimizer stay fp32"},
     {RUN, "steps", FLAG_WHOLE, AT(steps), KEEP, "2000", 0, HUGE_COUNT, NULL, "N",
@@ -230,6 +289,8 @@ static const Flag flags[] = {
      "everything random follows from it"},
     {RUN, "eval-every", FLAG_WHOLE, AT(eval_every), KEEP, "250", 0, HUGE_COUNT, NULL, "STEPS",
      "validate on the whole split; 0 only at the end"},
+    {RUN, "eval-nodes", FLAG_SWITCH, AT(eval_nodes), KEEP, "off", 0, 0, NULL, NULL,
+     "gossip: validate every node's model each time, not only at the end"},
     {RUN, "log-every", FLAG_WHOLE, AT(log_every), KEEP, "10", 0, HUGE_COUNT, NULL, "STEPS",
      "a row of log.csv; 0 only at evaluations"},
     {RUN, "save-every", FLAG_WHOLE, AT(save_every), KEEP, "500", 0, HUGE_COUNT, NULL, "STEPS",
@@ -256,8 +317,10 @@ static const Flag flags[] = {
      "print the validation loss of a checkpoint"},
     {TEXT, "from", FLAG_CHOICE, AT(from), KEEP_NOT, "last", 0, 0, choice_from, "WHICH",
      "checkpoint that --sample and --eval read"},
+    {TEXT, "exact", FLAG_SWITCH, AT(exact), KEEP_NOT, "off", 0, 0, NULL, NULL,
+     "read the server's exact model of an ef21 run with --down, not the workers'"},
     {"Help", "list", FLAG_CHOICE, AT(list), KEEP_NOT, "", 0, 0, choice_list, "WHAT",
-     "explain methods, norms, gains, newton-schulz, backends or schedules"},
+     "explain methods, norms, compressors, topologies, ..."},
     {"Help", "help", FLAG_SWITCH, AT(help), KEEP_NOT, "off", 0, 0, NULL, NULL,
      "this page"},
     {"Help", "version", FLAG_SWITCH, AT(version), KEEP_NOT, "off", 0, 0, NULL, NULL,
@@ -468,17 +531,34 @@ static void print_help(void) {
 
 static void print_list(const char *what) {
     if (strcmp(what, "methods") == 0) {
-        printf("%-14s %-9s %-5s %-9s %-5s %-10s %-7s %-6s %s\n", "method", "worker", "sends",
+        printf("%-17s %-9s %-8s %-9s %-8s %-6s %-7s %-6s %s\n", "method", "worker", "sends",
                "server", "reply", "gain", "lr", "aux", "direction");
         for (size_t i = 0; sm_method_row(i); i++) {
             const SmMethod *m = sm_method_row(i);
-            printf("%-14s %-9s %-5s %-9s %-5s %-10s %-7g %-6s %s\n", m->name, m->worker_map,
-                   m->message == SM_SIGN ? "1 bit" : "fp32", m->server_map,
-                   m->reply == SM_SIGN ? "1 bit" : "fp32", m->gain, m->lr, m->aux, m->doc);
+            static const char *const sends[] = {"fp32", "1 bit", "residual", "gossip", "2 gossip"};
+            const char *reply = sm_gossips(m)                ? "none"
+                                : m->combine == SM_FEEDBACK ? "shift"
+                                : m->reply == SM_SIGN       ? "1 bit"
+                                                            : "fp32";
+            printf("%-17s %-9s %-8s %-9s %-8s %-6s %-7g %-6s %s\n", m->name, m->worker_map,
+                   sends[m->combine], m->server_map, reply, m->gain, m->lr, m->aux, m->doc);
         }
     }
     for (size_t i = 0; strcmp(what, "norms") == 0 && sm_norm_row(i); i++)
         printf("%-16s %s\n", sm_norm_row(i)->name, sm_norm_row(i)->doc);
+    for (size_t i = 0; strcmp(what, "radii") == 0 && sm_radii_row(i); i++)
+        printf("%-16s %s\n", sm_radii_row(i)->name, sm_radii_row(i)->doc);
+    for (size_t i = 0; strcmp(what, "compressors") == 0 && ef_compressor_row(i); i++) {
+        const EfCompressor *row = ef_compressor_row(i);
+        printf("%s%s%-*s %s\n", row->name, row->argument ? ":" : "",
+               15 - (int)strlen(row->name) + (row->argument ? 0 : 1),
+               row->argument ? row->argument : "", row->doc);
+    }
+    for (size_t i = 0; strcmp(what, "topologies") == 0 && dm_topology_row(i); i++)
+        printf("%-16s %s\n", dm_topology_row(i)->name, dm_topology_row(i)->doc);
+    for (size_t i = 0; strcmp(what, "noises") == 0 && noise_row(i); i++)
+        printf("%s:%-*s %s\n", noise_row(i)->name, 15 - (int)strlen(noise_row(i)->name),
+               noise_row(i)->arguments, noise_row(i)->doc);
     for (size_t i = 0; strcmp(what, "gains") == 0 && sm_gain_row(i); i++)
         printf("%-16s %s\n", sm_gain_row(i)->name, sm_gain_row(i)->doc);
     for (size_t i = 0; strcmp(what, "newton-schulz") == 0 && sm_newton_schulz_row(i); i++)
@@ -490,78 +570,194 @@ static void print_list(const char *what) {
             "linear           falls from the peak to final-lr * peak\n"
             "cosine           the same along half a cosine\n"
             "constant         stays at the peak\n"
-            "wsd              stays, then falls linearly over the last `cooldown` of the steps\n");
+            "wsd              stays, then falls linearly over the last `cooldown` of the steps\n"
+            "gluon            (k+1)^-3/4 of the peak at step k (arXiv 2505.13416)\n");
 }
 
-/* The optimizer's configuration that the flags and the method's row say. Ends the program on
- * misuse. */
-static SmConfig resolve_method(Options *o) {
-    const SmMethod *m = sm_method(o->method);
-    SmConfig c = {.method = m,
-                  .worker_map = m->worker_map,
-                  .server_map = m->server_map,
-                  .local_map = "none",
-                  .reply = m->reply,
-                  .ns = sm_newton_schulz(o->ns),
-                  .beta1 = o->beta1,
-                  .beta2 = o->beta2,
-                  .epsilon = o->epsilon,
-                  .coupled_decay = o->coupled_decay,
-                  .seed = (uint64_t)o->seed,
-                  .int8_wire = strcmp(o->wire, "int8") == 0};
-    int replace = strcmp(o->norm, "auto") != 0;
-    if (replace && !sm_norm(c.worker_map) && !sm_norm(c.server_map) && !o->polar_after_vote)
-        die(EXIT_USAGE,
-            "--norm %s has nothing to replace: --method %s applies no LMO; use --worker-map or "
-            "--server-map",
-            o->norm, o->method);
-    if (replace && sm_norm(c.worker_map)) c.worker_map = o->norm;
-    if (replace && sm_norm(c.server_map)) c.server_map = o->norm;
-    if (strcmp(o->worker_map, "auto") != 0) c.worker_map = o->worker_map;
-    if (strcmp(o->server_map, "auto") != 0) {
-        c.server_map = o->server_map;
-        int signs = !sm_norm(c.server_map) || strcmp(c.server_map, "sign") == 0;
-        c.reply = m->message == SM_SIGN && signs ? SM_SIGN : SM_DENSE;
+/* The row or the flag: what a text says when it is not "auto". */
+static const char *unless_auto(const char *text, const char *otherwise) {
+    return strcmp(text, "auto") == 0 ? otherwise : text;
+}
+
+/* What --aux says: the other tensors' method, and their norms by role. */
+static void resolve_aux(Options *o, SmConfig *c) {
+    const SmMethod *m = c->method;
+    const char *role[SM_ROLES] = {o->vector_norm, "none", o->input_norm, o->output_norm};
+    int paper = strcmp(o->mode, "paper") == 0, lmo;
+    o->aux = unless_auto(o->aux, paper ? "lmo" : m->aux);
+    lmo = strcmp(o->aux, "lmo") == 0;
+    if (lmo && !sm_norm(c->worker_map) && !sm_norm(c->server_map))
+        die(EXIT_USAGE, "--aux lmo: --method %s applies no LMO; take --aux same", o->method);
+    if (sm_gossips(m) && strcmp(o->aux, "sign") == 0)
+        die(EXIT_USAGE, "--aux sign is a vote of all workers, and --method %s has no server: take "
+                        "--aux adamw, same or lmo", o->method);
+    c->aux = lmo || strcmp(o->aux, "same") == 0
+                 ? m
+                 : sm_method(strcmp(o->aux, "sign") == 0 ? "signum" : "adamw");
+    static const char *const scion[] = {"rms", "none", "sign", "sign-output"};
+    static const char *const demuon[] = {"frobenius", "none", "spectral", "spectral"};
+    for (int r = 0; r < SM_ROLES; r++) {
+        if (!lmo && strcmp(role[r], "auto") != 0 && r != SM_HIDDEN)
+            die(EXIT_USAGE, "--input-norm, --output-norm and --vector-norm go with --aux lmo");
+        c->role_norm[r] = !lmo ? "none" : unless_auto(role[r], (paper ? demuon : scion)[r]);
     }
-    if (m->update == SM_ADAMW && (sm_norm(c.worker_map) || sm_norm(c.server_map)))
-        die(EXIT_USAGE,
-            "--worker-map and --server-map do not go with --method %s, which scales each entry "
-            "itself",
-            o->method);
-    if (o->polar_after_vote && (m->message != SM_SIGN || sm_norm(c.server_map)))
-        die(EXIT_USAGE,
-            "--polar-after-vote needs a method whose reply is the vote itself: signsgd, signum, "
-            "lion or signmuon, not %s",
-            o->method);
-    if (o->polar_after_vote) c.local_map = replace ? o->norm : "spectral";
-    if (c.int8_wire && o->workers > 127)
-        die(EXIT_USAGE,
-            "--wire int8 counts to 127: take --wire sharded, or --workers 127 or fewer, not %ld",
-            o->workers);
-    for (size_t i = 0; choice_zero(i); i++) {
-        if (strcmp(o->zeros, choice_zero(i)) == 0) c.zeros = (SmZero)i;
-        if (strcmp(o->ties, choice_zero(i)) == 0) c.ties = (SmZero)i;
+}
+
+/* --radii: a preset's name, or four numbers. */
+static void resolve_radii(Options *o, SmConfig *c) {
+    o->radii = unless_auto(o->radii, strcmp(c->method->aux, "lmo") == 0 ? "char" : "unit");
+    for (size_t i = 0; sm_radii_row(i); i++)
+        if (strcmp(o->radii, sm_radii_row(i)->name) == 0) {
+            memcpy(c->radius, sm_radii_row(i)->radius, sizeof c->radius);
+            return;
+        }
+    const char *text = o->radii;
+    for (int r = 0; r < SM_ROLES; r++) {
+        char *end;
+        c->radius[r] = strtod(text, &end);
+        if (end == text || !(c->radius[r] >= 0) || !isfinite(c->radius[r]) ||
+            *end != (r + 1 < SM_ROLES ? ',' : 0))
+            die(EXIT_USAGE,
+                "--radii takes a name (--list radii) or four numbers vectors,hidden,input,output, "
+                "not '%s'",
+                o->radii);
+        text = end + 1;
     }
-    if (strcmp(o->aux, "auto") == 0) o->aux = m->aux;
-    if (strcmp(o->gain, "auto") == 0) o->gain = o->polar_after_vote ? "rms" : m->gain;
-    if (isnan(o->lr)) o->lr = o->polar_after_vote ? 5e-3 : m->lr;
+}
+
+/* The flags of error feedback. */
+static void resolve_links(Options *o, SmConfig *c, EfLink *up, EfLink *down) {
+    char error[512];
+    if (c->method->combine != SM_FEEDBACK) {
+        if (strcmp(o->up, "auto") != 0 || strcmp(o->down, "auto") != 0)
+            die(EXIT_USAGE, "--up and --down compress with error feedback: take an ef21 method, not "
+                            "--method %s", o->method);
+        return;
+    }
+    o->up = unless_auto(o->up, c->method->up);
+    o->down = unless_auto(o->down, c->method->down);
+    if (ef_parse(up, o->up, error, sizeof error)) die(EXIT_USAGE, "--up %s: %s", o->up, error);
+    if (ef_parse(down, o->down, error, sizeof error))
+        die(EXIT_USAGE, "--down %s: %s", o->down, error);
+    c->up = up;
+    c->down = down;
+}
+
+/* The flags of gossip; the weights live as long as the program. */
+static void resolve_graph(Options *o, SmConfig *c, DmGraph *graph) {
+    char error[512], *end;
+    int nodes = (int)o->workers;
+    if (!sm_gossips(c->method)) {
+        if (strcmp(o->topology, "auto") != 0 || strcmp(o->mixing, "auto") != 0 || o->eval_nodes)
+            die(EXIT_USAGE, "--topology, --mixing and --eval-nodes are for workers without a "
+                            "server: take demuon or one of its baselines, not --method %s",
+                o->method);
+        return;
+    }
+    o->topology = unless_auto(o->topology, "ring");
+    double *weights = allocate(dm_graph_doubles(nodes) * sizeof *weights);
+    if (dm_graph_build(graph, weights, o->topology, o->mixing, nodes, error, sizeof error))
+        die(EXIT_USAGE, "--topology %s: %s", o->topology, error);
+    c->graph = graph;
+    long first = strtol(o->gossip_rounds, &end, 10), second = first;
+    if (*end == ',') second = strtol(end + 1, &end, 10);
+    if (*end || !isdigit((unsigned char)o->gossip_rounds[0]) || first < 1 || second < 1 ||
+        first > 1000 || second > 1000)
+        die(EXIT_USAGE, "--gossip-rounds takes one whole number from 1 to 1000, or two with a comma "
+                        "between, not '%s'", o->gossip_rounds);
+    c->rounds[0] = (int)first;
+    c->rounds[1] = (int)second;
+}
+
+/* Numbers that were left to the method. */
+static void resolve_numbers(Options *o, SmConfig *c) {
+    const SmMethod *m = c->method;
+    int paper = strcmp(o->mode, "paper") == 0;
+    o->gain = unless_auto(o->gain, o->polar_after_vote ? "rms" : paper ? "none" : m->gain);
+    o->schedule = unless_auto(o->schedule, m->schedule);
+    if (isnan(o->lr)) o->lr = o->polar_after_vote ? 5e-3 : paper ? 0.01 : m->lr;
     if (isnan(o->aux_lr))
         o->aux_lr = strcmp(o->aux, "adamw") == 0  ? 3e-3
                     : strcmp(o->aux, "sign") == 0 ? 1e-3
                                                   : o->lr;
     if (isnan(o->momentum))
-        o->momentum = m->momentum > 0 || strcmp(o->aux, "sign") ? m->momentum : 0.95;
+        o->momentum = paper                                        ? 0.8
+                      : m->momentum > 0 || strcmp(o->aux, "sign") ? m->momentum
+                                                                  : 0.95;
     if (isnan(o->weight_decay)) o->weight_decay = m->decay;
     if (isnan(o->clip)) o->clip = m->clip;
     if (o->nesterov < 0) o->nesterov = m->nesterov;
     if (o->warmup < 0) o->warmup = o->steps / 2 < m->warmup ? o->steps / 2 : m->warmup;
-    c.aux = strcmp(o->aux, "same") == 0
-                ? m
-                : sm_method(strcmp(o->aux, "sign") == 0 ? "signum" : "adamw");
-    c.gain = sm_gain(o->gain);
-    c.momentum = o->momentum;
-    c.decay = o->weight_decay;
-    c.nesterov = o->nesterov;
+    o->momentum_start = unless_auto(o->momentum_start, m->first_gradient ? "gradient" : "zero");
+    c->gain = sm_gain(o->gain);
+    c->momentum = o->momentum;
+    c->decay = o->weight_decay;
+    c->clip = o->clip;
+    c->nesterov = o->nesterov;
+    c->first_gradient = strcmp(o->momentum_start, "gradient") == 0;
+    c->beta1 = o->beta1;
+    c->beta2 = o->beta2;
+    c->epsilon = o->epsilon;
+    c->coupled_decay = o->coupled_decay;
+    c->ns = sm_newton_schulz(o->ns);
+    c->seed = (uint64_t)o->seed;
+    c->int8_wire = strcmp(o->wire, "int8") == 0;
+    for (size_t i = 0; choice_zero(i); i++) {
+        if (strcmp(o->zeros, choice_zero(i)) == 0) c->zeros = (SmZero)i;
+        if (strcmp(o->ties, choice_zero(i)) == 0) c->ties = (SmZero)i;
+    }
+}
+
+/* The maps of the hidden matrices. */
+static void resolve_maps(Options *o, SmConfig *c) {
+    const SmMethod *m = c->method;
+    int replace = strcmp(o->norm, "auto") != 0;
+    if (replace && !sm_norm(c->worker_map) && !sm_norm(c->server_map) && !o->polar_after_vote)
+        die(EXIT_USAGE,
+            "--norm %s has nothing to replace: --method %s applies no LMO; use --worker-map or "
+            "--server-map",
+            o->norm, o->method);
+    if (replace && sm_norm(c->worker_map)) c->worker_map = o->norm;
+    if (replace && sm_norm(c->server_map)) c->server_map = o->norm;
+    c->worker_map = unless_auto(o->worker_map, c->worker_map);
+    if (strcmp(o->server_map, "auto") != 0) {
+        if (sm_gossips(m) && sm_norm(o->server_map))
+            die(EXIT_USAGE, "--server-map %s: --method %s has no server; use --worker-map",
+                o->server_map, o->method);
+        c->server_map = o->server_map;
+        int signs = !sm_norm(c->server_map) || strcmp(c->server_map, "sign") == 0;
+        c->reply = m->combine == SM_VOTE && signs ? SM_SIGN : SM_DENSE;
+    }
+    if ((m->update == SM_ADAMW || m->update == SM_UNIT) &&
+        (sm_norm(c->worker_map) || sm_norm(c->server_map)))
+        die(EXIT_USAGE,
+            "--worker-map and --server-map do not go with --method %s, which scales its step itself",
+            o->method);
+    if (o->polar_after_vote && (m->combine != SM_VOTE || sm_norm(c->server_map)))
+        die(EXIT_USAGE,
+            "--polar-after-vote needs a method whose reply is the vote itself: signsgd, signum, "
+            "lion or signmuon, not %s",
+            o->method);
+    if (o->polar_after_vote) c->local_map = replace ? o->norm : "spectral";
+}
+
+/* The optimizer's configuration that the flags and the method's row say. Ends the program on
+ * misuse. */
+static SmConfig resolve_method(Options *o, EfLink *up, EfLink *down, DmGraph *graph) {
+    const SmMethod *m = sm_method(o->method);
+    SmConfig c = sm_config(m, m);
+    if (strcmp(o->mode, "paper") == 0 && strncmp(m->name, "demuon", 6) != 0)
+        die(EXIT_USAGE, "--mode paper is for demuon; --method %s has one mode", o->method);
+    if (o->wire && strcmp(o->wire, "int8") == 0 && o->workers > 127)
+        die(EXIT_USAGE,
+            "--wire int8 counts to 127: take --wire sharded, or --workers 127 or fewer, not %ld",
+            o->workers);
+    resolve_maps(o, &c);
+    resolve_aux(o, &c);
+    resolve_radii(o, &c);
+    resolve_links(o, &c, up, down);
+    resolve_graph(o, &c, graph);
+    resolve_numbers(o, &c);
     return c;
 }
 
@@ -662,28 +858,29 @@ typedef struct TensorRow {
     int rows_times, cols_times, blocks;
     char when; /* always, with biases, when untied */
     char init; /* n: normal(0, 0.02), r: the same / sqrt(2L), 1: ones, 0: zeros */
-    int hidden, sparse;
+    SmRole role;
+    int sparse;
 } TensorRow;
 
 // clang-format off
 static const TensorRow tensor_rows[TENSOR_KINDS] = {
-    [WTE] = {"transformer.wte.weight", 'V', 'C', 1, 1, 1, 'a', 'n', 0, 1},
-    [WPE] = {"transformer.wpe.weight", 'T', 'C', 1, 1, 1, 'a', 'n', 0, 0},
-    [LN1W] = {"transformer.h.%d.ln_1.weight", '1', 'C', 1, 1, 1, 'a', '1', 0, 0},
-    [LN1B] = {"transformer.h.%d.ln_1.bias", '1', 'C', 1, 1, 1, 'b', '0', 0, 0},
-    [QKVW] = {"transformer.h.%d.attn.c_attn.weight", 'C', 'C', 1, 1, 3, 'a', 'n', 1, 0},
-    [QKVB] = {"transformer.h.%d.attn.c_attn.bias", '1', 'C', 1, 3, 1, 'b', '0', 0, 0},
-    [ATTW] = {"transformer.h.%d.attn.c_proj.weight", 'C', 'C', 1, 1, 1, 'a', 'r', 1, 0},
-    [ATTB] = {"transformer.h.%d.attn.c_proj.bias", '1', 'C', 1, 1, 1, 'b', '0', 0, 0},
-    [LN2W] = {"transformer.h.%d.ln_2.weight", '1', 'C', 1, 1, 1, 'a', '1', 0, 0},
-    [LN2B] = {"transformer.h.%d.ln_2.bias", '1', 'C', 1, 1, 1, 'b', '0', 0, 0},
-    [FCW] = {"transformer.h.%d.mlp.c_fc.weight", 'C', 'C', 4, 1, 1, 'a', 'n', 1, 0},
-    [FCB] = {"transformer.h.%d.mlp.c_fc.bias", '1', 'C', 1, 4, 1, 'b', '0', 0, 0},
-    [OUTW] = {"transformer.h.%d.mlp.c_proj.weight", 'C', 'C', 1, 4, 1, 'a', 'r', 1, 0},
-    [OUTB] = {"transformer.h.%d.mlp.c_proj.bias", '1', 'C', 1, 1, 1, 'b', '0', 0, 0},
-    [LNFW] = {"transformer.ln_f.weight", '1', 'C', 1, 1, 1, 'a', '1', 0, 0},
-    [LNFB] = {"transformer.ln_f.bias", '1', 'C', 1, 1, 1, 'b', '0', 0, 0},
-    [HEAD] = {"lm_head.weight", 'V', 'C', 1, 1, 1, 'u', 'n', 0, 0},
+    [WTE] = {"transformer.wte.weight", 'V', 'C', 1, 1, 1, 'a', 'n', SM_OUTPUT, 1},
+    [WPE] = {"transformer.wpe.weight", 'T', 'C', 1, 1, 1, 'a', 'n', SM_INPUT, 0},
+    [LN1W] = {"transformer.h.%d.ln_1.weight", '1', 'C', 1, 1, 1, 'a', '1', SM_VECTOR, 0},
+    [LN1B] = {"transformer.h.%d.ln_1.bias", '1', 'C', 1, 1, 1, 'b', '0', SM_VECTOR, 0},
+    [QKVW] = {"transformer.h.%d.attn.c_attn.weight", 'C', 'C', 1, 1, 3, 'a', 'n', SM_HIDDEN, 0},
+    [QKVB] = {"transformer.h.%d.attn.c_attn.bias", '1', 'C', 1, 3, 1, 'b', '0', SM_VECTOR, 0},
+    [ATTW] = {"transformer.h.%d.attn.c_proj.weight", 'C', 'C', 1, 1, 1, 'a', 'r', SM_HIDDEN, 0},
+    [ATTB] = {"transformer.h.%d.attn.c_proj.bias", '1', 'C', 1, 1, 1, 'b', '0', SM_VECTOR, 0},
+    [LN2W] = {"transformer.h.%d.ln_2.weight", '1', 'C', 1, 1, 1, 'a', '1', SM_VECTOR, 0},
+    [LN2B] = {"transformer.h.%d.ln_2.bias", '1', 'C', 1, 1, 1, 'b', '0', SM_VECTOR, 0},
+    [FCW] = {"transformer.h.%d.mlp.c_fc.weight", 'C', 'C', 4, 1, 1, 'a', 'n', SM_HIDDEN, 0},
+    [FCB] = {"transformer.h.%d.mlp.c_fc.bias", '1', 'C', 1, 4, 1, 'b', '0', SM_VECTOR, 0},
+    [OUTW] = {"transformer.h.%d.mlp.c_proj.weight", 'C', 'C', 1, 4, 1, 'a', 'r', SM_HIDDEN, 0},
+    [OUTB] = {"transformer.h.%d.mlp.c_proj.bias", '1', 'C', 1, 1, 1, 'b', '0', SM_VECTOR, 0},
+    [LNFW] = {"transformer.ln_f.weight", '1', 'C', 1, 1, 1, 'a', '1', SM_VECTOR, 0},
+    [LNFB] = {"transformer.ln_f.bias", '1', 'C', 1, 1, 1, 'b', '0', SM_VECTOR, 0},
+    [HEAD] = {"lm_head.weight", 'V', 'C', 1, 1, 1, 'u', 'n', SM_OUTPUT, 0},
 };
 // clang-format on
 
@@ -765,28 +962,6 @@ static float *grad(const Gpt *g, int kind, int l) { return tensor_in(g, g->grads
 
 static size_t tensor_size(const SmTensor *t) { return t->blocks * t->rows * t->cols; }
 
-enum { HUGE_PAGE = 1 << 21, PROGRAM_BYTES = 2 << 20 /* code, libc, stacks */ };
-
-/* What allocate takes for so many bytes. */
-static size_t allocated(size_t bytes) {
-    size_t page = bytes >= HUGE_PAGE ? HUGE_PAGE : 64;
-    return bytes ? (bytes + page - 1) / page * page : page;
-}
-
-/* Memory that comes zeroed and aligned, once, at the start; in huge pages where that is possible. */
-static void *allocate(size_t bytes) {
-    size_t page = bytes >= HUGE_PAGE ? HUGE_PAGE : 64;
-    bytes = allocated(bytes);
-    void *p = aligned_alloc(page, bytes);
-    if (!p)
-        die(EXIT_FAILED, "no memory for %zu bytes: take a smaller model, batch or context", bytes);
-#ifdef MADV_HUGEPAGE
-    if (page == HUGE_PAGE) madvise(p, bytes, MADV_HUGEPAGE); /* or the TLB misses dominate */
-#endif
-    return memset(p, 0, bytes);
-}
-static float *floats(size_t n) { return allocate(n * sizeof(float)); }
-
 /* Lay the tensors out: embeddings, layer by layer, final norm, head. */
 static void gpt_layout(Gpt *g, const GptShape *shape) {
     memset(g, 0, sizeof *g);
@@ -818,7 +993,7 @@ static void gpt_layout(Gpt *g, const GptShape *shape) {
                                .rows = dimension(shape, row->rows) * (size_t)row->rows_times,
                                .cols = dimension(shape, row->cols) * (size_t)row->cols_times,
                                .blocks = (size_t)row->blocks,
-                               .hidden = row->hidden,
+                               .role = k == WTE && shape->untied ? SM_INPUT : row->role,
                                .decay = row->rows != '1',
                                .sparse = row->sparse && shape->untied};
                 g->place[l * TENSOR_KINDS + (size_t)k] = i;
@@ -934,7 +1109,7 @@ static void gpt_carve(Gpt *g, size_t B, int train, int threads) {
         size_t out = t->blocks * t->rows, in = t->cols;
         int head = i == g->place[g->s.untied ? HEAD : WTE];
         g->forward[i] = g->backward[i] = NULL;
-        if (!t->hidden && !head) continue;
+        if (t->role != SM_HIDDEN && !head) continue;
         g->forward[i] = carve_floats(g, gemm_packed_floats(g->gemm, GEMM_B, out, in));
         if (train) g->backward[i] = carve_floats(g, gemm_packed_floats(g->gemm, GEMM_B, in, out));
     }
@@ -1846,6 +2021,9 @@ static int write_sample(Gpt *g, const DataVocab *vocab, const Options *o, const 
 typedef struct Run {
     Options o;
     SmConfig config;
+    EfLink up, down; /* what config points to, with --method ef21-... */
+    DmGraph graph;   /* and with methods that gossip */
+    Noise noise;     /* of --gradient-noise; none without */
     GptShape shape;
     DataSet data;    /* empty for a sample */
     DataVocab vocab; /* of a checkpoint, for a sample */
@@ -1873,7 +2051,14 @@ typedef struct Worker {
     long first;              /* step at which this one began */
     uint64_t sent, received,
         messages; /* training payload of the largest sender, as last gathered */
+    uint64_t up, down; /* the part of it that went to owners of shards, and came from them */
     double agreement;
+    float *mean, *gathered; /* gossip: the mean model, and the shards it is made of */
+    float *exact;           /* ef21 with --down: the server's model */
+    double exact_val, gap;  /* its loss, |X - W| / |X| */
+    double consensus;       /* gossip: root of the sum of squared distances to the mean */
+    double node_val[3];     /* least, mean and greatest loss over the nodes */
+    int warned;             /* X and W parted, and the user was told */
     FILE *log;
     double curve[SPARK], counted[SPARK]; /* sums of training losses over the run, how many */
 } Worker;
@@ -1902,6 +2087,7 @@ static double schedule(const Options *o, long step) {
     if (step < o->warmup) return (double)(step + 1) / (double)(o->warmup + 1);
     double span = (double)(o->steps - o->warmup),
            x = span > 0 ? (double)(step - o->warmup) / span : 0, low = o->final_lr;
+    if (strcmp(o->schedule, "gluon") == 0) return pow((double)step + 1, -0.75);
     if (strcmp(o->schedule, "constant") == 0) return 1;
     if (strcmp(o->schedule, "cosine") == 0)
         return low + (1 - low) * 0.5 * (1 + cos(3.141592653589793 * x));
@@ -1913,41 +2099,116 @@ static double schedule(const Options *o, long step) {
 /* ------------------------------------------------------------------------------------------------
  * evaluation: the whole split in consecutive windows, shared out, summed in window order */
 
-/* Mean loss into *loss; returns 0 when a signal cut it short. */
-static int evaluate(Worker *w, double *loss) {
+/* Losses of windows first .. last - 1 under params into window_loss; -1 when a signal cuts it
+ * short. */
+static void evaluate_windows(Worker *w, float *params, size_t first, size_t last) {
     const DataSet *data = &w->run->data;
-    size_t T = (size_t)w->g.s.context, windows = (size_t)data_val_windows(data, T),
-           cuts[COMM_MAX_WORKERS + 1];
-    size_t size = (size_t)w->c->size, rank = (size_t)w->c->rank;
-    assert(size >= 1 && rank < size);
-    for (size_t j = 0; j <= size; j++) cuts[j] = windows * j / size;
-    for (size_t at = cuts[rank]; at < cuts[rank + 1]; at += w->g.B) {
-        size_t B = min_size(w->g.B, cuts[rank + 1] - at);
+    size_t T = (size_t)w->g.s.context;
+    float *own = w->g.params;
+    w->g.params = params;
+    for (size_t at = first; at < last; at += w->g.B) {
+        size_t B = min_size(w->g.B, last - at);
         if (comm_stop_requested(w->c)) {
-            for (size_t i = at; i < cuts[rank + 1]; i++) w->window_loss[i] = -1;
+            for (size_t i = at; i < last; i++) w->window_loss[i] = -1;
             break;
         }
         for (size_t b = 0; b < B; b++) {
             int64_t real = data_val_window(data, T, at + b, w->in + b * T, w->target + b * T);
             if (real < 0) die(EXIT_FAILED, "%s: %s", w->run->o.data, data_strerror((int)real));
         }
-        gpt_pass(
-            &w->g,
-            (Pass){.B = B, .T = T, .in = w->in, .target = w->target, .packed = at > cuts[rank]});
+        gpt_pass(&w->g,
+                 (Pass){.B = B, .T = T, .in = w->in, .target = w->target, .packed = at > first});
         for (size_t b = 0; b < B; b++) {
             w->window_loss[at + b] = 0;
             for (size_t t = 0; t < T; t++) w->window_loss[at + b] += (double)w->g.losses[b * T + t];
         }
     }
+    w->g.params = own;
+}
+
+/* Mean loss of a model into *loss; returns 0 when a signal cut it short. All workers share the work
+ * on one model, or each evaluates its own alone. */
+static int evaluate(Worker *w, float *params, int alone, double *loss) {
+    size_t windows = (size_t)data_val_windows(&w->run->data, (size_t)w->g.s.context),
+           cuts[COMM_MAX_WORKERS + 1];
+    size_t size = (size_t)w->c->size, rank = (size_t)w->c->rank;
+    assert(size >= 1 && rank < size);
+    for (size_t j = 0; j <= size; j++) cuts[j] = windows * j / size;
+    evaluate_windows(w, params, alone ? 0 : cuts[rank], alone ? windows : cuts[rank + 1]);
     for (size_t j = 0; j <= size; j++) cuts[j] *= sizeof(double);
-    comm_allgather(w->c, w->window_loss, cuts, COMM_OTHER);
+    if (!alone) comm_allgather(w->c, w->window_loss, cuts, COMM_OTHER);
     double sum = 0;
     for (size_t i = 0; i < windows; i++) {
         if (w->window_loss[i] < 0) return 0;
         sum += w->window_loss[i];
     }
-    *loss = sum / (double)(data->val_tokens - 1);
+    *loss = sum / (double)(w->run->data.val_tokens - 1);
     return 1;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * models that are not a worker's own: the mean of nodes that gossip, the server's exact one */
+
+static int gossips(const Worker *w) { return sm_gossips(w->run->config.method); }
+
+/* The model that a run is judged by: W, or the mean over nodes, made by all of them together. */
+static float *deployed(Worker *w) {
+    size_t P = w->g.parameters, cuts[COMM_MAX_WORKERS + 1], size = (size_t)w->c->size;
+    if (!w->mean) return w->g.params;
+    for (size_t j = 0; j <= size; j++) cuts[j] = P * j / size * sizeof(float);
+    size_t first = cuts[w->c->rank] / sizeof(float),
+           mine = cuts[w->c->rank + 1] / sizeof(float) - first;
+    comm_alltoall(w->c, w->g.params, cuts, w->gathered, COMM_OTHER);
+    for (size_t i = 0; i < mine; i++) {
+        double sum = 0;
+        for (size_t j = 0; j < size; j++) sum += (double)w->gathered[j * mine + i];
+        w->mean[first + i] = (float)(sum / (double)size);
+    }
+    comm_allgather(w->c, w->mean, cuts, COMM_OTHER);
+    return w->mean;
+}
+
+/* Distance of the nodes from their mean: sqrt(sum_i |X_i - mean|^2). */
+static double consensus_distance(Worker *w) {
+    const float *mean = deployed(w);
+    double sum = 0, all[COMM_MAX_WORKERS];
+    for (size_t i = 0; i < w->g.parameters; i++) {
+        double d = (double)w->g.params[i] - (double)mean[i];
+        sum += d * d;
+    }
+    comm_gather(w->c, &sum, sizeof sum, all, COMM_OTHER);
+    sum = 0;
+    for (int j = 0; j < w->c->size; j++) sum += all[j];
+    return sqrt(sum);
+}
+
+/* The server's exact model X into w->exact, and |X - W| / |X|; 0 when X is W. */
+static int exact_model(Worker *w) {
+    if (!w->exact ||
+        !sm_optimizer_exact(w->optimizer, w->exact, w->g.params, (uint64_t)w->step))
+        return 0;
+    double apart = 0, length = 0;
+    for (size_t i = 0; i < w->g.parameters; i++) {
+        double x = (double)w->exact[i], d = x - (double)w->g.params[i];
+        apart += d * d, length += x * x;
+    }
+    w->gap = sqrt(apart / length);
+    return 1;
+}
+
+/* Least, mean and greatest loss over the nodes' own models; returns 0 when a signal cut it short. */
+static int evaluate_nodes(Worker *w) {
+    double mine = -1, all[COMM_MAX_WORKERS];
+    if (!evaluate(w, w->g.params, 1, &mine)) mine = -1;
+    comm_gather(w->c, &mine, sizeof mine, all, COMM_OTHER);
+    w->node_val[0] = w->node_val[2] = all[0];
+    w->node_val[1] = 0;
+    for (int j = 0; j < w->c->size; j++) {
+        w->node_val[0] = fmin(w->node_val[0], all[j]);
+        w->node_val[1] += all[j] / w->c->size;
+        w->node_val[2] = fmax(w->node_val[2], all[j]);
+    }
+    return w->node_val[0] >= 0;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -1990,17 +2251,18 @@ static StTensor as_stored(const SmTensor *t, const char *name, const float *data
         name, "F32", {vector ? t->cols : rows, vector ? 0 : t->cols}, vector ? 1 : 2, data};
 }
 
-/* folder/model.safetensors: parameters under nanoGPT's names, every flag, the vocabulary. */
-static int write_model(const Worker *w, const char *folder, char *error, size_t size) {
+/* folder/name.safetensors: parameters under nanoGPT's names, every flag, the vocabulary. */
+static int write_model(const Worker *w, const float *params, const char *folder, const char *file,
+                       char *error, size_t size) {
     const Gpt *g = &w->g;
     StTensor *t = allocate((g->tensors + 1) * sizeof *t);
     Meta *m = allocate(sizeof *m);
     char path[PATH_SIZE];
     size_t n = 0;
     for (; n < g->tensors; n++)
-        t[n] = as_stored(&g->tensor[n], g->tensor[n].name, g->params + g->tensor[n].offset);
-    if (!g->s.untied)
-        t[n++] = as_stored(&g->tensor[g->place[WTE]], tensor_rows[HEAD].name, param(g, WTE, 0));
+        t[n] = as_stored(&g->tensor[n], g->tensor[n].name, params + g->tensor[n].offset);
+    const SmTensor *tied = &g->tensor[g->place[WTE]];
+    if (!g->s.untied) t[n++] = as_stored(tied, tensor_rows[HEAD].name, params + tied->offset);
     for (size_t i = 0; i < FLAG_COUNT; i++)
         if (flags[i].keep != KEEP_NOT) {
             meta_add(m, flags[i].name, flag_text(&w->run->o, &flags[i], m->text[m->n], 64));
@@ -2011,35 +2273,49 @@ static int write_model(const Worker *w, const char *folder, char *error, size_t 
     meta_real(m, "val_loss", w->val);
     meta_real(m, "best_val_loss", w->best);
     meta_real(m, "evaluated", (double)w->evaluated);
-    path_of(path, "%s/model.safetensors", folder);
+    path_of(path, "%s/%s.safetensors", folder, file);
     int failed = st_write(path, t, n, m->pair, m->n, error, size);
     free(t), free(m);
     return failed;
 }
 
-enum { COUNTERS = 9 };
+enum { COUNTERS = 15 };
 
 /* The i-th payload counter of training that a checkpoint keeps, and its key. */
 static uint64_t *counter(Comm *c, size_t i, char *key, size_t size) {
-    static const char *const what[] = {"sent", "received", "messages"};
+    static const char *const what[] = {"sent", "received", "messages", "up", "down"};
     static const char *const kind[] = {"matrices", "auxiliary", "control"}; /* as CommKind */
-    uint64_t *count[] = {c->sent, c->received, c->messages};
-    snprintf(key, size, "%s_%s", what[i % 3], kind[i / 3]);
-    return &count[i % 3][i / 3];
+    uint64_t *count[] = {c->sent, c->received, c->messages, c->up, c->down};
+    snprintf(key, size, "%s_%s", what[i % 5], kind[i / 5]);
+    return &count[i % 5][i / 5];
 }
 
-/* folder/worker-R.safetensors: this worker's momenta; worker 0 adds what all share. */
+/* The name of an array of state in a file. */
+static void state_name(const Worker *w, const SmState *s, char *name, size_t size) {
+    int n = snprintf(name, size, "%s.%s", s->kind, w->g.tensor[s->tensor].name);
+    if (s->block >= 0) snprintf(name + n, size - (size_t)n, ".%d", s->block);
+}
+
+/* folder/worker-R.safetensors: what this worker alone holds, a node's model included; worker 0 adds
+ * what all share. */
 static int write_state(const Worker *w, const char *folder, char *error, size_t size) {
-    size_t n = 0, room = 3 * w->g.tensors;
+    size_t n = 0, room = w->g.tensors;
+    SmState s;
+    while (sm_optimizer_state(w->optimizer, n, &s)) n++;
+    room += n;
+    n = 0;
     StTensor *t = allocate(room * sizeof *t);
     char(*name)[96] = allocate(room * sizeof *name), path[PATH_SIZE];
     Meta *m = allocate(sizeof *m);
-    SmState s;
     for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &s); i++) {
         if (s.replicated && w->c->rank) continue;
-        snprintf(name[n], sizeof name[n], "%s.%s", s.kind, w->g.tensor[s.tensor].name);
-        t[n] = as_stored(&w->g.tensor[s.tensor], name[n], s.data);
+        state_name(w, &s, name[n], sizeof name[n]);
+        t[n] = (StTensor){name[n], "F32", {s.rows, s.cols}, 2, s.data};
         n++;
+    }
+    for (size_t i = 0; gossips(w) && i < w->g.tensors; i++, n++) {
+        snprintf(name[n], sizeof name[n], "node.%s", w->g.tensor[i].name);
+        t[n] = as_stored(&w->g.tensor[i], name[n], w->g.params + w->g.tensor[i].offset);
     }
     meta_whole(m, "step", (uint64_t)w->step);
     meta_whole(m, "rank", (uint64_t)w->c->rank);
@@ -2088,7 +2364,11 @@ static void save(Worker *w, const char *name, int with_state) {
     }
     comm_broadcast(w->c, &slot, sizeof slot, 0, COMM_OTHER);
     path_of(folder, "%s/.%s.%d", o->out, name, slot);
-    if (!failed && w->c->rank == 0) failed = write_model(w, folder, error, sizeof error) != 0;
+    const float *model = deployed(w);
+    int exact = exact_model(w);
+    if (!failed && w->c->rank == 0)
+        failed = write_model(w, model, folder, "model", error, sizeof error) ||
+                 (exact && write_model(w, w->exact, folder, "exact", error, sizeof error));
     if (!failed && with_state) failed = write_state(w, folder, error, sizeof error) != 0;
     comm_gather(w->c, &failed, sizeof failed, all, COMM_OTHER);
     for (int j = 0; j < w->c->size; j++) failed |= all[j];
@@ -2143,9 +2423,15 @@ static void read_state(Worker *w) {
     if (st_open(&shared, path, error, sizeof error)) die(EXIT_FAILED, "%s", error);
     SmState s;
     for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &s); i++) {
-        snprintf(name, sizeof name, "%s.%s", s.kind, w->g.tensor[s.tensor].name);
-        if (st_read_f32(s.replicated ? &shared : &mine, name, s.data,
-                        tensor_size(&w->g.tensor[s.tensor]), error, sizeof error))
+        state_name(w, &s, name, sizeof name);
+        if (st_read_f32(s.replicated ? &shared : &mine, name, s.data, s.rows * s.cols, error,
+                        sizeof error))
+            die(EXIT_FAILED, "%s", error);
+    }
+    for (size_t i = 0; gossips(w) && i < w->g.tensors; i++) {
+        const SmTensor *t = &w->g.tensor[i];
+        snprintf(name, sizeof name, "node.%s", t->name);
+        if (st_read_f32(&mine, name, w->g.params + t->offset, tensor_size(t), error, sizeof error))
             die(EXIT_FAILED, "%s", error);
     }
     w->evaluated = (long)meta_number(&w->run->checkpoint, "evaluated");
@@ -2166,8 +2452,8 @@ static void read_state(Worker *w) {
 /* One line per kind of tensor: how many, shape, rule, rate, bits on the wire. */
 static void print_rules(FILE *f, const Run *run, const Gpt *g) {
     const Options *o = &run->o;
-    fprintf(f, "%-36s %4s %-14s %-14s %-9s %-8s %s\n", "tensor", "copies", "shape", "rule", "rate",
-            "gain", "bits/weight");
+    fprintf(f, "%-36s %4s %-14s %-17s %-9s %-8s %-9s %s\n", "tensor", "copies", "shape", "rule",
+            "rate", "gain", "step RMS", "bits/weight");
     for (int k = 0; k < TENSOR_KINDS; k++) {
         if (g->place[k] == SIZE_MAX) continue;
         const SmTensor *t = &g->tensor[g->place[k]];
@@ -2177,9 +2463,13 @@ static void print_rules(FILE *f, const Run *run, const Gpt *g) {
         if (percent) memmove(percent + 1, percent + 2, strlen(percent + 2) + 1), *percent = '*';
         snprintf(shape, sizeof shape, t->blocks > 1 ? "%zux(%zux%zu)" : "%.0zu%zux%zu",
                  t->blocks > 1 ? t->blocks : 0, t->rows, t->cols);
-        fprintf(f, "%-36s %6d %-14s %-14s %-9.3g %-8.3g %.3g\n", name, percent ? g->s.layers : 1,
-                shape, t->hidden ? o->method : run->config.aux->name, t->hidden ? o->lr : o->aux_lr,
-                sm_tensor_gain(&run->config, t),
+        int hidden = t->role == SM_HIDDEN;
+        double rate = hidden ? o->lr : o->aux_lr, rms = rate * sm_tensor_rms(&run->config, t);
+        char step[32] = "-"; /* where it depends on the gradient */
+        if (!isnan(rms)) snprintf(step, sizeof step, "%.2e", rms);
+        fprintf(f, "%-36s %6d %-14s %-17s %-9.3g %-8.3g %-9s %.3g\n", name,
+                percent ? g->s.layers : 1, shape, hidden ? o->method : run->config.aux->name, rate,
+                sm_tensor_gain(&run->config, t), step,
                 sm_bits_per_weight(&run->config, t, (int)o->workers));
     }
 }
@@ -2201,7 +2491,11 @@ static void print_memory(const Run *run, Gpt *g, size_t B) {
     SmBytes s = sm_optimizer_bytes(&run->config, g->tensor, g->tensors, workers, threads);
     size_t scratch = model - g->activations - g->packed + s.scratch;
     size_t outbox = workers == 1 ? 0 : min_size(COMM_OUTBOX, P);
-    size_t worker = 2 * allocated(P) + allocated(model) + allocated(s.total) + outbox,
+    int more = sm_gossips(run->config.method)                          ? 2
+               : run->config.down && strcmp(o->down, "identity") != 0 ? 1
+                                                                       : 0;
+    size_t worker = (2 + (size_t)more) * allocated(P) + allocated(model) + allocated(s.total) +
+                    outbox,
            tokens = (size_t)(run->data.train_tokens + run->data.val_tokens), mb = 1000000,
            data = tokens * (run->data.vocab.kind == DATA_GPT2 ? 2 : 1); /* mapped */
     double d = 1.0 / (double)mb;
@@ -2212,6 +2506,41 @@ static void print_memory(const Run *run, Gpt *g, size_t B) {
     printf("memory in all, MB: %.1f (%d %s, in whole pages, and %.1f of data and program)\n",
            (double)(worker * (size_t)workers + data + PROGRAM_BYTES) * d, workers,
            workers == 1 ? "worker" : "workers", (double)(data + PROGRAM_BYTES) * d);
+}
+
+/* Who gossips with whom, and how fast they agree. */
+static void print_graph(const Run *run) {
+    const DmGraph *graph = &run->graph;
+    if (!run->config.graph) return;
+    size_t least = SIZE_MAX, most = 0;
+    for (int r = 0; r < graph->period; r++)
+        for (int j = 0; j < graph->nodes; j++) {
+            size_t degree = dm_degree(graph, (uint64_t)r, j, 1);
+            least = degree < least ? degree : least;
+            most = degree > most ? degree : most;
+        }
+    printf("\ngraph      %s of %d nodes, %zu", run->o.topology, graph->nodes, least);
+    if (most > least) printf(" to %zu", most);
+    double rho = dm_graph_rho(graph), rounds = dm_rounds_to_shrink(graph, 1000);
+    printf(" neighbours to send to; spectral gap %.6f; %.0f rounds of gossip shrink disagreement "
+           "1000x\n",
+           1 - rho, rounds);
+}
+
+/* What goes up of error feedback's messages, beside what the paper would count. */
+static void print_uplink(const Run *run, const Gpt *g) {
+    double bits = 0, paper = 0, dense = 0;
+    if (run->config.method->combine != SM_FEEDBACK) return;
+    for (size_t i = 0; i < g->tensors; i++) {
+        const SmTensor *t = &g->tensor[i];
+        double size = (double)tensor_size(t);
+        bits += size * sm_uplink_bits(&run->config, t, (int)run->o.workers, 0);
+        paper += size * sm_uplink_bits(&run->config, t, (int)run->o.workers, 1);
+        dense += size * 32 * (double)(run->o.workers - 1) / (double)run->o.workers;
+    }
+    printf("\nuplink     %.0f bytes per step, %.4f of fp32; as arXiv 2510.00643 counts (26-bit "
+           "indices, 16-bit Natural) %.4f\n",
+           bits / 8, bits / dense, paper / dense);
 }
 
 static void print_dry_run(const Run *run) {
@@ -2229,6 +2558,8 @@ static void print_dry_run(const Run *run) {
     printf("workers    %ld %s of %ld compute threads, %zu sequences each per step\n\n", o->workers,
            o->backend, o->threads, B);
     print_rules(stdout, run, &g);
+    print_graph(run);
+    print_uplink(run, &g);
     printf("\nsent by a worker per step, on average: %.0f bytes, %.3f bits per parameter (fp32 "
            "all-reduce: "
            "%.3f)\n",
@@ -2257,13 +2588,21 @@ static void log_row(Worker *w, double train, double val, double norm) {
     fprintf(w->log, ",%" PRIu64 ",%" PRIu64, w->sent, w->received);
     print_value(w->log, "%.5f", w->agreement);
     print_value(w->log, "%.4f", *o->link ? wire : NAN);
+    fprintf(w->log, ",%" PRIu64 ",%" PRIu64, w->up, w->down);
+    int validated = !isnan(val);
+    print_value(w->log, "%.6f", validated ? w->exact_val : NAN);
+    print_value(w->log, "%.6g", validated ? w->gap : NAN);
+    print_value(w->log, "%.6g", w->consensus);
+    for (int i = 0; i < 3; i++) print_value(w->log, "%.6f", validated ? w->node_val[i] : NAN);
     fputc('\n', w->log);
     if (fflush(w->log))
         die(EXIT_FAILED, "%s/log.csv: cannot be written: %s", o->out, strerror(errno));
 }
 
 static const char log_header[] = "step,tokens,seconds,train_loss,val_loss,lr,aux_lr,grad_norm,"
-                                 "bytes_sent,bytes_received,agreement,wire_seconds\n";
+                                 "bytes_sent,bytes_received,agreement,wire_seconds,uplink_bytes,"
+                                 "downlink_bytes,exact_val_loss,model_gap,consensus,node_val_min,"
+                                 "node_val_mean,node_val_max\n";
 
 /* Open OUT/log.csv: anew, or without the rows after the step that is resumed from. */
 static void open_log(Worker *w) {
@@ -2385,6 +2724,9 @@ static Report make_gradient(Worker *w) {
     r.loss =
         gpt_pass(g, (Pass){.B = B, .T = T, .in = w->in, .target = w->target, .d = d, .train = 1}) /
         (double)(B * T);
+    if (w->run->noise.row)
+        noise_add(g->grads, g->parameters, &w->run->noise,
+                  sm_key((uint64_t)o->seed, 0x6e6f697365u + (uint64_t)rank, (uint64_t)w->step), 0);
     team_run(g->team, squares_on_thread, w);
     for (size_t i = 0; i < g->tensors; i++) r.square += w->tensor_square[i];
     if (!isfinite(r.square) || !isfinite(r.loss)) {
@@ -2396,10 +2738,6 @@ static Report make_gradient(Worker *w) {
         double largest = -1;
         for (size_t i = 0; i < g->tensors; i++)
             if (w->tensor_square[i] > largest) largest = w->tensor_square[i], r.bad = (int64_t)i;
-    }
-    if (o->clip > 0 && r.square > o->clip * o->clip) {
-        float factor = (float)(o->clip / sqrt(r.square));
-        for (size_t i = 0; i < g->parameters; i++) g->grads[i] *= factor;
     }
     return r;
 }
@@ -2429,12 +2767,31 @@ static void check_replicas(Worker *w) {
     await_the_end();
 }
 
+/* Losses of the server's exact model and of the nodes' own; returns 0 when a signal cut it short. */
+static int evaluate_others(Worker *w) {
+    int last = w->step >= w->run->o.steps;
+    w->exact_val = w->node_val[0] = w->node_val[1] = w->node_val[2] = NAN;
+    if (exact_model(w)) {
+        if (!evaluate(w, w->exact, 0, &w->exact_val)) return 0;
+        int parted = fabs(w->exact_val - w->val) > 0.05 || !isfinite(w->exact_val);
+        if (parted && !w->warned && w->c->rank == 0)
+            fprintf(stderr,
+                    "%swarning: the server's exact model has loss %.4f and the workers' model "
+                    "%.4f at step %ld: --down %s lets them part; model.safetensors is the workers', "
+                    "exact.safetensors the server's\n",
+                    isatty(2) ? "\r\033[K" : "", w->exact_val, w->val, w->step, w->run->o.down);
+        w->warned |= parted;
+    }
+    return !gossips(w) || !(last || w->run->o.eval_nodes) || evaluate_nodes(w);
+}
+
 /* Validate now, keep the best; returns 0 when a signal cut it short. */
 static int evaluate_now(Worker *w) {
     double val;
-    if (!evaluate(w, &val)) return 0;
+    if (!evaluate(w, deployed(w), 0, &val)) return 0;
     if (!isfinite(val)) die_diverged(w, first_not_finite(&w->g) % w->g.tensors, val);
     w->val = val;
+    if (!evaluate_others(w)) return 0;
     w->evaluated = w->step;
     if (isnan(w->best) || val < w->best) {
         w->best = val;
@@ -2446,22 +2803,27 @@ static int evaluate_now(Worker *w) {
 /* Counters and agreement, from all workers. */
 static void gather_statistics(Worker *w) {
     struct {
-        uint64_t sent, received, messages;
+        uint64_t sent, received, messages, up, down;
         double agreement;
     } mine, all[COMM_MAX_WORKERS];
     mine.sent = training_bytes(w->c->sent);
     mine.received = training_bytes(w->c->received);
     mine.messages = training_bytes(w->c->messages);
+    mine.up = w->c->up[COMM_MATRICES] + w->c->up[COMM_AUXILIARY];
+    mine.down = w->c->down[COMM_MATRICES] + w->c->down[COMM_AUXILIARY];
     mine.agreement = sm_optimizer_agreement(w->optimizer);
     comm_gather(w->c, &mine, sizeof mine, all, COMM_CONTROL);
-    w->sent = w->received = w->messages = 0;
+    w->sent = w->received = w->messages = w->up = w->down = 0;
     w->agreement = 0;
     for (int j = 0; j < w->c->size; j++) {
         w->sent = all[j].sent > w->sent ? all[j].sent : w->sent;
         w->received = all[j].received > w->received ? all[j].received : w->received;
         w->messages = all[j].messages > w->messages ? all[j].messages : w->messages;
+        w->up = all[j].up > w->up ? all[j].up : w->up;
+        w->down = all[j].down > w->down ? all[j].down : w->down;
         w->agreement += all[j].agreement / w->c->size;
     }
+    w->consensus = gossips(w) ? consensus_distance(w) : NAN;
 }
 
 static int due(long step, long every) { return every > 0 && step % every == 0; }
@@ -2486,7 +2848,7 @@ static int train_step(Worker *w) {
     w->step++;
     w->train = loss;
     int last = w->step >= o->steps, validate = due(w->step, o->eval_every) || last;
-    if (due(w->step, o->check_every) || last) check_replicas(w);
+    if (!gossips(w) && (due(w->step, o->check_every) || last)) check_replicas(w);
     int logged = due(w->step, o->log_every) || validate;
     if (logged) gather_statistics(w);
     int complete = !validate || evaluate_now(w);
@@ -2565,6 +2927,10 @@ static int work(Comm *c, void *arg) {
                   .val = NAN,
                   .best = NAN,
                   .train = NAN,
+                  .exact_val = NAN,
+                  .gap = NAN,
+                  .consensus = NAN,
+                  .node_val = {NAN, NAN, NAN},
                   .started = now()};
     gpt_layout(&w->g, &run->shape);
     w->g.params = floats(w->g.parameters);
@@ -2587,20 +2953,25 @@ static int work(Comm *c, void *arg) {
             sm_optimizer_bytes(&run->config, w->g.tensor, w->g.tensors, c->size, c->team->threads)
                 .total);
         w->optimizer = sm_optimizer_init(arena, &run->config, w->g.tensor, w->g.tensors, c);
+        if (gossips(w)) {
+            w->mean = floats(w->g.parameters);
+            w->gathered = floats(w->g.parameters + (size_t)c->size);
+        }
+        if (run->config.down && strcmp(o->down, "identity") != 0) w->exact = floats(w->g.parameters);
         if (o->resume) read_state(w);
         status = train(w);
     } else if (o->sample) {
         status = write_sample(&w->g, &run->vocab, o, c);
     } else {
-        if (evaluate(w, &w->val)) {
+        if (evaluate(w, w->g.params, 0, &w->val)) {
             if (c->rank == 0) printf("val_loss %.6f\n", w->val);
             if (fflush(stdout)) die(EXIT_FAILED, "cannot write the result: %s", strerror(errno));
         } else
             status = 128 + comm_stop_requested(c);
     }
     gpt_free(&w->g);
-    free(w->in), free(w->target), free(w->window_loss), free(w->tensor_square), free(arena),
-        free(w);
+    free(w->in), free(w->target), free(w->window_loss), free(w->tensor_square), free(arena);
+    free(w->mean), free(w->gathered), free(w->exact), free(w);
     return status;
 }
 
@@ -2633,7 +3004,7 @@ static void open_checkpoint(Run *run, const int *given) {
     Options *o = &run->o;
     char path[PATH_SIZE], error[PATH_SIZE + 512], text[64];
     path_of(run->folder, "%s/%s", o->out, o->resume ? "last" : o->from);
-    path_of(path, "%s/model.safetensors", run->folder);
+    path_of(path, "%s/%s.safetensors", run->folder, o->exact ? "exact" : "model");
     if (access(path, F_OK))
         die(EXIT_FAILED, "%s: %s; %s", path, strerror(errno),
             o->resume ? "there is nothing to resume: train first, or name the run with --out"
@@ -2669,6 +3040,9 @@ static void open_data(Run *run) {
     assert(o->data && o->val_data); /* texts are never NULL */
     if (*o->val_data && data_open_val(&run->data, o->val_data, error, sizeof error))
         die(EXIT_FAILED, "%s", error);
+    if (!o->eval && data_set_shards(&run->data, o->shards, (size_t)o->workers, (size_t)o->context,
+                                    (uint64_t)o->seed, error, sizeof error))
+        die(EXIT_USAGE, "--shards %s: %s", o->shards, error);
     if (data_check_context(&run->data, (size_t)o->context, (size_t)o->workers, error, sizeof error))
         die(EXIT_FAILED, "%s", error);
     size_t length = data_vocab_export(&run->data.vocab, NULL, 0);
@@ -2725,7 +3099,11 @@ int main(int argc, char **argv) {
         die(EXIT_USAGE, "--resume, --sample and --eval are three different calls: name one");
     if (o->resume || o->sample || o->eval) open_checkpoint(&run, given);
     check_together(o);
-    run.config = resolve_method(o);
+    run.config = resolve_method(o, &run.up, &run.down, &run.graph);
+    if (noise_parse(&run.noise, o->gradient_noise, error, sizeof error))
+        die(EXIT_USAGE, "--gradient-noise %s: %s", o->gradient_noise, error);
+    if (o->exact && !o->sample && !o->eval)
+        die(EXIT_USAGE, "--exact goes with --sample or --eval");
     parse_link(o->link, &run.per_byte, &run.per_message);
     for (const char *text = o->data; text; text = text == o->data ? o->val_data : NULL)
         if (!st_is_utf8(text))
