@@ -96,8 +96,8 @@ bench: bench/bench train_gpt ## kernels and steps in percent of this machine's l
 bench/problem: bench/problem.c bench/problem.h signmuon.c $(HEADERS)
 	$(CC) $(CFLAGS) -I. -o $@ bench/problem.c $(LDLIBS)
 
-bench/claims: $(wildcard bench/claims*.[ch]) bench/problem.c bench/problem.h signmuon.c $(HEADERS)
-	$(CC) $(CFLAGS) -I. -o $@ bench/claims.c $(LDLIBS)
+bench/claims: $(wildcard bench/claims*.[ch]) bench/problem.c bench/problem.h train_gpt.c signmuon.c $(HEADERS)
+	$(CC) $(CFLAGS) -I. -o $@ bench/claims.c bench/claims_gpt.c $(LDLIBS)
 
 claims: bench/claims bench/problem ## what the papers claim, recomputed, as docs/CLAIMS.md and figures (eight minutes)
 	@mkdir -p docs

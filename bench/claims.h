@@ -4,7 +4,6 @@
 
 #define TESTING
 #pragma GCC diagnostic ignored "-Wunused-function"
-#pragma GCC diagnostic push
 #ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized" /* gcc 12 loses sight of what is packed */
 #endif
@@ -53,8 +52,8 @@ typedef struct Watch {
     double floor, tail_loss;       /* mean gradient norm and loss of the tail */
     double consensus, limit;       /* largest distance; largest of distance / rate bound */
     double seen;                   /* rows in the tail */
-    uint64_t sent;
-    FILE *csv; /* or NULL: every row goes there, after this label */
+    double sent, apart, exact;     /* bytes; last |X - W| / |X| and F(X) */
+    FILE *csv;                     /* or NULL: every row goes there, after this label */
     const char *label;
 } Watch;
 
@@ -63,6 +62,8 @@ static int watch_row(void *context, const ProblemRow *r) {
     if (r->step == 0) w->first = r->loss;
     w->last = r->loss;
     w->sent = r->sent;
+    w->apart = r->apart;
+    w->exact = r->exact;
     if (r->alignment < w->alignment) w->alignment = r->alignment;
     if (r->consensus > w->consensus) w->consensus = r->consensus;
     if (r->step >= w->tail) {
@@ -71,8 +72,8 @@ static int watch_row(void *context, const ProblemRow *r) {
         w->tail_loss += (r->loss - w->tail_loss) / w->seen;
     }
     if (w->csv)
-        fprintf(w->csv, "%s,%d,%.6g,%.6g,%.6g,%.6g,%llu\n", w->label, r->step, r->loss, r->gradient,
-                r->alignment, r->consensus, (unsigned long long)r->sent);
+        fprintf(w->csv, "%s,%d,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.0f\n", w->label, r->step, r->loss,
+                r->gradient, r->alignment, r->consensus, r->exact, r->apart, r->sent);
     if (w->target > 0 && w->reached < 0 && r->loss <= w->target) w->reached = r->step;
     return w->reached >= 0 || !isfinite(r->loss);
 }

@@ -1,5 +1,6 @@
 /* bench/claims_graph.h - claims about gossip, gradient tracking and the vote's majority. MIT. */
 #include "claims.h"
+#include "claims_gpt.h"
 #include "demuon.h"
 
 enum { GRAPH_MOST = 64 };
@@ -16,7 +17,7 @@ static double *graph_open(DmGraph *g, const char *topology, int nodes) {
 }
 
 /* out_i = sum_j w_ij in_j for all nodes; n floats each. out is not in. */
-static void gossip(float *out, const float *in, const DmGraph *g, uint64_t round, size_t n) {
+static void graph_gossip(float *out, const float *in, const DmGraph *g, uint64_t round, size_t n) {
     for (int i = 0; i < g->nodes; i++) {
         int source[GRAPH_MOST];
         double weight[GRAPH_MOST];
@@ -61,7 +62,7 @@ static Verdict check_rho(Answer *a, const Claim *c) {
                 for (int i = 0; i < nodes; i++)
                     x[0][i] = (float)(i * i % 7), mean += x[0][i] / (float)nodes;
                 for (int r = 0; r < g.period; r++)
-                    gossip(x[(r + 1) % 2], x[r % 2], &g, (uint64_t)r, 1);
+                    graph_gossip(x[(r + 1) % 2], x[r % 2], &g, (uint64_t)r, 1);
                 for (int i = 0; i < nodes; i++)
                     mean_off =
                         fmax(mean_off, fabs((double)(x[g.period % 2][i] - mean)) / (double)mean);
@@ -90,7 +91,7 @@ static Verdict check_contraction_by_gossip(Answer *a, const Claim *c) {
                 mean += (double)x[i] / N;
             }
             for (int i = 0; i < N; i++) x[i] -= (float)mean;
-            gossip(y, x, &g, 0, 1);
+            graph_gossip(y, x, &g, 0, 1);
             double left = sqrt(sm_sum_squares(y, N) / sm_sum_squares(x, N));
             most = fmax(most, left);
             if (v >= N) beyond = fmax(beyond, left - rho);
@@ -128,11 +129,11 @@ static double tracker_error(const char *topology, int drop) {
             double *broken = graph_open(&g, topology, N);
             drop_link(broken, N, (int)(k / 5 % N), (int)((k / 5 + 1) % N));
             g.weight = broken;
-            gossip(u, v, &g, k, SIZE);
+            graph_gossip(u, v, &g, k, SIZE);
             g.weight = storage;
             free(broken);
         } else {
-            gossip(u, v, &g, k, SIZE);
+            graph_gossip(u, v, &g, k, SIZE);
         }
         memcpy(v, u, sizeof v);
         for (size_t i = 0; i < SIZE; i++) {
@@ -195,4 +196,122 @@ static Verdict check_majority(Answer *a, const Claim *c) {
     say(a, "%d votes differ; flippers change %d words; a tree of threes errs on %d of %d", differ,
         swayed, trees, BITS);
     return judge_general(differ == 0 && swayed == 0 && trees > 0);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * whole runs */
+
+/* On the complete graph DeMuon is Muon on the mean gradient. */
+static Verdict check_complete(Answer *a, const Claim *c) {
+    enum { N = 8 };
+    float *gossips = floats(N * QUADRATIC), *mean = floats(N * QUADRATIC);
+    double gap = 0;
+    (void)c;
+    for (int k = 0; k < 2; k++) {
+        char error[100];
+        ProblemRun r = run_of("quadratic", k ? "muon" : "demuon", 5e-3, 0.9, 100);
+        r.workers = N;
+        r.topology = "complete";
+        r.parameter = 0.1;
+        noise_parse(&r.noise, "gaussian:0.02", error, sizeof error);
+        final_models(a, &r, k ? mean : gossips);
+    }
+    for (size_t i = 0; i < N * QUADRATIC; i++) {
+        double d = (double)gossips[i] - (double)mean[i];
+        gap += d * d;
+    }
+    gap = sqrt(gap / sm_sum_squares(mean, N * QUADRATIC));
+    free(gossips), free(mean);
+    say(a, "models differ by %.1e of their norm after 100 steps", gap);
+    return judge_general(gap < 1e-4);
+}
+
+enum { SIDE = 40, NODES = 8 };
+
+/* Largest consensus distance of DeMuon on different workers, and what theory allows. */
+static double consensus_of(Answer *a, const char *topology, int nodes, double lr, double *bound,
+                           double *rho) {
+    DmGraph g;
+    double *storage = graph_open(&g, topology, nodes), least, overshoot;
+    ProblemRun r = run_of("quadratic", "demuon", lr, 0.8, 150);
+    r.rows = r.cols = SIDE;
+    r.workers = nodes;
+    r.topology = topology;
+    r.parameter = 0.5;
+    *rho = dm_graph_rho(&g);
+    free(storage);
+    band_of(sm_newton_schulz("jordan5"), 1e-3, &least, &overshoot);
+    *bound = lr * *rho / (1 - *rho) * overshoot * sqrt(nodes * (double)SIDE);
+    return watch_run(a, &r, (Watch){0}).consensus;
+}
+
+static const char *const distances[] = {
+    "ring", "ring-lazy", "directed-ring", "exponential", "exponential-lazy", "hypercube",
+    "star", NULL};
+
+static Verdict check_consensus(Answer *a, const Claim *c) {
+    double bound, rho, least = INFINITY, most = 0, linear, lx[8], ly[8];
+    size_t n = 0;
+    (void)c;
+    for (const char *const *name = distances; *name; name++, n++) {
+        double distance = consensus_of(a, *name, NODES, 5e-3, &bound, &rho);
+        least = fmin(least, distance / bound);
+        most = fmax(most, distance / bound);
+        lx[n] = rho / (1 - rho), ly[n] = distance;
+    }
+    linear = consensus_of(a, "ring", NODES, 1e-2, &bound, &rho) / ly[0];
+    say(a, "%.2f .. %.2f of the bound; twice the rate: %.2f times; exponent in rho/(1-rho): %.2f",
+        least, most, linear, exponent(lx, ly, n));
+    return judge_general(most <= 1 && fabs(linear - 2) < 0.1);
+}
+
+/* Where the nodes end on 1/2 (x - a_j)^2, a = 0, 0, 9. */
+static Verdict check_median(Answer *a, const Claim *c) {
+    float x[2][8];
+    double worst = 0;
+    for (int k = 0; k < 2; k++) {
+        ProblemRun r = run_of("consensus", c->method, 1, 0.8, 20000);
+        r.every = r.steps;
+        r.workers = k ? 6 : 3;
+        r.topology = k ? "ring" : "complete";
+        r.config.ns = sm_newton_schulz("exact");
+        r.schedule = schedules + 4;
+        final_models(a, &r, x[k]);
+        for (int j = 0; j < r.workers; j++) worst = fmax(worst, fabs((double)x[k][j] - c->value));
+    }
+    say(a, "%.3f on the complete graph of 3, %.3f on the ring of 6", (double)x[0][0],
+        (double)x[1][0]);
+    return judge(worst < 0.02);
+}
+
+static Verdict check_gossip_bytes(Answer *a, const Claim *c) {
+    static const struct {
+        const char *topology;
+        int degree;
+    } graph[] = {{"ring", 2}, {"exponential", 3}, {"one-peer", 1}, {"complete", NODES - 1}};
+    int right = 1;
+    (void)c;
+    for (size_t k = 0; k < 4; k++)
+        for (int tracked = 0; tracked < 2; tracked++) {
+            ProblemRun r = run_of("quadratic", tracked ? "demuon" : "dsgd", 1e-3, 0.9, 12);
+            r.workers = NODES;
+            r.topology = graph[k].topology;
+            double sent = watch_run(a, &r, (Watch){0}).sent / 12;
+            right &= sent == 4.0 * (1 + tracked) * graph[k].degree * QUADRATIC;
+            if (tracked) say(a, "%s%s %.0f", k ? ", " : "", graph[k].topology, sent);
+        }
+    return judge_general(right);
+}
+
+static Verdict check_causality(Answer *a, const Claim *c) {
+    int later, earlier;
+    double loss = NAN;
+    (void)c;
+    gpt_causality(&later, &earlier, &loss);
+    a->broken |= later < 0;
+    say(a,
+        "a changed token changes earlier logits at %d and its own at %d of 15 places; fresh loss "
+        "%.3f",
+        earlier, later, loss);
+    return judge_general(earlier == 0 && later == 15 && fabs(loss - log(65)) < 0.05);
 }

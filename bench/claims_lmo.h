@@ -52,7 +52,11 @@ static Verdict check_bands(Answer *a, const Claim *c) {
 /* The norm dual to a row of sm_norm, written down apart from its LMO; singular values are given. */
 static double dual_norm(const char *norm, const float *g, size_t m, size_t n, const double *sigma,
                         size_t r) {
-    double sum = 0;
+    double sum = 0, rows = (double)m, cols = (double)n;
+    if (strcmp(norm, "rms-rms") == 0)
+        return sqrt(rows / cols) * dual_norm("spectral", g, m, n, sigma, r);
+    if (strcmp(norm, "sign-output") == 0) return dual_norm("sign", g, m, n, sigma, r) / cols;
+    if (strcmp(norm, "rms") == 0) return sqrt(rows * cols * sm_sum_squares(g, m * n));
     if (strcmp(norm, "frobenius") == 0) return sqrt(sm_sum_squares(g, m * n));
     if (strcmp(norm, "nuclear") == 0) return sigma[0];
     for (size_t p = 0; p < r && strcmp(norm, "spectral") == 0; p++) sum += sigma[p];
@@ -78,12 +82,16 @@ static Verdict check_duals(Answer *a, const Claim *c) {
     for (size_t k = 0; (norm = sm_norm_row(k)) != NULL; k++) {
         double dual = dual_norm(norm->name, g, M, N, sigma, M);
         float first[M * N];
-        if (!(dual > 0)) continue; /* a row that nobody wrote down here */
-        norm->lmo(first, g, M, N, sm_newton_schulz("exact"), scratch);
+        if (!(dual > 0)) {
+            say(a, "nobody wrote down the dual of %s; ", norm->name);
+            a->broken = 1;
+            continue;
+        }
+        norm->lmo(first, g, M, N, sm_newton_schulz("exact"), NULL, scratch);
         worst = fmax(worst, fabs(problem_dot(g, first, (size_t)M * N) / dual - 1));
         for (int e = -20; e <= 20; e += 8) {
             for (size_t i = 0; i < M * N; i++) o[i] = (float)ldexp((double)g[i], e);
-            norm->lmo(o, o, M, N, sm_newton_schulz("exact"), scratch);
+            norm->lmo(o, o, M, N, sm_newton_schulz("exact"), NULL, scratch);
             for (size_t i = 0; i < M * N; i++) moved = fmax(moved, fabs((double)(o[i] - first[i])));
         }
     }
@@ -92,34 +100,41 @@ static Verdict check_duals(Answer *a, const Claim *c) {
     return judge_general(worst < 1e-4 && moved < 1e-6);
 }
 
-/* Stopped and resumed runs of a method end in the same bits, and one that loses a kind of state does
- * not. */
-static Verdict check_resume(Answer *a, const Claim *c) {
+/* Do a whole run and one that goes on in a new optimizer, having lost a kind of state or not, end in
+ * the same bits? */
+static int resumes(Answer *a, const char *method, const char *lose) {
     enum { N = 3 };
-    float *whole = floats(N * QUADRATIC), *cut = floats(N * QUADRATIC);
-    const size_t bytes = N * QUADRATIC * sizeof *whole;
+    float *models[2];
+    ProblemRun r = run_of("quadratic", method, 1e-3, 0.9, 20);
+    char error[100];
+    r.workers = N;
+    r.lose = lose;
+    noise_parse(&r.noise, "gaussian:0.1", error, sizeof error);
+    for (int k = 0; k < 2; k++) {
+        models[k] = floats(N * QUADRATIC);
+        r.resume = k * 9;
+        final_models(a, &r, models[k]);
+    }
+    int same = memcmp(models[0], models[1], N * QUADRATIC * sizeof *models[0]) == 0;
+    free(models[0]), free(models[1]);
+    return same;
+}
+
+static Verdict check_resume(Answer *a, const Claim *c) {
     const SmMethod *m;
     int same = 0, all = 0;
-    (void)c;
-    for (size_t i = 0; (m = sm_method_row(i)) != NULL; i++, all++) {
-        ProblemRun r = run_of("quadratic", m->name, 1e-3, 0.9, 20);
-        char error[100];
-        r.workers = N;
-        noise_parse(&r.noise, "gaussian:0.1", error, sizeof error);
-        final_models(a, &r, whole);
-        r.resume = 9;
-        final_models(a, &r, cut);
-        same += memcmp(whole, cut, bytes) == 0;
-        if (strcmp(m->name, c->method) != 0) continue;
-        r.lose = "momentum";
-        final_models(a, &r, cut);
-        say(a, "without momentum %s; ",
-            memcmp(whole, cut, bytes) ? "another path" : "the same path");
-        if (memcmp(whole, cut, bytes) == 0) a->broken = 1; /* the check could not have failed */
-    }
-    free(whole), free(cut);
-    say(a, "%d of %d methods go on bit for bit", same, all);
-    return judge_general(same == all);
+    int lost = resumes(a, c->method, "momentum");
+    for (; (m = sm_method_row((size_t)all)) != NULL; all++) same += resumes(a, m->name, NULL);
+    say(a, "%d of %d methods; without momentum %s", same, all,
+        lost ? "the same path" : "another path");
+    return judge_general(same == all && !lost);
+}
+
+static Verdict check_resume_one(Answer *a, const Claim *c) {
+    int whole = resumes(a, c->method, NULL), lost = resumes(a, c->method, "tracker");
+    say(a, "%s; without tracker %s", whole ? "same bits" : "differs",
+        lost ? "the same path" : "another path");
+    return judge_general(whole && !lost);
 }
 
 /* ---- Dion, rank r: M += G; P = orth(M Q); R = M^T P; M -= (1-mu) P R^T; Q = R by columns ---- */
@@ -404,6 +419,61 @@ static Verdict check_invariants(Answer *a, const Claim *c) {
     say(a, "G off the mean by at most %.1e of its largest entry; models %s", worst / largest,
         equal ? "equal" : "differ");
     return judge_general(worst < 1e-5 * largest && equal);
+}
+
+/* With identity on both links EF21-Muon is Muon. */
+static Verdict check_identity(Answer *a, const Claim *c) {
+    enum { N = 4 };
+    float *ef = floats(N * QUADRATIC), *muon = floats(N * QUADRATIC);
+    int same[2];
+    (void)c;
+    for (int k = 0; k < 2; k++) {
+        ProblemRun r[2] = {run_of("quadratic", "ef21-muon", 5e-3, 0.9, 60),
+                           run_of("quadratic", "muon", 5e-3, 0.9, 60)};
+        r[0].up = r[0].down = problem_link("identity");
+        for (int j = 0; j < 2; j++) {
+            r[j].workers = k ? N : 1;
+            r[j].parameter = 0.1;
+            r[j].config.first_gradient = 0;
+            final_models(a, &r[j], j ? muon : ef);
+        }
+        same[k] = memcmp(ef, muon, (k ? (size_t)N : 1) * QUADRATIC * sizeof *ef) == 0;
+    }
+    free(ef), free(muon);
+    say(a, "1 worker: %s; 4 different ones: %s", same[0] ? "same bits" : "differs",
+        same[1] ? "same bits" : "differs");
+    return judge_general(same[0] && same[1]);
+}
+
+/* The exact model X against the model W that workers have, after a one-bit reply. */
+static Verdict check_sign_downlink(Answer *a, const Claim *c) {
+    ProblemRun r = run_of("quadratic", "ef21-muonsign", c->lr, c->mu, 600);
+    Watch w = watch_run(a, &r, (Watch){0});
+    say(a, "F(W) = %.2e, F(X) = %.2e, distance %.0f %% of X", w.last, w.exact, 100 * w.apart);
+    return judge(w.exact > 2 * w.last);
+}
+
+/* Constrained Scion stays within the radius times what Newton-Schulz overshoots; Scion need not. The
+ * gradients are constant, of many condition numbers, so that the boundary is reached. */
+static Verdict check_ball(Answer *a, const Claim *c) {
+    static const char *const method[] = {"scion-constrained", "scion"};
+    static const double sigmas[] = {0, 0.3, 1, 3, 10, 30, 100, 1000};
+    double most[2] = {0, 0}, least, overshoot, radius = 2;
+    (void)c;
+    band_of(sm_newton_schulz("jordan5"), 1e-3, &least, &overshoot);
+    for (int k = 0; k < 2; k++)
+        for (size_t i = 0; i < sizeof sigmas / sizeof *sigmas; i++)
+            for (int steps = 1; steps <= 512; steps *= 8) {
+                float x[16];
+                ProblemRun r = run_of("linear", method[k], 0.05, 0.5, steps);
+                r.config.radius[SM_HIDDEN] = radius;
+                r.parameter = sigmas[i];
+                final_models(a, &r, x);
+                most[k] = fmax(most[k], spectral_norm(x, 4, 4) / radius);
+            }
+    say(a, "constrained %.3f radii (overshoot %.3f), unconstrained %.1f", most[0], overshoot,
+        most[1]);
+    return judge_general(most[0] <= overshoot * 1.0001 && most[0] > 0.9 && most[1] > overshoot);
 }
 
 /* ---- bytes on the tensors of a 124M GPT: embedding, 12 x (q, k, v, o, fc, proj) ---- */

@@ -242,7 +242,7 @@ static Verdict check_identical_workers(Answer *a, const Claim *c) {
     int same = 0, all = 0;
     (void)c;
     for (size_t i = 0; (m = sm_method_row(i)) != NULL; i++) {
-        if (m->message != SM_SIGN) continue;
+        if (m->combine != SM_VOTE) continue;
         ProblemRun r = run_of("quadratic", m->name, 1e-3, 0.9, 30);
         final_models(a, &r, one);
         r.workers = 3;
@@ -314,6 +314,95 @@ static Verdict check_vote_alignment(Answer *a, const Claim *c) {
     return judge(worst < 0.008); /* four standard errors of 262144 votes */
 }
 
+/* |g| q / sigma after a vote: q is how often `voters` get the sign of g = 0.3 wrong under noise of
+ * standard deviation 1. */
+static double vote_noise(const char *kind, size_t voters) {
+    enum { WORDS = 4096, SIZE = WORDS * 64 };
+    uint64_t *votes = problem_alloc((voters + 1) * WORDS * sizeof *votes), wrong = 0;
+    const uint64_t *ballots[64];
+    float *g = floats(SIZE);
+    Noise noise;
+    char error[200];
+    if (noise_parse(&noise, kind, error, sizeof error)) return NAN;
+    for (size_t j = 0; j < voters; j++) {
+        ballots[j] = votes + j * WORDS;
+        for (size_t i = 0; i < SIZE; i++) g[i] = 0.3f;
+        noise_add(g, SIZE, &noise, sm_key(6, j, 0), 0);
+        sm_pack(votes + j * WORDS, g, SIZE, SM_COIN, j);
+    }
+    sm_vote(votes + voters * WORDS, NULL, ballots, NULL, voters, WORDS, SM_COIN, 3, 0);
+    for (size_t w = 0; w < WORDS; w++)
+        wrong += 64 - (uint64_t)__builtin_popcountll(votes[voters * WORDS + w]);
+    free(g), free(votes);
+    return 0.3 * (double)wrong / SIZE;
+}
+
+static const size_t noise_voters[] = {1, 3, 5, 9, 15, 31};
+
+/* value: 1 when the error should fall under 1/sqrt(P), -1 when it should grow with P. */
+static Verdict check_vote_noise(Answer *a, const Claim *c) {
+    double q[6];
+    int bounded = 1, grows = 1;
+    for (size_t k = 0; k < 6; k++) {
+        q[k] = vote_noise(c->method, noise_voters[k]);
+        bounded &= q[k] <= 1 / sqrt((double)noise_voters[k]);
+        grows &= k == 0 || q[k] >= q[k - 1];
+        say(a, "%s%.3f", k ? ", " : "", q[k]);
+    }
+    if (c->value < 0) return judge(grows && q[5] > q[0]);
+    return judge_general(bounded && q[5] < q[0]);
+}
+
+static Verdict check_vote_noise_table(Answer *a, const Claim *c) {
+    static const double said[] = {.115, .098, .086, .069, .052, .027};
+    double worst = 0;
+    for (size_t k = 0; k < 6; k++) {
+        double q = vote_noise(c->method, noise_voters[k]);
+        worst = fmax(worst, fabs(q - said[k]));
+        say(a, "%s%.4f", k ? ", " : "", q);
+    }
+    return judge(worst <= 1.5e-3);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * Theorem 4: error feedback on the output of the LMO */
+
+/* The scales mean|D_t - estimate| of the one-bit messages, from the links of ef21muon.h. */
+static Verdict check_cycle(Answer *a, const Claim *c) {
+    static const double said[] = {0.7, 1.05, 0.655, 0.96, 0.96, 0.96, 0.96, 0.96};
+    EfLink link = problem_link("sign");
+    ProblemData d = {.problem = problem_named("divergence")};
+    float g[4] = {0}, before[4], target[4], x[4] = {0},
+          *scratch = floats(ef_scratch(&link, 2, 2) + 16);
+    unsigned char message[64];
+    double worst = 0;
+    (void)c;
+    for (uint64_t t = 0; t < 8; t++) {
+        memcpy(before, g, sizeof g);
+        d.problem->gradient(target, &d, x, 0, t, scratch);
+        ef_send(message, g, target, 2, 2, &link, 0, 0, NULL, scratch);
+        double scale = fabs((double)g[0] - (double)before[0]);
+        worst = fmax(worst, fabs(scale - said[t]));
+        if (t < 4) say(a, "%s%.4f", t ? ", " : "", scale);
+    }
+    free(scratch);
+    say(a, "; two by two the same from then on, to %.0e", worst);
+    return judge(worst < 1e-6);
+}
+
+/* X_22 after T and T + 2 steps; its gradient wants it to rise. */
+static Verdict check_divergence(Answer *a, const Claim *c) {
+    float x[2][4];
+    for (int k = 0; k < 2; k++) {
+        ProblemRun r = run_of("divergence", c->method, 1, 0, 400 + 2 * k);
+        r.config.ns = sm_newton_schulz("exact");
+        final_models(a, &r, x[k]);
+    }
+    double drift = (double)x[1][3] - (double)x[0][3];
+    say(a, "%+.4f per two steps; X_22 = %.2f after 402", drift, (double)x[1][3]);
+    return judge(fabs(drift - c->value) < 1e-4);
+}
+
 /* ------------------------------------------------------------------------------------------------
  * the synthetic quadratic of intsystems/SignMuon: 100 x 100, one worker, F <= 1e-3 */
 
@@ -349,9 +438,10 @@ static Verdict check_alignment(Answer *a, const Claim *c) {
     return judge(alignment > 0);
 }
 
-/* Mean |grad F| over the last fifth of a run at a constant rate. */
-static double floor_of(Answer *a, const char *method, double lr, double mu, uint64_t seed) {
-    int steps = 800 + (int)(0.8 / lr);
+/* Mean |grad F| over the last fifth of a run at a constant rate; its steps have length 100 lr / scale. */
+static double floor_of(Answer *a, const char *method, double lr, double mu, double scale,
+                       uint64_t seed) {
+    int steps = 800 + (int)(0.8 * scale / lr);
     ProblemRun r = run_of("quadratic", method, lr, mu, steps);
     r.seed = seed;
     return watch_run(a, &r, (Watch){.tail = steps * 4 / 5}).floor;
@@ -374,9 +464,12 @@ static double exponent(const double *x, const double *y, size_t n) {
 static const double floor_rates[] = {3e-4, 1e-3, 3e-3, 1e-2};
 
 static Verdict check_floor(Answer *a, const Claim *c) {
-    double floors[4];
-    for (size_t k = 0; k < 4; k++) floors[k] = floor_of(a, c->method, floor_rates[k], c->mu, 1);
-    double e = exponent(floor_rates, floors, 4);
+    double rates[4], floors[4];
+    for (size_t k = 0; k < 4; k++) {
+        rates[k] = c->lr * floor_rates[k];
+        floors[k] = floor_of(a, c->method, rates[k], c->mu, c->lr, 1);
+    }
+    double e = exponent(rates, floors, 4);
     say(a, "%.3f", e);
     return judge(fabs(e - c->value) <= 0.05);
 }
@@ -385,8 +478,8 @@ static Verdict check_floor_ratio(Answer *a, const Claim *c) {
     double low = INFINITY, high = 0;
     (void)c;
     for (size_t k = 0; k < 4; k++) {
-        double ratio = floor_of(a, "signsgd", floor_rates[k], 0, 2) /
-                       floor_of(a, "signmuon", floor_rates[k], 0, 2);
+        double ratio = floor_of(a, "signsgd", floor_rates[k], 0, 1, 2) /
+                       floor_of(a, "signmuon", floor_rates[k], 0, 1, 2);
         low = fmin(low, ratio);
         high = fmax(high, ratio);
     }
@@ -408,9 +501,7 @@ static double edge_of(Answer *a, const char *method, double mu, double low, doub
 }
 
 static Verdict check_edge(Answer *a, const Claim *c) {
-    double edge = edge_of(a, c->method, c->mu, 1e-3, 10);
-    double length =
-        strcmp(c->method, "signmuon") == 0 || strcmp(c->method, "signsgd") == 0 ? 100 : 10;
+    double edge = edge_of(a, c->method, c->mu, 1e-3, 10), length = c->lr; /* |S|_F */
     say(a, "%.2f", edge * length);
     return judge(fabs(edge * length / c->value - 1) <= 0.1);
 }
@@ -440,7 +531,7 @@ static Verdict check_bytes(Answer *a, const Claim *c) {
         ProblemRun r = run_of("quadratic", method[k], 1e-3, 0, STEPS);
         r.workers = N;
         r.config.int8_wire = k == 1;
-        sent[k] = (double)watch_run(a, &r, (Watch){0}).sent / STEPS;
+        sent[k] = watch_run(a, &r, (Watch){0}).sent / STEPS;
         right &= fabs(sent[k] / (share * width[k]) - 1) < 0.02;
     }
     say(a, "%.0f, %.0f, %.0f bytes per step: %.2fx and %.2fx", sent[0], sent[1], sent[2],
@@ -451,10 +542,10 @@ static Verdict check_bytes(Answer *a, const Claim *c) {
 /* The federated CNN2: two 5 x 5 convolutions, a hidden layer, and 2146 weights outside of matrices. */
 static Verdict check_cnn2(Answer *a, const Claim *c) {
     static const SmTensor tensors[] = {
-        {"conv1", 0, 64, 75, 1, 1, 0, 0},
-        {"conv2", 0, 128, 1600, 1, 1, 0, 0},
-        {"fc", 0, 120, 4608, 1, 1, 0, 0},
-        {"rest", 0, 1, 2146, 1, 0, 0, 0},
+        {"conv1", 0, 64, 75, 1, SM_HIDDEN, 0, 0},
+        {"conv2", 0, 128, 1600, 1, SM_HIDDEN, 0, 0},
+        {"fc", 0, 120, 4608, 1, SM_HIDDEN, 0, 0},
+        {"rest", 0, 1, 2146, 1, SM_VECTOR, 0, 0},
     };
     SmConfig vote = problem_config(sm_method("signmuon")),
              dense = problem_config(sm_method("muon"));

@@ -6,6 +6,8 @@
    own noise, step through signmuon.c; worker 0 looks at the mean of their models. The optimizer is
    included, not linked, so that everything here multiplies with the same kernels. */
 #include "signmuon.c" // NOLINT(bugprone-suspicious-include)
+#include "demuon.h"
+#include "ef21muon.h"
 #include "noise.h"
 #include "problem.h"
 #include <stdarg.h>
@@ -41,7 +43,8 @@ typedef struct ProblemRow {
     double nuclear;        /* |grad F|_*, when asked for */
     double alignment;      /* <grad F, D> / (|grad F| |D|), D = X_t - X_t+1 of the mean models */
     double consensus;      /* root of the sum of |X_j - mean X|^2 */
-    uint64_t sent, received;
+    double exact, apart;   /* with a compressed reply: F at the server's X, and |X - W| / |X| */
+    double sent, received; /* bytes so far, the mean over the workers */
 } ProblemRow;
 
 /* One run. Names are rows of the tables. */
@@ -55,32 +58,31 @@ typedef struct ProblemRun {
     double lr;
     const Schedule *schedule;
     Noise noise;
-    uint64_t seed;    /* draws problem and noise */
-    int nuclear;      /* fill that column */
-    int rotate;       /* worker j takes the noise and the part of worker j + rotate */
-    double scale;     /* factor on every gradient */
-    int resume;       /* before this step (0: never) all state moves into a new optimizer, */
-    const char *lose; /* except vectors of this kind */
+    EfLink up, down;      /* error feedback's compressors; row NULL: the method has none */
+    const char *topology; /* of gossip */
+    int rounds;           /* of gossip, for tracker and parameters */
+    uint64_t seed;        /* draws problem and noise */
+    int nuclear;          /* fill that column */
+    int rotate;           /* worker j takes the noise and the part of worker j + rotate */
+    double scale;         /* factor on every gradient */
+    int resume;           /* before this step (0: never) all state moves into a new optimizer, */
+    const char *lose;     /* except vectors of this kind */
     int (*observe)(void *context, const ProblemRow *row); /* by worker 0; not 0 ends the run */
     void *context;
     float *final; /* NULL, or receives every worker's model */
 } ProblemRun;
 
-/* SmConfig from a method's row, with nothing that the problems do not need. */
+/* SmConfig from a method's row, less what is for training: no gain by shape, no look-ahead, no decay,
+ * clipping only where it is the rule; Adam's second momentum is 0.999. */
 static SmConfig problem_config(const SmMethod *m) {
-    return (SmConfig){.method = m,
-                      .aux = sm_method("sgd"),
-                      .worker_map = m->worker_map,
-                      .server_map = m->server_map,
-                      .local_map = "none",
-                      .reply = m->reply,
-                      .gain = sm_gain("none"),
-                      .ns = sm_newton_schulz("jordan5"),
-                      .momentum = m->momentum,
-                      .beta1 = 0.9,
-                      .beta2 = 0.999,
-                      .epsilon = 1e-8,
-                      .seed = 1};
+    SmConfig c = sm_config(m, sm_method(sm_gossips(m) ? "dsgd" : "sgd"));
+    c.gain = sm_gain("none");
+    c.nesterov = 0;
+    c.decay = 0;
+    c.beta2 = 0.999;
+    c.clip = m->clip_power > 0 ? m->clip : 0;
+    c.seed = 1;
+    return c;
 }
 
 /* The one tensor. */
@@ -89,12 +91,14 @@ static SmTensor problem_tensor(const ProblemRun *r) {
                       .rows = r->rows,
                       .cols = r->cols,
                       .blocks = 1,
-                      .hidden = 1,
+                      .role = SM_HIDDEN,
                       .decay = r->config.decay > 0};
 }
 
 /* ------------------------------------------------------------------------------------------------
  * one run */
+
+enum { PROBLEM_WORKERS = 127 };
 
 /* One worker's memory and what all of them read. */
 typedef struct ProblemWorker {
@@ -134,7 +138,7 @@ static void problem_resume(ProblemWorker *w) {
     for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &from); i++) {
         int lost = w->run->lose && strcmp(from.kind, w->run->lose) == 0;
         if (sm_optimizer_state(o, i, &to) && !lost)
-            memcpy(to.data, from.data, w->size * sizeof(float));
+            memcpy(to.data, from.data, from.rows * from.cols * sizeof(float));
     }
     w->optimizer = o;
     w->arena = arena;
@@ -157,14 +161,38 @@ static double problem_mean(ProblemWorker *w) {
     return sqrt(distance);
 }
 
+/* Payload bytes of all workers so far, by their number. */
+static void problem_bytes(ProblemWorker *w, ProblemRow *row) {
+    uint64_t mine[2] = {0}, all[2 * PROBLEM_WORKERS];
+    for (int k = 0; k < COMM_OTHER; k++) {
+        mine[0] += w->comm->sent[k];
+        mine[1] += w->comm->received[k];
+    }
+    comm_gather(w->comm, mine, sizeof mine, all, COMM_OTHER);
+    for (int j = 0; j < w->comm->size; j++) {
+        row->sent += (double)all[2 * j] / w->comm->size;
+        row->received += (double)all[2 * j + 1] / w->comm->size;
+    }
+}
+
+/* F at the server's exact model, where a compressed reply makes it another than the workers'. */
+static void problem_exact(ProblemWorker *w, ProblemRow *row, int step) {
+    double gap = 0;
+    float *exact = w->before, *slope = w->mean;
+    if (!sm_optimizer_exact(w->optimizer, exact, w->params, (uint64_t)step)) return;
+    row->exact = w->run->problem->gradient(slope, w->data, exact, -1, (uint64_t)step, w->scratch);
+    for (size_t i = 0; i < w->size; i++)
+        gap +=
+            ((double)exact[i] - (double)w->params[i]) * ((double)exact[i] - (double)w->params[i]);
+    row->apart = sqrt(gap / sm_sum_squares(exact, w->size));
+}
+
 /* The row of this step, but for the alignment. */
 static void problem_look(ProblemWorker *w, ProblemRow *row, int step) {
     const ProblemRun *r = w->run;
-    *row = (ProblemRow){.step = step, .nuclear = NAN, .alignment = NAN};
-    for (int k = 0; k < COMM_OTHER; k++) {
-        row->sent += w->comm->sent[k];
-        row->received += w->comm->received[k];
-    }
+    *row = (ProblemRow){.step = step, .nuclear = NAN, .alignment = NAN, .exact = NAN, .apart = NAN};
+    problem_bytes(w, row);
+    problem_exact(w, row, step);
     comm_gather(w->comm, w->params, w->size * sizeof(float), w->all, COMM_OTHER);
     if (w->comm->rank != 0) return;
     row->consensus = problem_mean(w);
@@ -250,19 +278,42 @@ static int problem_work(Comm *comm, void *arg) {
     return 0;
 }
 
-/* Run it; 0, or a status of comm_run and a sentence. Reuses `data` when it is not NULL. */
-static int problem_run(const ProblemRun *r, char *error, size_t size) {
+/* Run it; 0, or not 0 and a sentence. */
+static int problem_run(const ProblemRun *run, char *error, size_t size) {
+    ProblemRun r = *run;
     ProblemData data;
-    float *memory = problem_alloc(problem_floats(r->rows, r->cols, r->workers) * sizeof(float));
-    float *scratch = problem_alloc(problem_scratch(r->rows, r->cols) * sizeof(float));
-    problem_make(&data, r->problem, r->rows, r->cols, r->workers, r->parameter, r->seed, memory,
-                 scratch);
-    ProblemJob job = {r, &data};
-    CommOptions options = {.backend = r->backend, .workers = r->workers, .threads = r->threads};
-    int status = comm_run(&options, problem_work, &job, error, size);
+    DmGraph graph;
+    size_t doubles = sm_gossips(r.config.method) ? dm_graph_doubles(r.workers) : 1;
+    double *weights = problem_alloc(doubles * sizeof *weights);
+    float *memory = problem_alloc(problem_floats(r.rows, r.cols, r.workers) * sizeof(float));
+    float *scratch = problem_alloc(problem_scratch(r.rows, r.cols) * sizeof(float));
+    int status = 0;
+    if (r.up.row) r.config.up = &r.up;
+    if (r.down.row) r.config.down = &r.down;
+    if (sm_gossips(r.config.method)) {
+        status = dm_graph_build(&graph, weights, r.topology, "auto", r.workers, error, size);
+        r.config.graph = &graph;
+        r.config.rounds[0] = r.config.rounds[1] = r.rounds;
+    }
+    problem_make(&data, r.problem, r.rows, r.cols, r.workers, r.parameter, r.seed, memory, scratch);
+    ProblemJob job = {&r, &data};
+    CommOptions options = {.backend = r.backend, .workers = r.workers, .threads = r.threads};
+    if (!status) status = comm_run(&options, problem_work, &job, error, size);
+    free(weights);
     free(scratch);
     free(memory);
     return status;
+}
+
+/* A compressor from its text; a wrong default is the table's fault. */
+static EfLink problem_link(const char *text) {
+    char error[300];
+    EfLink link = {0};
+    if (*text && ef_parse(&link, text, error, sizeof error)) {
+        fprintf(stderr, "problem: %s\n", error);
+        exit(1);
+    }
+    return link;
 }
 
 /* A run with the defaults of a problem and of a method. */
@@ -282,6 +333,10 @@ static ProblemRun problem_default(const char *problem, const char *method) {
                         .every = 1,
                         .lr = 1e-3,
                         .schedule = schedules,
+                        .up = problem_link(m->up),
+                        .down = problem_link(m->down),
+                        .topology = "ring",
+                        .rounds = 1,
                         .seed = 1,
                         .scale = 1};
 }
@@ -359,6 +414,14 @@ static const char *read_noise(void *field, const char *text) {
     static char error[256];
     return noise_parse(field, text, error, sizeof error) ? error : NULL;
 }
+static const char *read_link(void *field, const char *text) {
+    static char error[300];
+    return ef_parse(field, text, error, sizeof error) ? error : NULL;
+}
+static const char *read_text(void *field, const char *text) { /* judged when the graph is built */
+    *(const char **)field = text;
+    return NULL;
+}
 static const char *read_gain(void *field, const char *text) {
     *(const SmGain **)field = sm_gain(text);
     return sm_gain(text) ? NULL : "no such gain";
@@ -401,6 +464,10 @@ static const Flag flags[] = {
     {"--gain", "NAME", read_gain, IN(config.gain), "factor on the step by shape (none)"},
     {"--ns", "NAME", read_ns, IN(config.ns), "how to orthogonalise (jordan5)"},
     {"--int8", NULL, read_switch, IN(config.int8_wire), "votes travel as bytes"},
+    {"--up", "C", read_link, IN(up), "EF21: compressor of the workers (the method's row)"},
+    {"--down", "C", read_link, IN(down), "EF21: compressor of the server (the method's row)"},
+    {"--topology", "NAME", read_text, IN(topology), "of gossip, as train_gpt's (ring)"},
+    {"--gossip", "N", read_count, IN(rounds), "rounds of gossip per exchange (1)"},
     {"--noise", "KIND:X", read_noise, IN(noise), "on every worker's gradient (none)"},
     {"--parameter", "X", read_number, IN(parameter), "of the problem, see below"},
     {"--rows", "N", read_side, IN(rows), "of X; quadratic only"},
@@ -449,12 +516,14 @@ static void read_flags(ProblemRun *r, int argc, char **argv) {
 
 static int print_row(void *context, const ProblemRow *r) {
     int *diverged = context;
-    printf("%d,%.9g,%.9g,", r->step, r->loss, r->gradient);
-    if (!isnan(r->nuclear)) printf("%.9g", r->nuclear);
-    printf(",");
-    if (!isnan(r->alignment)) printf("%.6g", r->alignment);
-    printf(",%.9g,%llu,%llu\n", r->consensus, (unsigned long long)r->sent,
-           (unsigned long long)r->received);
+    const double value[] = {r->loss,  r->gradient, r->nuclear, r->alignment, r->consensus,
+                            r->exact, r->apart,    r->sent,    r->received};
+    printf("%d", r->step);
+    for (size_t k = 0; k < sizeof value / sizeof *value; k++) {
+        printf(",");
+        if (!isnan(value[k])) printf("%.9g", value[k]);
+    }
+    printf("\n");
     *diverged = !isfinite(r->loss);
     return *diverged;
 }
@@ -472,7 +541,7 @@ int main(int argc, char **argv) {
     read_flags(&r, argc, argv);
     r.observe = print_row;
     r.context = &diverged;
-    printf("step,loss,gradient,nuclear,alignment,consensus,sent,received\n");
+    printf("step,loss,gradient,nuclear,alignment,consensus,exact,apart,sent,received\n");
     int status = problem_run(&r, error, sizeof error);
     if (*error) fprintf(stderr, "problem: %s\n", error);
     if (diverged) fprintf(stderr, "problem: the loss is no longer finite: lower --lr\n");
