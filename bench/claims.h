@@ -50,9 +50,10 @@ typedef struct Watch {
     int reached;                   /* the step at which the target was reached, or -1 */
     double first, last, alignment; /* losses; smallest alignment */
     double floor, tail_loss;       /* mean gradient norm and loss of the tail */
-    double consensus, limit;       /* largest distance; largest of distance / rate bound */
+    double consensus;              /* largest distance */
     double seen;                   /* rows in the tail */
-    double sent, apart, exact;     /* bytes; last |X - W| / |X| and F(X) */
+    double tail_exact, tail_apart; /* means of F(X) and of |X - W| / |X| */
+    double sent;                   /* bytes */
     FILE *csv;                     /* or NULL: every row goes there, after this label */
     const char *label;
 } Watch;
@@ -62,14 +63,14 @@ static int watch_row(void *context, const ProblemRow *r) {
     if (r->step == 0) w->first = r->loss;
     w->last = r->loss;
     w->sent = r->sent;
-    w->apart = r->apart;
-    w->exact = r->exact;
     if (r->alignment < w->alignment) w->alignment = r->alignment;
     if (r->consensus > w->consensus) w->consensus = r->consensus;
     if (r->step >= w->tail) {
         w->seen++;
         w->floor += (r->gradient - w->floor) / w->seen;
         w->tail_loss += (r->loss - w->tail_loss) / w->seen;
+        w->tail_exact += (r->exact - w->tail_exact) / w->seen;
+        w->tail_apart += (r->apart - w->tail_apart) / w->seen;
     }
     if (w->csv)
         fprintf(w->csv, "%s,%d,%.6g,%.6g,%.6g,%.6g,%.6g,%.6g,%.0f\n", w->label, r->step, r->loss,
@@ -107,6 +108,24 @@ enum { QUADRATIC = 100 * 100, MANY = 16 };
 static void final_models(Answer *a, ProblemRun *r, float *models) {
     r->final = models;
     watch_run(a, r, (Watch){0});
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * files */
+
+static FILE *open_file(const char *path) {
+    FILE *f = fopen(path, "w");
+    if (f) return f;
+    fprintf(stderr, "claims: cannot write %s: %s\n", path, strerror(errno));
+    exit(1);
+}
+
+static void close_file(FILE *f, const char *path) {
+    if (ferror(f) || fclose(f)) {
+        fprintf(stderr, "claims: cannot write %s: %s\n", path, strerror(errno));
+        exit(1);
+    }
+    printf("wrote %s\n", path);
 }
 
 /* ------------------------------------------------------------------------------------------------

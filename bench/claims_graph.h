@@ -1,4 +1,7 @@
 /* bench/claims_graph.h - claims about gossip, gradient tracking and the vote's majority. MIT. */
+#ifndef CLAIMS_GRAPH_H
+#define CLAIMS_GRAPH_H
+
 #include "claims.h"
 #include "claims_gpt.h"
 #include "demuon.h"
@@ -315,3 +318,4 @@ static Verdict check_causality(Answer *a, const Claim *c) {
         earlier, later, loss);
     return judge_general(earlier == 0 && later == 15 && fabs(loss - log(65)) < 0.05);
 }
+#endif

@@ -1,4 +1,7 @@
 /* bench/claims_sign.h - claims about the sign of the polar factor, the vote, and the synthetic quadratic. MIT. */
+#ifndef CLAIMS_SIGN_H
+#define CLAIMS_SIGN_H
+
 #include "claims.h"
 
 /* ------------------------------------------------------------------------------------------------
@@ -585,3 +588,4 @@ static Verdict check_average_of_polars(Answer *a, const Claim *c) {
     say(a, "%.3f; polar of the mean %.3f", polars, server);
     return judge(fabs(polars - 0.559 / 0.769) < 0.03 && fabs(server - 1) < 0.01);
 }
+#endif
