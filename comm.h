@@ -111,7 +111,7 @@ typedef struct Comm {
     CommShared *shared;
     Team *team;
     uint64_t sent[COMM_KINDS], received[COMM_KINDS]; /* payload bytes since the start */
-    uint64_t messages[COMM_KINDS]; /* sent: size - 1 per collective, or destinations */
+    uint64_t messages[COMM_KINDS];             /* sent: size - 1 per collective, or destinations */
     uint64_t up[COMM_KINDS], down[COMM_KINDS]; /* sent to owners of shards, received from them */
 } Comm;
 

@@ -5,7 +5,7 @@
      S2  S   <- C(X - W)                server: the shift of the model, compressed; S travels down
      S3  W   <- W + S                   server and every worker: the model that workers have
      W2  M_j <- mu M_j + (1-mu) g_j(W)  worker j: its gradient, taken at W
-     W3  R_j <- C_j(M_j - G_j)          worker j: what its estimate lacks, compressed; R_j travels up
+     W3  R_j <- C_j(M_j - G_j)          worker j: what its estimate lacks, compressed; travels up
      W4  G_j <- G_j + R_j               worker j
      S4  G   <- G + mean R_j            server: so that G = mean G_j always
 
@@ -14,7 +14,7 @@
    |x|^2, which is all that error feedback needs. Copy this file beside signmuon.h and include it,
    in as many files as you like.
 
-   Three workers with different targets, 3 bits per weight up and 9 down:
+   Three workers with different targets; 24 weights are 7 bytes up and 27 down, instead of 96:
 
 #include <stdio.h>
 #include "ef21muon.h"
@@ -22,13 +22,13 @@
 enum { N = 3, ROWS = 6, COLS = 4, SIZE = ROWS * COLS };
 static float x[SIZE], w[SIZE], g[SIZE], model[SIZE], m[N][SIZE], estimate[N][SIZE], u[SIZE];
 static unsigned char shift[4 * SIZE], message[N][4 * SIZE];
-static _Alignas(64) float scratch[8192];
+static _Alignas(64) float scratch[16384];
 
 int main(void) {
     EfLink up, down;
     char error[200] = "";
     if (ef_parse(&up, "topk:20%+natural", error, sizeof error) ||
-        ef_parse(&down, "natural", error, sizeof error) || ef_scratch(&up, ROWS, COLS) > 8192)
+        ef_parse(&down, "natural", error, sizeof error) || ef_scratch(&up, ROWS, COLS) > 16384)
         return puts(error), 1;
     size_t sent = ef_bytes(&up, ROWS, COLS, 0), received = ef_bytes(&down, ROWS, COLS, 0);
     for (uint64_t k = 0; k < 400; k++) {
@@ -68,21 +68,21 @@ int main(void) {
                columns are kept (index list or bitmap, whichever is shorter for this shape). The
                bits that fill up the last byte are 0. Byte order: little-endian.
      identity  sender and receiver both decode the message, with the same code: what they add to
-               their estimates is equal bit for bit. Machines that differ want -ffp-contract=off
+               their estimates is equal bit for bit. Machines that differ want -ffp-contract=off,
+               and for rankk and svdtopk a SIGNMUON_GEMM that rounds the same on both
      topk      ties go to the lower index
      natural   powers of two; zero and subnormals become 0, beyond 2^127 is 2^127
-     rankk     A is turned so that m <= n. P is orthonormal (m x r) and R = A^T P; where that keeps
+     rankk     A is turned so that m <= n. P is orthonormal (m x r) and R = A^T P. Where that keeps
                less than the share r/m of |A|^2, as it may when the warm start looks the wrong way,
-               P becomes the r largest rows. So alpha is that of the truncated SVD. With +natural P
-               is rounded, made orthonormal again at both ends, and R is that of the rounded P:
-               rounding R then is all that is lost
+               P becomes unit vectors of the r longest rows: so alpha is that of the truncated SVD.
+               +natural rounds P, makes it orthonormal again at both ends, and R belongs to that P:
+               rounding R is then all that is lost
      aggregate in double, in order of rank
      NaN, Inf  not looked for in what is sent: refuse them before (sm_finite)
 */
 #ifndef EF21MUON_H
 #define EF21MUON_H
 
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "signmuon.h"
@@ -485,8 +485,8 @@ static inline size_t ef__column_scratch(const EfLink *l, size_t rows, size_t col
     return (void)l, (void)rows, 3 * ef__pad(cols) + ef__cut_scratch(cols);
 }
 
-/* norm <- 2-norms of the lines of x along one side: element (i, p) at x[i * row + p * col], i < n, in
- * fp32; sum is n doubles */
+/* norm <- 2-norms of n lines of x, in fp32; element p of line i at x[i * row + p * col]; sum is n
+ * doubles */
 static inline void ef__norms(float *norm, const float *x, size_t row, size_t col, size_t n,
                              size_t length, double *sum) {
     for (size_t i = 0; i < n; i++) sum[i] = 0;
@@ -520,8 +520,8 @@ static inline void ef__scatter_columns(float *out, float *v, const uint64_t *pla
 }
 
 /* ------------------------------------------------------------------------------------------------
- * rankk and svdtopk: A ~ P R^T with A turned so that m <= n; here and on the wire as P^T (r x m) and
- * R^T (r x n) */
+ * rankk and svdtopk: A ~ P R^T with A turned so that m <= n; here and on the wire as P^T (r x m)
+ * and R^T (r x n) */
 
 static inline size_t ef__rank(const EfLink *l, size_t rows, size_t cols) {
     return ef__share(l, ef__min(rows, cols));
@@ -576,8 +576,8 @@ static inline float ef__entry(const EfFactors *f, size_t i, size_t j) {
     return f->turned ? f->x[j * f->m + i] : f->x[i * f->n + j];
 }
 
-/* P = orth(A Q), Q the R of the last step; a column without one starts nearly Gaussian, as the sum of
- * the four quarters of a hash. */
+/* P = orth(A Q), Q the R of the last step; a column without one starts nearly Gaussian, as the sum
+ * of the four quarters of a hash. */
 static inline void ef__power_step(EfFactors *f, const EfTask *t) {
     for (size_t k = 0; k < f->r; k++) {
         float *q = t->warm + k * f->n;
@@ -744,51 +744,65 @@ static inline const EfCompressor *ef_compressor_row(size_t i) {
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
 }
 
+/* error (size bytes, which hold a string) <- with so much of text behind it as fits */
+static inline void ef__say(char *error, size_t size, const char *text) {
+    size_t used = size ? strlen(error) : 0;
+    for (; *text && used + 1 < size; text++) error[used++] = *text;
+    if (size) error[used] = 0;
+}
+
+/* The row of that name, which has length characters, or NULL. */
+static inline const EfCompressor *ef__named(const char *name, size_t length) {
+    const EfCompressor *row;
+    for (size_t i = 0; (row = ef_compressor_row(i)) != NULL; i++)
+        if (strlen(row->name) == length && !memcmp(row->name, name, length)) break;
+    return row;
+}
+
+/* The argument of a link from ":0.1" or ":10%"; returns what follows it, or NULL. */
+static inline const char *ef__argument(EfLink *l, const char *text) {
+    char *end = NULL;
+    if (*text++ != ':' || !((*text >= '0' && *text <= '9') || *text == '.')) return NULL;
+    if (text[strcspn(text, "xX")]) return NULL; /* strtod would take hexadecimal */
+    l->value = strtod(text, &end);
+    if (*end == '%') l->value /= 100, end++;
+    return l->value > 0 && l->value <= l->row->most ? end : NULL;
+}
+
 /* "topk:10%+natural" and the like: a row's name, its argument, and how values travel.
  * error    -1, and in error (size bytes) one sentence that says what is wrong and what is taken */
 static inline int ef_parse(EfLink *link, const char *text, char *error, size_t size) {
-    size_t length = strcspn(text, ":+"), used = 0;
-    const EfCompressor *row = NULL;
-    for (size_t i = 0; (row = ef_compressor_row(i)) != NULL; i++)
-        if (strlen(row->name) == length && !strncmp(row->name, text, length)) break;
-    if (!row) {
-        int n = snprintf(error, size, "'%.40s' is not a compressor; there are", text);
-        for (size_t i = 0; (row = ef_compressor_row(i)) != NULL && n >= 0; i++) {
-            used += (size_t)n;
-            if (used >= size) break;
-            n = snprintf(error + used, size - used, "%s %s%s%s", i ? "," : "", row->name,
-                         row->argument ? ":" : "", row->argument ? row->argument : "");
-        }
-        return -1;
-    }
+    size_t length = strcspn(text, ":+");
+    EfLink l = {ef__named(text, length), 0, 0, 0};
+    const EfCompressor *row = l.row;
     const char *rest = text + length;
-    EfLink l = {row, 0, row->natural == 2, 0};
-    int good = 1;
-    if (row->argument) {
-        char *end = NULL;
-        good = *rest == ':' && (rest[1] == '.' || (rest[1] >= '0' && rest[1] <= '9')) &&
-               strcspn(rest, "xX") == strlen(rest);
-        if (good) {
-            l.value = strtod(rest + 1, &end);
-            if (*end == '%') l.value /= 100, end++;
-            rest = end;
-            good = l.value > 0 && l.value <= row->most;
+    if (row) {
+        l.natural = row->natural == 2;
+        if (row->argument) rest = ef__argument(&l, rest);
+        if (rest && row->natural == 1 && !strncmp(rest, "+natural", 8)) l.natural = 1, rest += 8;
+        if (rest && l.natural && sm__equal(rest, ":stochastic")) l.stochastic = 1, rest += 11;
+        if (rest && !*rest) {
+            *link = l;
+            return 0;
         }
     }
-    if (good && row->natural == 1 && !strncmp(rest, "+natural", 8)) l.natural = 1, rest += 8;
-    if (good && l.natural && sm__equal(rest, ":stochastic")) l.stochastic = 1, rest += 11;
-    if (!good || *rest) {
-        const char *more =
-            row->natural == 1 ? ", then nothing, +natural or +natural:stochastic" : "";
-        const char *part[] = {"'", text, "': ", row->name, " takes ", row->takes, more};
-        for (size_t i = 0; i < sizeof part / sizeof *part && used < size; i++) {
-            int n = snprintf(error + used, size - used, "%.60s", part[i]);
-            used += n > 0 ? (size_t)n : 0;
-        }
-        return -1;
+    if (size) *error = 0;
+    ef__say(error, size, "'");
+    ef__say(error, size, text);
+    ef__say(error, size, row ? "': " : "' is not a compressor; there are");
+    if (row) {
+        ef__say(error, size, row->name);
+        ef__say(error, size, " takes ");
+        ef__say(error, size, row->takes);
+        if (row->natural == 1) ef__say(error, size, ", then nothing or +natural[:stochastic]");
     }
-    *link = l;
-    return 0;
+    for (size_t i = 0; !l.row && (row = ef_compressor_row(i)) != NULL; i++) {
+        ef__say(error, size, i ? ", " : " ");
+        ef__say(error, size, row->name);
+        ef__say(error, size, row->argument ? ":" : "");
+        ef__say(error, size, row->argument ? row->argument : "");
+    }
+    return -1;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -835,9 +849,9 @@ static inline double ef_paper_bits(const EfLink *l, size_t rows, size_t cols) {
     return l->row->paper ? l->row->paper(l, rows, cols) : ef_bits(l, rows, cols);
 }
 
-/* Guaranteed alpha: E|C(x) - x|_F^2 <= (1 - alpha) |x|_F^2, but for rounding and for natural's zeros
- * of subnormals and its saturation. Rounding to the nearest power of two loses 1/9 of what is kept, at
- * random 1/8. */
+/* Guaranteed alpha: E|C(x) - x|_F^2 <= (1 - alpha) |x|_F^2, but for rounding, and for what natural
+ * does to subnormals and beyond 1.5 * 2^127. Rounding to the nearest power of two loses 1/9 of what
+ * is kept, at random 1/8. */
 static inline double ef_contraction(const EfLink *l, size_t rows, size_t cols) {
     double kept = l->row->contraction(l, rows, cols);
     return !l->natural ? kept : l->stochastic ? kept * 7 / 8 : kept * 8 / 9;
@@ -1020,7 +1034,7 @@ static inline int ef_receive(float *estimate, const void *message, size_t bytes,
     return 0;
 }
 
-/* aggregate += mean of the workers' R_j, summed in rank order in double; identity: aggregate = mean.
+/* aggregate += mean of the R_j, summed in rank order in double; identity: aggregate = mean.
  * first    message of rank 0;  stride  bytes from one rank's message to the next;  bytes  of each
  * error    -1 as ef_decode, for any rank; aggregate is as it was   (S4) */
 static inline int ef_aggregate(float *aggregate, const void *first, size_t stride, size_t bytes,

@@ -55,9 +55,9 @@ typedef enum State {
 static const struct {
     const char *name;
     int by_block; /* one array per block, else one per tensor */
-} state_rows[STATES] = {{"momentum", 0},       {"adamw.v", 0},      {"estimate", 0},
-                        {"tracker", 0},        {"ef21.model", 1},   {"ef21.aggregate", 1},
-                        {"ef21.warm.up", 1},   {"ef21.warm.down", 1}, {"norm.warm", 1}};
+} state_rows[STATES] = {{"momentum", 0},     {"adamw.v", 0},        {"estimate", 0},
+                        {"tracker", 0},      {"ef21.model", 1},     {"ef21.aggregate", 1},
+                        {"ef21.warm.up", 1}, {"ef21.warm.down", 1}, {"norm.warm", 1}};
 
 /* One matrix, or one vector: what an LMO, a compressor and a gain see as a whole. */
 typedef struct SmBlock {
@@ -79,7 +79,7 @@ typedef struct SmGroup {
     SmReply reply;
     CommKind kind;
     SmBlock *blocks;
-    float *vector[MODEL]; /* the state that is one array over the group */
+    float *vector[MODEL];                 /* the state that is one array over the group */
     size_t count, elements, votes, words; /* words past `votes` are touched bits */
     size_t largest_share;                 /* of elements, over the workers */
     size_t *cut_element, *cut_word;       /* shard j is [cut[j], cut[j+1]) */
@@ -91,9 +91,9 @@ struct SmOptimizer {
     Comm *comm;
     const SmTensor *tensors;
     size_t tensor_count;
-    SmGroup group[2];       /* hidden matrices; all others */
+    SmGroup group[2];          /* hidden matrices; all others */
     EfLink identity, links[2]; /* vectors' link; up and down */
-    float *direction;       /* dense message, or what a block's direction is made in */
+    float *direction;          /* dense message, or what a block's direction is made in */
     uint64_t *ballot, *present, *vote, *decided;
     char *inbox, *residuals, *shifts; /* the last two: compressed messages, up and down */
     int8_t *tally;                    /* wire int8: a ballot or a sum per weight */
@@ -203,8 +203,8 @@ static void move(SmOptimizer *o, SmGroup *g, SmBlock *b, const float *u) {
     float *w = o->params + b->offset, keep = keep_of(o, g, b);
     size_t n = block_size(b);
     if (g->method->update == SM_ADAMW) {
-        sm_adamw(w, b->state[FIRST], b->state[SECOND], u, n, o->step + 1, g->rate, c->beta1, c->beta2, c->epsilon,
-                 keep);
+        sm_adamw(w, b->state[FIRST], b->state[SECOND], u, n, o->step + 1, g->rate, c->beta1,
+                 c->beta2, c->epsilon, keep);
     } else {
         sm_step_dense(w, u, n, (float)(g->rate * gain_of(c, b->tensor, moves_by_sign(g))), keep);
     }
@@ -614,7 +614,8 @@ static void step_by_feedback(SmOptimizer *o, SmGroup *g) {
 static void mix_piece(void *context, int ith, int nth) {
     SmOptimizer *o = ((SmWork *)context)->o;
     const float *in[COMM_MAX_WORKERS];
-    size_t lo = o->piece * (size_t)ith / (size_t)nth, hi = o->piece * ((size_t)ith + 1) / (size_t)nth;
+    size_t lo = o->piece * (size_t)ith / (size_t)nth,
+           hi = o->piece * ((size_t)ith + 1) / (size_t)nth;
     for (size_t k = 0; k < o->sources; k++) in[k] = o->pieces[k] + lo;
     dm_mix(o->mixed + lo, in, o->weight, o->sources, hi - lo);
 }
@@ -878,16 +879,26 @@ static size_t state_size(const SmOptimizer *o, const SmGroup *g, const SmBlock *
     int feedback = m->combine == SM_FEEDBACK, adamw = m->update == SM_ADAMW,
         tracking = m->combine == SM_TRACKING;
     switch (k) {
-    case FIRST: return m->estimate != SM_GRADIENT || adamw ? n : 0;
-    case SECOND: return adamw ? n : 0;
-    case ESTIMATE: return feedback || tracking ? n : 0;
-    case TRACKER: return tracking ? n : 0;
-    case MODEL: return feedback && link_of(o, b, 1)->row != o->identity.row ? n : 0;
-    case AGGREGATE: return feedback ? n : 0;
-    case WARM_UP: return feedback ? ef_warm(link_of(o, b, 0), b->rows, b->cols) : 0;
-    case WARM_DOWN: return feedback ? ef_warm(link_of(o, b, 1), b->rows, b->cols) : 0;
-    case WARM_NORM: return norm && norm->warms ? b->cols : 0;
-    default: return 0;
+    case FIRST:
+        return m->estimate != SM_GRADIENT || adamw ? n : 0;
+    case SECOND:
+        return adamw ? n : 0;
+    case ESTIMATE:
+        return feedback || tracking ? n : 0;
+    case TRACKER:
+        return tracking ? n : 0;
+    case MODEL:
+        return feedback && link_of(o, b, 1)->row != o->identity.row ? n : 0;
+    case AGGREGATE:
+        return feedback ? n : 0;
+    case WARM_UP:
+        return feedback ? ef_warm(link_of(o, b, 0), b->rows, b->cols) : 0;
+    case WARM_DOWN:
+        return feedback ? ef_warm(link_of(o, b, 1), b->rows, b->cols) : 0;
+    case WARM_NORM:
+        return norm && norm->warms ? b->cols : 0;
+    default:
+        return 0;
     }
 }
 
@@ -1187,8 +1198,7 @@ static double gossip_bits(const SmConfig *c, const SmTensor *t, int workers) {
     const SmMethod *m = method_of(c, t);
     double edges = 0;
     for (int r = 0; r < c->graph->period; r++)
-        for (int j = 0; j < workers; j++)
-            edges += (double)dm_degree(c->graph, (uint64_t)r, j, 1);
+        for (int j = 0; j < workers; j++) edges += (double)dm_degree(c->graph, (uint64_t)r, j, 1);
     int vectors = c->rounds[1] * (m->update == SM_ADAMW ? 3 : 1) +
                   (m->combine == SM_TRACKING ? c->rounds[0] : 0);
     return 32 * vectors * edges / (double)workers / (double)c->graph->period;

@@ -2893,7 +2893,8 @@ static int sm_ref_descending(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 static void sm_ref_compress(SmRef *r, double *x, size_t n, const char *link) {
-    double sorted[SM_REF_SIZE], mean = 0, rms = 0, share;
+    double sorted[SM_REF_SIZE], mean = 0, rms = 0, share, doubt = 1;
+    if (strcmp(r->config->method->name, "ef21-signmuon") == 0) doubt = 10; /* of polar factors */
     for (size_t i = 0; i < n; i++) {
         sorted[i] = fabs(x[i]);
         mean += fabs(x[i]) / (double)n, rms += x[i] * x[i] / (double)n;
@@ -2901,7 +2902,7 @@ static void sm_ref_compress(SmRef *r, double *x, size_t n, const char *link) {
     if (strcmp(link, "identity") == 0 || rms == 0) return;
     if (strcmp(link, "sign") == 0)
         for (size_t i = 0; i < n; i++) {
-            r->margin = fmin(r->margin, fabs(x[i]) / sqrt(rms));
+            r->margin = fmin(r->margin, fabs(x[i]) / sqrt(rms) / doubt);
             x[i] = x[i] > 0 ? mean : -mean;
         }
     if (sscanf(link, "topk:%lf", &share) == 1) {
@@ -3081,9 +3082,8 @@ static const DmGraph *sm_graph(int nodes) {
     static DmGraph graphs[16];
     static double weights[16][16 * 16];
     char error[256];
-    if (!graphs[nodes].weight &&
-        dm_graph_build(&graphs[nodes], weights[nodes], "directed-ring", "auto", nodes, error,
-                       sizeof error))
+    if (!graphs[nodes].weight && dm_graph_build(&graphs[nodes], weights[nodes], "directed-ring",
+                                                "auto", nodes, error, sizeof error))
         FAIL("%d nodes: %s", nodes, error);
     return &graphs[nodes];
 }
@@ -3093,18 +3093,17 @@ static const SmMethod *sm_aux(const SmMethod *m, const char *aux) {
     return sm_gossips(m) && sm_method(aux)->combine == SM_VOTE ? m : sm_method(aux);
 }
 
-static SmConfig sm_test_config(const char *method, const char *aux, int workers) {
+static SmConfig sm_test_config(const char *method, const char *aux) {
     const SmMethod *m = sm_method(method);
     SmConfig c = sm_config(m, sm_aux(m, aux));
     c.gain = sm_gain("none");
     c.momentum = 0.9, c.beta1 = 0.85, c.beta2 = 0.97, c.decay = 0.3;
     c.nesterov = 0, c.seed = 7;
     if (m->combine == SM_FEEDBACK) c.up = sm_link(m->up), c.down = sm_link(m->down);
-    if (sm_gossips(m)) c.graph = sm_graph(workers);
     return c;
 }
 static SmCase sm_case(const char *method, const char *aux, int workers) {
-    return (SmCase){.config = sm_test_config(method, aux, workers),
+    return (SmCase){.config = sm_test_config(method, aux),
                     .backend = "threads",
                     .workers = workers,
                     .threads = 1,
@@ -3162,7 +3161,9 @@ static void sm_case_run(const SmCase *c, SmResult *out) {
         return;
     }
     shared->wrong_step = -1;
-    SmRun run = {c, shared};
+    SmCase own = *c;
+    if (sm_gossips(c->config.method)) own.config.graph = sm_graph(c->workers);
+    SmRun run = {&own, shared};
     CommOptions options = {
         .backend = comm_backend(c->backend), .workers = c->workers, .threads = c->threads};
     CHECK_EQ(comm_run(&options, sm_case_worker, &run, error, sizeof error), 0);
@@ -3176,7 +3177,7 @@ static void sm_case_run(const SmCase *c, SmResult *out) {
 }
 
 static int sm_same(const SmResult *a, const SmResult *b) {
-    return memcmp(a->params, b->params, sizeof a->params) == 0;
+    return memcmp(a->params[0], b->params[0], sizeof a->params[0]) == 0;
 }
 
 /* ---- one step in double, and the test that compares ---- */
@@ -3184,7 +3185,7 @@ static int sm_same(const SmResult *a, const SmResult *b) {
 /* what clipping leaves of worker j's gradient */
 static double sm_ref_shrink(const SmRef *r, const SmCase *c, const float *g) {
     const char *name = r->config->method->name;
-    double square = 0, clip = strcmp(name, "sgd") == 0 ? 1
+    double square = 0, clip = strcmp(name, "sgd") == 0         ? 1
                               : strcmp(name, "dsgd-clip") == 0 ? 0.1 * pow(r->step + 1, 0.4)
                                                                : INFINITY;
     for (size_t k = 0; k < c->count; k++)
@@ -3226,7 +3227,9 @@ static void sm_ref_step(SmRef *r, const SmCase *c, float g[][SM_SIZE]) {
             if (sign < 0) FAIL("nobody wrote down the equations of the method %s", method);
             double gain = o->radius[t->role];
             if (hidden) gain *= sm_ref_gain(o->gain->name, (double)rows, (double)t->cols, sign);
-            double shrink = strcmp(method, "scion-constrained") == 0 ? 1 : o->coupled_decay ? 0 : decay;
+            double shrink = strcmp(method, "scion-constrained") == 0 ? 1
+                            : o->coupled_decay                       ? 0
+                                                                     : decay;
             for (size_t i = 0; i < size; i++) {
                 double *w = strncmp(method, "ef21-", 5) == 0 ? &r->x[at + i] : &r->w[at + i];
                 *w -= lr * shrink * *w;
@@ -3255,7 +3258,8 @@ static void sm_ref_mix(const SmRef *r, double x[][SM_REF_SIZE], size_t at, size_
 }
 
 /* What node j tracks: the gradient, or momentum; 0 for a method that nobody wrote down here. */
-static int sm_ref_track(SmRef *r, const char *method, double u[][SM_REF_SIZE], size_t at, size_t n) {
+static int sm_ref_track(SmRef *r, const char *method, double u[][SM_REF_SIZE], size_t at,
+                        size_t n) {
     int tracks = strcmp(method, "demuon") == 0 || strcmp(method, "gt-nsgdm") == 0 ||
                  strcmp(method, "gt-dsgd") == 0,
         plain = strcmp(method, "dsgd") == 0 || strcmp(method, "dsgd-clip") == 0;
@@ -3307,7 +3311,8 @@ static void sm_ref_gossip_step(SmRef *r, const SmCase *c, float g[][SM_SIZE]) {
                         double *w = &r->node[j][at + i];
                         if (!o->coupled_decay) *w -= lr * decay * *w;
                         if (strcmp(method, "adamw") == 0)
-                            sm_ref_adamw(r, w, &r->m[j][at + i], &r->second[j][at + i], u[j][i], lr);
+                            sm_ref_adamw(r, w, &r->m[j][at + i], &r->second[j][at + i], u[j][i],
+                                         lr);
                         else
                             *w -= lr * gain * d[i];
                     }
@@ -3360,7 +3365,8 @@ TEST(every_method_row_follows_its_equations_in_double_for_twenty_steps) {
                 const SmMethod *m = sm_method_row(row);
                 int lmo = strcmp(m->aux, "lmo") == 0;
                 SmCase c = sm_case(m->name, !(k & 4) ? "adamw" : lmo ? m->name : "signum", workers);
-                if (lmo && k & 4) memcpy(c.config.radius, (double[]){0.7, 1.3, 1, 2.1}, 4 * sizeof(double));
+                if (lmo && k & 4)
+                    memcpy(c.config.radius, (double[]){0.7, 1.3, 1, 2.1}, 4 * sizeof(double));
                 c.steps = SM_REF_STEPS;
                 c.config.nesterov = k & 1, c.config.coupled_decay = k >> 1 & 1;
                 c.config.gain = sm_gain_row((k + row) % gains);
@@ -4149,8 +4155,7 @@ TEST(every_gain_equals_its_formula_and_unit_gain_moves_a_unit_on_every_shape) {
         CHECK_NEAR(sm_gain("rms")->gain(m, n, 0) * sqrt(polar / (double)(m * n)), 0.2, 1e-9);
     }
     CHECK(sm_gain("auto") == NULL);
-    SmConfig c = sm_test_config("signmuon", "adamw", 3),
-             dense = sm_test_config("muon", "adamw", 3);
+    SmConfig c = sm_test_config("signmuon", "adamw"), dense = sm_test_config("muon", "adamw");
     c.gain = dense.gain = sm_gain("unit-gain");
     CHECK_NEAR(sm_tensor_gain(&c, &sm_tensors[SM_QKV]), 1 / sqrt(10),
                1e-12); /* a block's shape, not the stack's */
@@ -4239,7 +4244,7 @@ TEST(back_end_compute_threads_and_wire_change_no_bit_whatever_zeros_and_ties_mea
                 if (variant == 0 && rule > 1 && rule < 5) continue; /* forks are slow */
                 if (variant == 2 && rule != 5) continue;
                 sm_case_run(&d, &other);
-                if (!sm_same(&base, &other) ||
+                if (memcmp(base.params, other.params, sizeof base.params) != 0 ||
                     memcmp(base.agreement, other.agreement, sizeof base.agreement) != 0)
                     FAIL("%s: variant %d, rules %d", c.config.method->name, variant, rule);
             }
@@ -4344,11 +4349,13 @@ static uint64_t sm_all_send(const SmCase *c, int hidden) {
     int wire = c->config.int8_wire, server = strcmp(m->server_map, "none") != 0;
     if (sm_gossips(c->config.method)) /* everybody to one neighbour */
         return n > 1 ? n * 4 * elements *
-                           (m->update == SM_ADAMW ? 3 : m->combine == SM_TRACKING ? 2 : 1)
+                           (m->update == SM_ADAMW       ? 3
+                            : m->combine == SM_TRACKING ? 2
+                                                        : 1)
                      : 0;
     for (int i = 0; i < 5 && m->combine == SM_FEEDBACK && block[hidden][i]; i++)
-        compressed += sm_link_bytes(m->up, block[hidden][i]) +
-                      sm_link_bytes(m->down, block[hidden][i]);
+        compressed +=
+            sm_link_bytes(m->up, block[hidden][i]) + sm_link_bytes(m->down, block[hidden][i]);
     if (m->combine == SM_FEEDBACK) return (n - 1) * compressed;
     if (m->combine == SM_MEAN) return (n - 1) * 2 * 4 * elements;
     uint64_t reply = server && m->reply == SM_DENSE ? 4 * elements : 8 * words;
@@ -4369,11 +4376,15 @@ TEST(every_worker_sends_the_bytes_of_the_formula) {
                     for (int hidden = 0; hidden < 2; hidden++) {
                         const SmMethod *m = hidden ? c.config.method : c.config.aux;
                         uint64_t n = (uint64_t)workers, sum = 0, received = 0;
-                        uint64_t all = m->combine == SM_MEAN ? (hidden ? 324 : 227) : hidden ? 6 : 8,
-                                 unit = m->combine == SM_MEAN ? 4 : wire ? 64 : 8;
+                        uint64_t all = m->combine == SM_MEAN ? (hidden ? 324 : 227)
+                                       : hidden              ? 6
+                                                             : 8,
+                                 unit = m->combine == SM_MEAN ? 4
+                                        : wire                ? 64
+                                                              : 8;
                         int kind = hidden ? COMM_MATRICES : COMM_AUXILIARY,
-                            even = strcmp(m->server_map, "none") == 0 &&
-                                   m->combine <= SM_VOTE && !sm_gossips(c.config.method);
+                            even = strcmp(m->server_map, "none") == 0 && m->combine <= SM_VOTE &&
+                                   !sm_gossips(c.config.method);
                         for (uint64_t j = 0; j < n; j++) {
                             uint64_t mine = all * (j + 1) / n - all * j / n;
                             if (even)
@@ -4396,10 +4407,9 @@ static void sm_gradient_plain(float *g, const SmCase *c, int worker, int step) {
         g[i] = (float)sm_noise(c->seed, (uint64_t)worker, (uint64_t)step, i);
 }
 TEST(bits_per_weight_are_what_the_counters_count_for_every_method_and_rule) {
-    static const SmTensor plain[] = {
-        {"a", 0, 8, 16, 2, SM_HIDDEN, 1, 0},
-        {"b", 256, 32, 4, 1, SM_HIDDEN, 1, 0},
-        {"c", 384, 1, 128, 1, SM_VECTOR, 0, 0}};
+    static const SmTensor plain[] = {{"a", 0, 8, 16, 2, SM_HIDDEN, 1, 0},
+                                     {"b", 256, 32, 4, 1, SM_HIDDEN, 1, 0},
+                                     {"c", 384, 1, 128, 1, SM_VECTOR, 0, 0}};
     static SmResult r;
     for (size_t row = 0; sm_method_row(row); row++)
         for (int aux = 0; aux < 3; aux++)
@@ -4410,6 +4420,7 @@ TEST(bits_per_weight_are_what_the_counters_count_for_every_method_and_rule) {
                 c.tensors = plain, c.count = 3, c.steps = 1, c.gradient = sm_gradient_plain;
                 c.config.int8_wire = rule & 1, c.config.zeros = rule & 2 ? SM_ABSTAIN : SM_COIN,
                 c.config.ties = rule & 4 ? SM_ABSTAIN : SM_COIN;
+                c.config.graph = sm_graph(4);
                 sm_case_run(&c, &r);
                 for (int hidden = 0; hidden < 2; hidden++) {
                     double bits = 0, weights = hidden ? 384 : 128;
@@ -5572,6 +5583,759 @@ TEST(noise_h_and_the_program_in_it_compile_as_c_and_as_cpp) {
         sm_write(directory, "two.c", two, sizeof two - 1);
         sm_compiles(directory, expect);
     }
+    sm_remove(directory);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * ef21muon.h: every row of the table, over ragged shapes and awkward tensors */
+
+#include "ef21muon.h"
+
+/* What is tried of each row; a row without a line here fails every test. */
+static const struct EfSample {
+    const char *name, *texts[8];
+} ef_samples[] = {
+    {"identity", {"identity"}},
+    {"topk", {"topk:0.15", "topk:1%", "topk:1", "topk:10%+natural", "topk:0.3+natural:stochastic"}},
+    {"rankk", {"rankk:0.15", "rankk:1", "rankk:15%+natural", "rankk:0.3+natural:stochastic"}},
+    {"natural", {"natural", "natural:stochastic"}},
+    {"sign", {"sign"}},
+    {"dropout", {"dropout:0.4", "dropout:1"}},
+    {"damping", {"damping:0.7", "damping:1.9"}},
+    {"coltopk", {"coltopk:0.15", "coltopk:2%", "coltopk:30%+natural"}},
+    {"svdtopk", {"svdtopk:0.15", "svdtopk:0.4+natural"}},
+};
+
+typedef struct EfTried {
+    EfLink link;
+    const char *text;
+    int random; /* its messages depend on key or coin in more than zeros */
+} EfTried;
+
+/* All samples of all rows; returns how many (at most 64). */
+static size_t ef_tried(EfTried *tried) {
+    size_t count = 0, lines = sizeof ef_samples / sizeof *ef_samples;
+    const EfCompressor *row;
+    for (size_t i = 0; (row = ef_compressor_row(i)) != NULL; i++) {
+        size_t line = 0;
+        while (line < lines && strcmp(ef_samples[line].name, row->name) != 0) line++;
+        if (line == lines) FAIL("no sample text for the row %s", row->name);
+        for (size_t k = 0; line < lines && k < 8 && ef_samples[line].texts[k]; k++) {
+            EfTried *t = &tried[count++];
+            char error[200] = "";
+            t->text = ef_samples[line].texts[k];
+            if (ef_parse(&t->link, t->text, error, sizeof error) || t->link.row != row)
+                FAIL("%s: %s", t->text, error);
+            t->random = t->link.stochastic || row->coin;
+        }
+    }
+    return count;
+}
+
+static const size_t ef_shapes[][2] = {{1, 1},   {1, 7},    {9, 1},   {1, 64},  {65, 1},
+                                      {3, 5},   {6, 4},    {13, 29}, {31, 9},  {17, 64},
+                                      {70, 33}, {33, 130}, {64, 2},  {5, 300}, {129, 20}};
+enum { EF_SHAPES = sizeof ef_shapes / sizeof *ef_shapes };
+
+/* One link and shape with blocks of exactly the sizes that the header asks for, so that a sanitizer
+ * sees a step over the edge. Scratch begins as NaN, the message at an odd address. */
+typedef struct EfBlocks {
+    size_t rows, cols, d, room;
+    float *x, *out, *warm, *scratch;
+    unsigned char *block, *message;
+} EfBlocks;
+
+static EfBlocks ef_blocks(const EfLink *l, size_t rows, size_t cols, size_t shift) {
+    EfBlocks b = {.rows = rows, .cols = cols, .d = rows * cols};
+    size_t scratch = (ef_scratch(l, rows, cols) * sizeof(float) + 63) / 64 * 64;
+    size_t warm = ef_warm(l, rows, cols);
+    b.room = (size_t)(ef_bits(l, rows, cols) / (l->row->coin ? l->value : 1) + 7.001) / 8;
+    b.x = gemm_block(b.d);
+    b.out = gemm_block(b.d);
+    b.warm = warm ? calloc(warm, sizeof *b.warm) : NULL;
+    b.scratch = aligned_alloc(64, scratch);
+    b.block = malloc(b.room + shift);
+    if (!b.scratch || !b.block || (warm && !b.warm)) abort();
+    memset(b.scratch, 0xff, scratch);
+    b.message = b.block + shift;
+    return b;
+}
+
+static void ef_free(EfBlocks *b) {
+    free(b->x), free(b->out), free(b->warm), free(b->scratch), free(b->block);
+}
+
+enum { EF_KINDS = 13 };
+static const char *const ef_kinds[EF_KINDS] = {
+    "normal", "sparse",     "one-hot", "constant",   "zero", "just below 1.5", "1.5",
+    "4/3",    "orthogonal", "rank 1",  "all scales", "tiny", "equal columns"};
+
+/* A tensor of a kind that is bad for some compressor. */
+static void ef_tensor(float *x, size_t rows, size_t cols, size_t kind, uint64_t seed) {
+    size_t d = rows * cols, m = rows > cols ? rows : cols, r = rows + cols - m;
+    uint64_t s = seed << 32;
+    test_fill(x, d, seed);
+    double *q = calloc(m * r, sizeof *q);
+    if (!q) abort();
+    if (kind == 8) sm_orthonormal(q, m, r, seed);
+    for (size_t i = 0; i < d; i++) {
+        size_t row = i / cols, col = i % cols;
+        float sign = x[i] < 0 ? -1.0f : 1.0f;
+        if (kind == 1 && test_uniform(&s) < 0.95) x[i] = 0;
+        if (kind == 2) x[i] = i == (seed * 7 + 3) % d ? -2.7f : 0;
+        if (kind == 3) x[i] = -0.3f;
+        if (kind == 4) x[i] = 0;
+        if (kind == 5) x[i] = sign * 1.4999999f * (i % 3 ? 1.0f : 8.0f);
+        if (kind == 6) x[i] = sign * 1.5f * (i % 5 ? 1.0f : 0.25f);
+        if (kind == 7) x[i] = sign * (4.0f / 3.0f);
+        if (kind == 8) x[i] = (float)(rows > cols ? q[row * r + col] : q[col * r + row]);
+        if (kind == 9) x[i] = (float)(sin(1.0 + (double)row) * cos(2.0 + (double)(col * col)));
+        if (kind == 10) x[i] *= (float)pow(10, 30 * test_uniform(&s) - 15);
+        if (kind == 11) x[i] *= 1e-25f;
+        if (kind == 12) x[i] = x[row * cols];
+    }
+    free(q);
+}
+
+static double ef_distance(const float *a, const float *b, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += pow((double)a[i] - (double)b[i], 2);
+    return sum;
+}
+static double ef_energy(const float *x, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += pow((double)x[i], 2);
+    return sum;
+}
+
+/* ---- contraction ---- */
+
+/* one warm start through all kinds in turn, so that it mostly comes from another tensor */
+TEST(every_deterministic_compressor_contracts_as_it_guarantees_on_awkward_tensors_of_every_shape) {
+    EfTried tried[64];
+    size_t count = ef_tried(tried);
+    for (size_t k = 0; k < count; k++)
+        for (size_t s = 0; s < EF_SHAPES && !tried[k].random; s++) {
+            EfBlocks b = ef_blocks(&tried[k].link, ef_shapes[s][0], ef_shapes[s][1], 1);
+            double alpha = ef_contraction(&tried[k].link, b.rows, b.cols);
+            CHECK(alpha > 0 && alpha <= 1);
+            for (size_t step = 0; step < 2 * EF_KINDS; step++) {
+                ef_tensor(b.x, b.rows, b.cols, step * 5 % EF_KINDS, step + 1);
+                ef_compress(b.message, b.out, b.x, b.rows, b.cols, &tried[k].link,
+                            sm_key(1, 2, step), 0, b.warm, b.scratch);
+                double energy = ef_energy(b.x, b.d), error = ef_distance(b.out, b.x, b.d);
+                if (!(error <= (1 - alpha + 2e-6) * energy))
+                    FAIL("%s, %zu x %zu, %s: error %.7f, guaranteed %.7f", tried[k].text, b.rows,
+                         b.cols, ef_kinds[step * 5 % EF_KINDS], error / energy, 1 - alpha);
+            }
+            ef_free(&b);
+        }
+}
+
+TEST(every_random_compressor_contracts_in_expectation_as_it_guarantees) {
+    enum { DRAWS = 400 };
+    EfTried tried[64];
+    size_t count = ef_tried(tried);
+    for (size_t k = 0; k < count; k++)
+        for (size_t kind = 0; kind < EF_KINDS && tried[k].random; kind++) {
+            EfBlocks b = ef_blocks(&tried[k].link, 11, 6, 3);
+            double sum = 0, squares = 0, alpha = ef_contraction(&tried[k].link, b.rows, b.cols);
+            ef_tensor(b.x, b.rows, b.cols, kind, 5);
+            double energy = ef_energy(b.x, b.d);
+            for (uint64_t draw = 0; draw < DRAWS; draw++) {
+                if (b.warm) memset(b.warm, 0, ef_warm(&tried[k].link, 11, 6) * sizeof(float));
+                ef_compress(b.message, b.out, b.x, b.rows, b.cols, &tried[k].link,
+                            sm_key(2, 3, draw), test_hash(draw), b.warm, b.scratch);
+                double error = ef_distance(b.out, b.x, b.d) / (energy > 0 ? energy : 1);
+                sum += error, squares += error * error;
+            }
+            double mean = sum / DRAWS,
+                   spread = sqrt(fmax(squares / DRAWS - mean * mean, 0) / DRAWS);
+            if (!(mean <= 1 - alpha + 4 * spread + 2e-6))
+                FAIL("%s, %s: mean error %.4f +- %.4f, guaranteed %.4f", tried[k].text,
+                     ef_kinds[kind], mean, spread, 1 - alpha);
+            ef_free(&b);
+        }
+}
+
+TEST(stochastic_natural_rounding_is_unbiased_and_loses_an_eighth_at_worst) {
+    enum { SIZE = 40, DRAWS = 4000 };
+    EfLink l;
+    CHECK_EQ(ef_parse(&l, "natural:stochastic", NULL, 0), 0);
+    EfBlocks b = ef_blocks(&l, 5, 8, 0);
+    for (size_t kind = 0; kind < 8; kind += 7) { /* normal, and 4/3, where the variance is 1/8 */
+        double sum[SIZE] = {0}, squares = 0;
+        ef_tensor(b.x, 5, 8, kind, 9);
+        for (uint64_t draw = 0; draw < DRAWS; draw++) {
+            ef_compress(b.message, b.out, b.x, 5, 8, &l, sm_key(4, 5, draw), 0, NULL, b.scratch);
+            for (size_t i = 0; i < SIZE; i++) sum[i] += (double)b.out[i];
+            squares += ef_distance(b.out, b.x, SIZE);
+        }
+        for (size_t i = 0; i < SIZE; i++) {
+            int e;
+            double x = fabs((double)b.x[i]), low = (frexp(x, &e), ldexp(0.5, e));
+            double deviation = sqrt((x - low) * (2 * low - x) / DRAWS);
+            CHECK_NEAR(sum[i] / DRAWS, (double)b.x[i], 4 * deviation);
+        }
+        double share = squares / DRAWS / ef_energy(b.x, SIZE);
+        CHECK(share <= 0.125 * (kind ? 1.01 : 1));
+        CHECK(share >= (kind ? 0.124 : 0.05));
+    }
+    ef_free(&b);
+}
+
+TEST(natural_rounding_goes_to_the_nearest_power_and_up_from_a_mantissa_of_1_5) {
+    static const float at[] = {
+        1.5f,     0x1.7ffffep0f, -1.5f,       1.0f,      0x1.fffffep0f,    0.0f,
+        -0.0f,    0x1p-126f,     0x1.8p-126f, 0x1p-127f, 0x1.fffffcp-127f, 3e38f,
+        -3.4e38f, 0x1.8p126f,    0x1p-149f,   -0.74f};
+    static const float to[] = {2,         1, -2, 1,        2,         0,        0, 0x1p-126f,
+                               0x1p-125f, 0, 0,  0x1p127f, -0x1p127f, 0x1p127f, 0, -0.5f};
+    EfLink l;
+    CHECK_EQ(ef_parse(&l, "natural", NULL, 0), 0);
+    EfBlocks b = ef_blocks(&l, 200, 3, 1);
+    test_fill(b.x, b.d, 77);
+    memcpy(b.x, at, sizeof at);
+    ef_compress(b.message, b.out, b.x, 200, 3, &l, 0, 0, NULL, b.scratch);
+    for (size_t i = 0; i < b.d; i++) {
+        int e;
+        double m = 2 * frexp(fabs((double)b.x[i]), &e), power = ldexp(m >= 1.5 ? 2 : 1, e - 1);
+        double expect =
+            i < sizeof at / sizeof *at ? (double)to[i] : copysign(power, (double)b.x[i]);
+        if ((double)b.out[i] != expect)
+            FAIL("%a became %a, not %a", (double)b.x[i], (double)b.out[i], expect);
+    }
+    ef_free(&b);
+}
+
+TEST(the_scaled_sign_loses_all_but_the_squared_l1_norm_over_d_and_2_over_pi_of_normal_numbers) {
+    EfLink l;
+    CHECK_EQ(ef_parse(&l, "sign", NULL, 0), 0);
+    for (size_t s = 0; s <= EF_SHAPES; s++)
+        for (size_t kind = 0; kind < (s < EF_SHAPES ? EF_KINDS : 1); kind++) {
+            EfBlocks b = s < EF_SHAPES ? ef_blocks(&l, ef_shapes[s][0], ef_shapes[s][1], 1)
+                                       : ef_blocks(&l, 300, 200, 1);
+            double l1 = 0, energy;
+            size_t plus = 0;
+            ef_tensor(b.x, b.rows, b.cols, kind, s + 1);
+            ef_compress(b.message, b.out, b.x, b.rows, b.cols, &l, 6, 0, NULL, b.scratch);
+            energy = ef_energy(b.x, b.d);
+            for (size_t i = 0; i < b.d; i++) {
+                l1 += fabs((double)b.x[i]);
+                plus += b.out[i] > 0;
+                if (b.x[i] * b.out[i] < 0) FAIL("the sign of entry %zu turned", i);
+            }
+            CHECK_NEAR(ef_distance(b.out, b.x, b.d), energy - l1 * l1 / (double)b.d, 1e-6 * energy);
+            if (kind == 2 && b.d > 100) CHECK(plus > b.d / 3 && plus < 2 * b.d / 3); /* coins */
+            if (s == EF_SHAPES)
+                CHECK_NEAR(l1 * l1 / (double)b.d / energy, 2 / 3.14159265358979, 0.01);
+            ef_free(&b);
+        }
+}
+
+/* ---- what is kept ---- */
+
+static const float *ef_sorted;
+static int ef_by_magnitude(const void *a, const void *b) {
+    size_t i = *(const size_t *)a, j = *(const size_t *)b;
+    float x = fabsf(ef_sorted[i]), y = fabsf(ef_sorted[j]);
+    return x != y ? (x < y) - (x > y) : (i > j) - (i < j);
+}
+
+TEST(topk_keeps_what_a_sort_by_magnitude_and_then_index_puts_first) {
+    static const size_t sizes[] = {1, 2, 63, 64, 65, 130, 1000, 4099};
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
+        for (size_t kind = 0; kind < 5; kind++)
+            for (size_t part = 0; part < 6; part++) {
+                size_t n = sizes[s], keep = 1 + (n - 1) * part / 5;
+                char text[60];
+                EfLink l;
+                snprintf(text, sizeof text, "topk:%.17g", (double)keep / (double)n);
+                CHECK_EQ(ef_parse(&l, text, NULL, 0), 0);
+                EfBlocks b = ef_blocks(&l, 1, n, part);
+                size_t *order = malloc(n * sizeof *order);
+                if (!order) abort();
+                test_fill(b.x, n, 40 + s);
+                for (size_t i = 0; i < n; i++) {
+                    order[i] = i;
+                    if (kind == 1) b.x[i] = roundf(b.x[i] * 2) / 2; /* ties and zeros */
+                    if (kind == 2) b.x[i] = b.x[i] < 0 ? -7 : 7;
+                    if (kind == 3) b.x[i] *= 1e-40f;                           /* subnormal */
+                    if (kind == 4) b.x[i] = 1 + roundf(b.x[i] * 4) * 0x1p-23f; /* last bits */
+                }
+                ef_sorted = b.x;
+                qsort(order, n, sizeof *order, ef_by_magnitude);
+                ef_compress(b.message, b.out, b.x, 1, n, &l, 0, 0, NULL, b.scratch);
+                int wrong = 0;
+                for (size_t i = 0; i < n; i++)
+                    wrong += b.out[order[i]] != (i < keep ? b.x[order[i]] : 0);
+                if (wrong) FAIL("n %zu, keep %zu, kind %zu: %d differ", n, keep, kind, wrong);
+                free(order);
+                ef_free(&b);
+            }
+}
+
+TEST(coltopk_keeps_the_longest_columns_and_of_equal_ones_the_first) {
+    enum { HIGH = 9, WIDE = 70 };
+    for (size_t keep = 1; keep <= WIDE; keep += 3)
+        for (int equal = 0; equal < 2; equal++) {
+            char text[60];
+            EfLink l;
+            float norm[WIDE];
+            size_t order[WIDE];
+            snprintf(text, sizeof text, "coltopk:%.17g", (double)keep / WIDE);
+            CHECK_EQ(ef_parse(&l, text, NULL, 0), 0);
+            EfBlocks b = ef_blocks(&l, HIGH, WIDE, 1);
+            test_fill(b.x, b.d, keep);
+            for (size_t i = 0; i < b.d; i++) /* three different columns, or all different */
+                if (equal) b.x[i] = (float)(1 + i % WIDE % 3) * (float)(i / WIDE);
+            for (size_t j = 0; j < WIDE; j++) {
+                double sum = 0;
+                for (size_t i = 0; i < HIGH; i++) sum += pow((double)b.x[i * WIDE + j], 2);
+                norm[j] = (float)sqrt(sum);
+                order[j] = j;
+            }
+            ef_sorted = norm;
+            qsort(order, WIDE, sizeof *order, ef_by_magnitude);
+            ef_compress(b.message, b.out, b.x, HIGH, WIDE, &l, 0, 0, NULL, b.scratch);
+            for (size_t k = 0; k < b.d; k++) {
+                size_t at = k / WIDE * WIDE + order[k % WIDE];
+                if (b.out[at] != (k % WIDE < keep ? b.x[at] : 0)) FAIL("keep %zu, %zu", keep, at);
+            }
+            ef_free(&b);
+        }
+}
+
+/* Error of a low-rank row after `steps` steps on one matrix, as a share of what must be lost. */
+static double ef_rank_error(const char *text, const SmKnown *k, size_t m, size_t n, int steps,
+                            double discarded) {
+    EfLink l;
+    CHECK_EQ(ef_parse(&l, text, NULL, 0), 0);
+    EfBlocks b = ef_blocks(&l, m, n, 1);
+    memcpy(b.x, k->g, b.d * sizeof *b.x);
+    for (int step = 0; step < steps; step++)
+        ef_compress(b.message, b.out, b.x, m, n, &l, sm_key(7, 8, 0), 0, b.warm, b.scratch);
+    double error = ef_distance(b.out, b.x, b.d);
+    ef_free(&b);
+    return error / discarded;
+}
+
+TEST(the_exact_svd_discards_the_smallest_singular_values_and_the_power_iteration_finds_the_same) {
+    static const size_t shapes[][2] = {{12, 40}, {40, 12}};
+    static SmKnown k;
+    double sigma[12], discarded = 0;
+    for (size_t i = 0; i < 12; i++) {
+        sigma[i] = 4 * pow(0.7, (double)i);
+        if (i >= 3) discarded += sigma[i] * sigma[i];
+    }
+    for (size_t s = 0; s < 2; s++) {
+        size_t m = shapes[s][0], n = shapes[s][1];
+        sm_known(&k, m, n, 12, sigma, 31);
+        CHECK_NEAR(ef_rank_error("svdtopk:25%", &k, m, n, 1, discarded), 1, 1e-4);
+        CHECK(ef_rank_error("rankk:25%", &k, m, n, 1, discarded) > 1.001); /* not after one step */
+        CHECK_NEAR(ef_rank_error("rankk:25%", &k, m, n, 30, discarded), 1, 1e-3);
+        CHECK(ef_rank_error("rankk:100%", &k, m, n, 1, discarded) < 1e-9);
+        sm_known(&k, m, n, 3, sigma, 32); /* of rank 3: nearly Gaussian columns find all of it */
+        CHECK(ef_rank_error("rankk:25%", &k, m, n, 1, discarded) < 1e-6);
+    }
+}
+
+/* ---- error feedback ---- */
+
+TEST(the_gap_to_a_fixed_target_shrinks_by_alpha_at_every_step_of_every_deterministic_compressor) {
+    static const size_t kinds[] = {0, 8, 3, 12}; /* normal, orthogonal, constant, equal columns */
+    EfTried tried[64];
+    size_t count = ef_tried(tried);
+    for (size_t k = 0; k < count; k++)
+        for (size_t c = 0; c < 8 && !tried[k].random; c++) {
+            size_t rows = c & 1 ? 26 : 14, cols = c & 1 ? 11 : 37;
+            EfBlocks b = ef_blocks(&tried[k].link, rows, cols, 1);
+            double alpha = ef_contraction(&tried[k].link, rows, cols);
+            ef_tensor(b.x, rows, cols, kinds[c / 2], 3 + c);
+            memset(b.out, 0, b.d * sizeof *b.out);
+            double energy = ef_energy(b.x, b.d), gap = energy;
+            for (uint64_t step = 0; step < 40; step++) {
+                ef_send(b.message, b.out, b.x, rows, cols, &tried[k].link, sm_key(3, c, step), 0,
+                        b.warm, b.scratch);
+                double next = ef_distance(b.out, b.x, b.d);
+                double rounding = 2e-6 * gap + 2e-7 * sqrt(gap * energy) + 1e-12 * energy;
+                if (!(next <= (1 - alpha) * gap + rounding))
+                    FAIL("%s, %s, step %d: from %.3g to %.3g, alpha %.3g", tried[k].text,
+                         ef_kinds[kinds[c / 2]], (int)step, gap, next, alpha);
+                gap = next;
+                if (tried[k].link.row->replaces) CHECK(gap == 0);
+            }
+            ef_free(&b);
+        }
+}
+
+enum { EF_WORKERS = 5 };
+
+/* Steps of a group of workers whose targets wander; checks what the server has after each. */
+static void ef_group(const EfTried *t, size_t rows, size_t cols, int workers) {
+    EfBlocks b = ef_blocks(&t->link, rows, cols, 0), w[EF_WORKERS];
+    size_t stride = b.room + 3;
+    unsigned char *messages = malloc(stride * EF_WORKERS);
+    float *g = calloc(b.d, sizeof *g), *expect = calloc(b.d, sizeof *expect),
+          *copy = calloc(b.d, sizeof *copy);
+    if (!messages || !g || !expect || !copy) abort();
+    for (int j = 0; j < workers; j++) {
+        w[j] = ef_blocks(&t->link, rows, cols, 1);
+        memset(w[j].out, 0, b.d * sizeof *b.out);
+        test_fill(w[j].x, b.d, 60 + (uint64_t)j);
+    }
+    for (uint64_t step = 0; step < 25; step++) {
+        uint64_t coin = test_hash(step);
+        size_t bytes = ef_bytes(&t->link, rows, cols, coin);
+        double *sum = calloc(b.d, sizeof *sum), drift = 0, scale = 0;
+        if (!sum) abort();
+        for (int j = 0; j < workers; j++) {
+            unsigned char *message = messages + (size_t)j * stride;
+            test_fill(b.x, b.d, 1000 + step * EF_WORKERS + (uint64_t)j);
+            for (size_t i = 0; i < b.d; i++) w[j].x[i] += 0.1f * b.x[i];
+            ef_send(message, w[j].out, w[j].x, rows, cols, &t->link, sm_key(1, (uint64_t)j, step),
+                    coin, w[j].warm, w[j].scratch);
+            if (j == 0) { /* a receiver follows its sender */
+                CHECK_EQ(ef_receive(copy, message, bytes, rows, cols, &t->link, b.scratch), 0);
+                CHECK(!memcmp(copy, w[0].out, b.d * sizeof *copy));
+            }
+            CHECK_EQ(ef_decode(b.out, message, bytes, rows, cols, &t->link, b.scratch), 0);
+            for (size_t i = 0; i < b.d; i++) sum[i] += (double)b.out[i];
+        }
+        for (size_t i = 0; i < b.d; i++) {
+            float mean = (float)(sum[i] / workers);
+            expect[i] = t->link.row->replaces ? mean : expect[i] + mean;
+        }
+        CHECK_EQ(ef_aggregate(g, messages, stride, bytes, workers, rows, cols, &t->link, b.scratch),
+                 0);
+        if (memcmp(g, expect, b.d * sizeof *g) != 0)
+            FAIL("%s, %d workers, step %d: not the mean in rank order", t->text, workers,
+                 (int)step);
+        if (workers == 1) CHECK(!memcmp(g, w[0].out, b.d * sizeof *g));
+        for (size_t i = 0; i < b.d; i++) {
+            double mean = 0;
+            for (int j = 0; j < workers; j++) mean += (double)w[j].out[i] / workers;
+            drift += pow(mean - (double)g[i], 2), scale += mean * mean;
+        }
+        if (!(drift <= 1e-11 * scale)) FAIL("%s: G is off mean G_j by %g", t->text, drift / scale);
+        free(sum);
+    }
+    for (int j = 0; j < workers; j++) ef_free(&w[j]);
+    ef_free(&b);
+    free(messages), free(g), free(expect), free(copy);
+}
+
+TEST(the_aggregate_is_the_mean_in_rank_order_and_stays_the_mean_of_the_workers_estimates) {
+    EfTried tried[64];
+    size_t count = ef_tried(tried);
+    for (size_t k = 0; k < count; k++)
+        for (int workers = 1; workers <= EF_WORKERS; workers += 2)
+            ef_group(&tried[k], k % 2 ? 19 : 7, k % 2 ? 6 : 23, workers);
+}
+
+/* (1e30 - 1e30) + 1 is 1 in this order only */
+TEST(the_aggregate_adds_in_rank_order) {
+    static const float messages[3][2] = {{1e30f, 1}, {-1e30f, 2}, {1, 4}};
+    float g[2] = {7, 7};
+    EfLink l;
+    CHECK_EQ(ef_parse(&l, "damping:1", NULL, 0), 0);
+    EfBlocks b = ef_blocks(&l, 1, 2, 0);
+    CHECK_EQ(ef_aggregate(g, messages, sizeof *messages, 8, 3, 1, 2, &l, b.scratch), 0);
+    CHECK(g[0] == 7 + 1 / 3.0f && g[1] == 7 + 7 / 3.0f);
+    ef_free(&b);
+}
+
+/* ---- messages ---- */
+
+/* The bits of a message, written down a second time. */
+static double ef_ref_bits(const EfTried *t, size_t rows, size_t cols) {
+    double m = (double)rows, n = (double)cols, d = m * n, f = t->link.value;
+    double word = t->link.natural ? 9 : 32, small = m < n ? m : n;
+    const char *name = t->link.row->name;
+    double top = floor(f * d + 1e-9), column = floor(f * n + 1e-9), rank = floor(f * small + 1e-9);
+    top = top < 1 ? 1 : top, column = column < 1 ? 1 : column, rank = rank < 1 ? 1 : rank;
+    if (!strcmp(name, "identity") || !strcmp(name, "damping")) return 32 * d;
+    if (!strcmp(name, "natural")) return 9 * d;
+    if (!strcmp(name, "sign")) return 32 + d;
+    if (!strcmp(name, "dropout")) return f * 32 * d;
+    if (!strcmp(name, "topk")) return word * top + fmin(d, top * ceil(log2(d)));
+    if (!strcmp(name, "coltopk")) return word * column * m + fmin(n, column * ceil(log2(n)));
+    if (!strcmp(name, "rankk") || !strcmp(name, "svdtopk")) return word * rank * (m + n);
+    FAIL("nobody has written down the bits of %s", name);
+    return 0;
+}
+
+TEST(a_message_has_the_bits_of_the_formula_and_decodes_to_what_the_sender_was_told) {
+    EfTried tried[64];
+    size_t count = ef_tried(tried);
+    for (size_t k = 0; k < count; k++)
+        for (size_t s = 0; s < EF_SHAPES; s++) {
+            const EfLink *l = &tried[k].link;
+            EfBlocks b = ef_blocks(l, ef_shapes[s][0], ef_shapes[s][1], s % 8);
+            double bits = ef_bits(l, b.rows, b.cols);
+            uint64_t coin = 0;
+            CHECK_NEAR(bits, ef_ref_bits(&tried[k], b.rows, b.cols), 1e-6);
+            while (ef_bytes(l, b.rows, b.cols, coin) == 0) coin++;
+            size_t bytes = ef_bytes(l, b.rows, b.cols, coin);
+            CHECK_EQ(bytes, ceil(bits / (l->row->coin ? l->value : 1) / 8 - 1e-9));
+            float *seen = gemm_block(b.d), *warm = b.warm;
+            unsigned char *first = malloc(bytes);
+            if (!first) abort();
+            for (int fill = 0; fill < 2; fill++) { /* every bit is written, whatever was there */
+                ef_tensor(b.x, b.rows, b.cols, s % 4, s + 20);
+                memset(b.message, fill ? 0xff : 0, bytes);
+                if (warm) memset(warm, 0, ef_warm(l, b.rows, b.cols) * sizeof *warm);
+                ef_compress(b.message, b.x, b.x, b.rows, b.cols, l, 99, coin, warm, b.scratch);
+                if (fill && memcmp(first, b.message, bytes) != 0) FAIL("%s", tried[k].text);
+                memcpy(first, b.message, bytes);
+            }
+            memset(b.scratch, 0xff, ef_scratch(l, b.rows, b.cols) * sizeof *b.scratch);
+            CHECK_EQ(ef_decode(seen, b.message, bytes, b.rows, b.cols, l, b.scratch), 0);
+            if (memcmp(seen, b.x, b.d * sizeof *seen) != 0)
+                FAIL("%s, %zu x %zu: sender and receiver differ", tried[k].text, b.rows, b.cols);
+            free(seen), free(first);
+            ef_free(&b);
+        }
+}
+
+TEST(dropout_sends_nothing_or_all_with_its_probability_and_nothing_decodes_to_zeros) {
+    EfLink l;
+    CHECK_EQ(ef_parse(&l, "dropout:0.3", NULL, 0), 0);
+    EfBlocks b = ef_blocks(&l, 6, 7, 1);
+    int sent = 0;
+    for (uint64_t coin = 0; coin < 2000; coin++) {
+        size_t bytes = ef_bytes(&l, 6, 7, coin);
+        test_fill(b.x, b.d, coin + 1);
+        ef_compress(b.message, b.out, b.x, 6, 7, &l, 1, coin, NULL, b.scratch);
+        CHECK(bytes == 0 || bytes == 4 * 42);
+        CHECK(ef_energy(b.out, b.d) == (bytes ? ef_energy(b.x, b.d) : 0));
+        sent += bytes != 0;
+        test_fill(b.out, b.d, 3);
+        if (bytes == 0) CHECK_EQ(ef_decode(b.out, b.message, 0, 6, 7, &l, b.scratch), 0);
+        if (bytes == 0) CHECK(ef_energy(b.out, b.d) == 0);
+    }
+    CHECK_NEAR(sent / 2000.0, 0.3, 4 * sqrt(0.3 * 0.7 / 2000));
+    ef_free(&b);
+}
+
+/* Decode a copy of exactly these bytes, so that a sanitizer sees what is read behind them: refused
+ * or not, what comes out is finite, and nothing when it was refused. */
+static int ef_decode_copy(EfBlocks *b, const EfTried *t, const unsigned char *bytes, size_t n) {
+    unsigned char *copy = malloc(n + 1);
+    if (!copy) abort();
+    memcpy(copy + 1, bytes, n);
+    for (size_t i = 0; i < b->d; i++) b->out[i] = 0;
+    int status = ef_decode(b->out, copy + 1, n, b->rows, b->cols, &t->link, b->scratch);
+    CHECK(sm_finite(b->out, b->d));
+    if (status) CHECK(ef_energy(b->out, b->d) == 0);
+    CHECK(status == 0 || status == -1);
+    free(copy);
+    return status;
+}
+
+TEST(messages_of_another_length_are_refused_and_random_bytes_never_give_anything_but_numbers) {
+    EfTried tried[64];
+    size_t count = ef_tried(tried);
+    for (size_t k = 0; k < count; k++)
+        for (size_t s = 0; s < EF_SHAPES; s += 3) {
+            EfBlocks b = ef_blocks(&tried[k].link, ef_shapes[s][0], ef_shapes[s][1], 0);
+            unsigned char *bytes = calloc(b.room + 1, 1);
+            int refused = 0;
+            if (!bytes) abort();
+            for (size_t n = 0; n <= b.room + 1; n++)
+                if (n != b.room && !(n == 0 && tried[k].link.row->coin))
+                    if (ef_decode_copy(&b, &tried[k], bytes, n) != -1)
+                        FAIL("%s: %zu bytes instead of %zu", tried[k].text, n, b.room);
+            for (uint64_t seed = 0; seed < 60; seed++) {
+                for (size_t i = 0; i < b.room; i++)
+                    bytes[i] = (unsigned char)(test_hash(seed << 20 | i) >> 30);
+                refused += ef_decode_copy(&b, &tried[k], bytes, b.room) != 0;
+            }
+            if (b.d > 1000 && tried[k].link.row->values(&tried[k].link, b.rows, b.cols) > 400)
+                CHECK(refused > 5); /* some value is not finite */
+            memset(bytes, 0xff, b.room);
+            CHECK_EQ(ef_decode_copy(&b, &tried[k], bytes, b.room), -1);
+            free(bytes);
+            ef_free(&b);
+        }
+}
+
+/* A message of zeros and ones at chosen places: bit `at` of its plane set. */
+static void ef_set(unsigned char *message, size_t at) {
+    message[at / 8] |= (unsigned char)(1 << at % 8);
+}
+
+TEST(indices_that_are_out_of_range_or_not_ascending_and_stray_bits_are_refused) {
+    EfTried t = {.text = "topk:3"};
+    unsigned char list[12 + 3] = {0}, map[4 * 5 + 2] = {0};
+    float estimate[200] = {1, 2, 3}, before[200];
+    CHECK_EQ(ef_parse(&t.link, "topk:1.5%", NULL, 0), 0); /* 3 of 200: 8 bits each */
+    EfBlocks b = ef_blocks(&t.link, 10, 20, 0);
+    CHECK_EQ(b.room, sizeof list);
+    memcpy(list + 12, (unsigned char[]){0, 5, 199}, 3);
+    CHECK_EQ(ef_decode_copy(&b, &t, list, sizeof list), 0);
+    static const unsigned char wrong[][3] = {
+        {0, 5, 200}, {0, 5, 5}, {5, 0, 199}, {255, 255, 255}, {0, 0, 0}};
+    for (size_t i = 0; i < 5; i++) {
+        memcpy(list + 12, wrong[i], 3);
+        CHECK_EQ(ef_decode_copy(&b, &t, list, sizeof list), -1);
+        memcpy(before, estimate, sizeof before);
+        CHECK_EQ(ef_receive(estimate, list, sizeof list, 10, 20, &t.link, b.scratch), -1);
+        CHECK_EQ(ef_aggregate(estimate, list, 0, sizeof list, 2, 10, 20, &t.link, b.scratch), -1);
+        CHECK(!memcmp(before, estimate, sizeof before));
+    }
+    memcpy(list + 12, (unsigned char[]){0, 5, 199}, 3);
+    list[3] = 0x7f, list[2] = 0x80; /* infinity */
+    CHECK_EQ(ef_decode_copy(&b, &t, list, sizeof list), -1);
+    ef_free(&b);
+
+    CHECK_EQ(ef_parse(&t.link, "topk:0.5", NULL, 0), 0); /* 5 of 11: 11 bits */
+    b = ef_blocks(&t.link, 1, 11, 0);
+    CHECK_EQ(b.room, sizeof map);
+    for (size_t i = 0; i < 4; i++) ef_set(map + 20, 3 * i);
+    CHECK_EQ(ef_decode_copy(&b, &t, map, sizeof map), -1); /* 4 of 5 */
+    ef_set(map + 20, 10);
+    CHECK_EQ(ef_decode_copy(&b, &t, map, sizeof map), 0);
+    ef_set(map + 20, 11);
+    CHECK_EQ(ef_decode_copy(&b, &t, map, sizeof map), -1); /* behind the end */
+    ef_free(&b);
+}
+
+/* ---- text and tables ---- */
+
+TEST(malformed_compressors_are_refused_with_a_sentence_and_leave_the_link_alone) {
+    static const char *const wrong[][2] = {{"", "there are identity, topk:F"},
+                                           {"top", "not a compressor"},
+                                           {"topkk:0.1", "not a"},
+                                           {"Natural", "not a compressor"},
+                                           {"topk", "0 < F <= 1"},
+                                           {"topk:", "0 < F <= 1"},
+                                           {"topk:0", "0 < F <= 1"},
+                                           {"topk:-0.1", "0 < F <= 1"},
+                                           {"topk:1.01", "topk takes"},
+                                           {"topk:101%", "topk takes"},
+                                           {"topk:nan", "topk takes"},
+                                           {"topk:inf", "topk takes"},
+                                           {"topk:0.1x", "topk takes"},
+                                           {"topk: 0.1", "topk takes"},
+                                           {"topk:0x1p-3", "topk takes"},
+                                           {"topk:0.1%%", "topk takes"},
+                                           {"topk:0.1+", "+natural"},
+                                           {"topk:0.1+sign", "+natural"},
+                                           {"topk:0.1+naturally", "+natural"},
+                                           {"topk:0.1:stochastic", "+natural"},
+                                           {"topk:1e999", "topk takes"},
+                                           {"topk:1e-999", "topk takes"},
+                                           {"topk:0.1+natural+natural", "+natural"},
+                                           {"topk:0.1+natural:nearest", "+natural"},
+                                           {"rankk:2", "rankk takes"},
+                                           {"rankk:.", "rankk takes"},
+                                           {"natural:0.5", "natural takes"},
+                                           {"natural+natural", "natural takes"},
+                                           {"natural:", "natural takes"},
+                                           {"sign:1", "no argument"},
+                                           {"sign+natural", "no argument"},
+                                           {"identity:1", "no argument"},
+                                           {"dropout:0", "probability"},
+                                           {"dropout:1.5", "probability"},
+                                           {"dropout:0.5+natural", "probability"},
+                                           {"damping:0", "0 < G < 2"},
+                                           {"damping:2", "0 < G < 2"},
+                                           {"damping", "0 < G < 2"},
+                                           {"coltopk:0.1 ", "coltopk takes"},
+                                           {"svdtopk:1,5", "svdtopk takes"}};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        EfLink l = {NULL, 42, 43, 44};
+        char error[300] = "", tight[8] = "1234567";
+        if (ef_parse(&l, wrong[i][0], error, sizeof error) != -1 || !strstr(error, wrong[i][1]) ||
+            !strstr(error, wrong[i][0]))
+            FAIL("'%s': '%s'", wrong[i][0], error);
+        CHECK(l.row == NULL && l.value == 42 && l.natural == 43 && l.stochastic == 44);
+        CHECK_EQ(ef_parse(&l, wrong[i][0], tight, 5), -1);
+        CHECK(tight[4] == 0 && tight[5] == '6');
+    }
+    EfLink l;
+    CHECK_EQ(ef_parse(&l, "topk:12.5%+natural:stochastic", NULL, 0), 0);
+    CHECK(l.value == 0.125 && l.natural && l.stochastic && !strcmp(l.row->name, "topk"));
+    CHECK_EQ(ef_parse(&l, "damping:1.999", NULL, 0), 0);
+    CHECK(l.value == 1.999 && !l.natural && !l.stochastic);
+}
+
+TEST(the_papers_cost_table_follows_from_its_accounting_on_the_shapes_of_gpt2) {
+    static const struct {
+        const char *text;
+        double cost;
+    } table[] = {{"identity", 1.0000},          {"natural", 0.5000},
+                 {"rankk:20%", 0.2687},         {"rankk:15%", 0.2019},
+                 {"rankk:15%+natural", 0.1010}, {"rankk:10%", 0.1335},
+                 {"rankk:10%+natural", 0.0667}, {"rankk:5%", 0.0667},
+                 {"topk:20%", 0.3625},          {"topk:15%", 0.2719},
+                 {"topk:15%+natural", 0.1969},  {"topk:10%", 0.1812},
+                 {"topk:10%+natural", 0.1312},  {"topk:5%", 0.0906}};
+    static const struct {
+        size_t copies, rows, cols;
+    } gpt2[] = {{1, 50304, 768}, {48, 768, 768}, {12, 3072, 768}, {12, 768, 3072}};
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        EfLink l;
+        double bits = 0, weights = 0;
+        CHECK_EQ(ef_parse(&l, table[i].text, NULL, 0), 0);
+        for (size_t k = 0; k < 4; k++) {
+            bits += (double)gpt2[k].copies * ef_paper_bits(&l, gpt2[k].rows, gpt2[k].cols);
+            weights += (double)(gpt2[k].copies * gpt2[k].rows * gpt2[k].cols);
+        }
+        CHECK_EQ(weights, 123568128);
+        if (fabs(bits / (32 * weights) - table[i].cost) > 1e-4)
+            FAIL("%s: %.5f, expected %.4f", table[i].text, bits / (32 * weights), table[i].cost);
+    }
+    EfLink l; /* the singular values weigh less than the table's digits show */
+    CHECK_EQ(ef_parse(&l, "rankk:15%+natural", NULL, 0), 0);
+    CHECK(ef_paper_bits(&l, 20, 30) == 16 * 3 * 51);
+}
+
+TEST(the_program_in_ef21muon_h_compiles_as_c_the_header_as_cpp_and_the_workers_find_the_mean) {
+    static const char cpp[] =
+        "#include \"ef21muon.h\"\n"
+        "int main() {\n"
+        "    EfLink l;\n"
+        "    return ef_parse(&l, \"sign\", nullptr, 0) || ef_bytes(&l, 3, 5, 0) != 6;\n"
+        "}\n";
+    static char text[20000], out[3000];
+    char directory[] = "/tmp/test_signmuon_XXXXXX";
+    const char *cc = getenv("CC") ? getenv("CC") : "cc";
+    const char *cxx = getenv("CXX") ? getenv("CXX") : "c++";
+    FILE *f = fopen("ef21muon.h", "r");
+    CHECK(f != NULL && mkdtemp(directory) != NULL);
+    if (!f) return;
+    size_t n = fread(text, 1, sizeof text - 1, f);
+    text[n] = 0;
+    fclose(f);
+    char *begin = strstr(text, "\n#include <stdio.h>"), *end = strstr(text, "\n   MEMORY");
+    CHECK(begin && end && begin < end);
+    if (begin && end && begin < end) {
+        float found = 0, target = 1;
+        sm_write(directory, "three.c", begin, (size_t)(end - begin));
+        if (sm_shell(out, sizeof out,
+                     "%s -std=c11 -Wall -Wextra -Wpedantic -Wshadow -Werror -I. -o %s/three "
+                     "%s/three.c -lm 2>&1",
+                     cc, directory, directory) ||
+            *out)
+            FAIL("%s: %s", cc, out);
+        CHECK_EQ(sm_shell(out, sizeof out, "%s/three", directory), 0);
+        CHECK_EQ(sscanf(out, "w[6] = %f (mean target %f)", &found, &target), 2);
+        CHECK_NEAR(target, 0.2, 1e-6);
+        CHECK_NEAR(found, target, 0.03);
+    }
+    sm_write(directory, "one.cpp", cpp, sizeof cpp - 1);
+    if (sm_shell(out, sizeof out, "%s --version 2>&1", cxx))
+        printf("    no C++ compiler named %s: not tried as C++\n", cxx);
+    else if (sm_shell(
+                 out, sizeof out,
+                 "%s -x c++ -std=c++17 -Wall -Wextra -Wpedantic -Wshadow -Werror -I. -o %s/one "
+                 "%s/one.cpp -lm 2>&1",
+                 cxx, directory, directory))
+        FAIL("%s: %s", cxx, out);
+    else
+        CHECK_EQ(sm_shell(out, sizeof out, "%s/one", directory), 0);
     sm_remove(directory);
 }
 

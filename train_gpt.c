@@ -536,7 +536,7 @@ static void print_list(const char *what) {
         for (size_t i = 0; sm_method_row(i); i++) {
             const SmMethod *m = sm_method_row(i);
             static const char *const sends[] = {"fp32", "1 bit", "residual", "gossip", "2 gossip"};
-            const char *reply = sm_gossips(m)                ? "none"
+            const char *reply = sm_gossips(m)               ? "none"
                                 : m->combine == SM_FEEDBACK ? "shift"
                                 : m->reply == SM_SIGN       ? "1 bit"
                                                             : "fp32";
@@ -566,12 +566,11 @@ static void print_list(const char *what) {
     for (size_t i = 0; strcmp(what, "backends") == 0 && comm_backend_row(i); i++)
         printf("%-16s %s\n", comm_backend_row(i)->name, comm_backend_row(i)->doc);
     if (strcmp(what, "schedules") == 0)
-        printf(
-            "linear           falls from the peak to final-lr * peak\n"
-            "cosine           the same along half a cosine\n"
-            "constant         stays at the peak\n"
-            "wsd              stays, then falls linearly over the last `cooldown` of the steps\n"
-            "gluon            (k+1)^-3/4 of the peak at step k (arXiv 2505.13416)\n");
+        printf("linear           falls from the peak to final-lr * peak\n"
+               "cosine           the same along half a cosine\n"
+               "constant         stays at the peak\n"
+               "wsd              stays, then falls linearly over the last `cooldown` of the steps\n"
+               "gluon            (k+1)^-3/4 of the peak at step k (arXiv 2505.13416)\n");
 }
 
 /* The row or the flag: what a text says when it is not "auto". */
@@ -589,8 +588,10 @@ static void resolve_aux(Options *o, SmConfig *c) {
     if (lmo && !sm_norm(c->worker_map) && !sm_norm(c->server_map))
         die(EXIT_USAGE, "--aux lmo: --method %s applies no LMO; take --aux same", o->method);
     if (sm_gossips(m) && strcmp(o->aux, "sign") == 0)
-        die(EXIT_USAGE, "--aux sign is a vote of all workers, and --method %s has no server: take "
-                        "--aux adamw, same or lmo", o->method);
+        die(EXIT_USAGE,
+            "--aux sign is a vote of all workers, and --method %s has no server: take "
+            "--aux adamw, same or lmo",
+            o->method);
     c->aux = lmo || strcmp(o->aux, "same") == 0
                  ? m
                  : sm_method(strcmp(o->aux, "sign") == 0 ? "signum" : "adamw");
@@ -630,8 +631,10 @@ static void resolve_links(Options *o, SmConfig *c, EfLink *up, EfLink *down) {
     char error[512];
     if (c->method->combine != SM_FEEDBACK) {
         if (strcmp(o->up, "auto") != 0 || strcmp(o->down, "auto") != 0)
-            die(EXIT_USAGE, "--up and --down compress with error feedback: take an ef21 method, not "
-                            "--method %s", o->method);
+            die(EXIT_USAGE,
+                "--up and --down compress with error feedback: take an ef21 method, not "
+                "--method %s",
+                o->method);
         return;
     }
     o->up = unless_auto(o->up, c->method->up);
@@ -647,10 +650,19 @@ static void resolve_links(Options *o, SmConfig *c, EfLink *up, EfLink *down) {
 static void resolve_graph(Options *o, SmConfig *c, DmGraph *graph) {
     char error[512], *end;
     int nodes = (int)o->workers;
+    long first = strtol(o->gossip_rounds, &end, 10), second = first;
+    if (*end == ',') second = strtol(end + 1, &end, 10);
+    if (*end || !isdigit((unsigned char)o->gossip_rounds[0]) || first < 1 || second < 1 ||
+        first > 1000 || second > 1000)
+        die(EXIT_USAGE,
+            "--gossip-rounds takes one whole number from 1 to 1000, or two with a comma "
+            "between, not '%s'",
+            o->gossip_rounds);
     if (!sm_gossips(c->method)) {
         if (strcmp(o->topology, "auto") != 0 || strcmp(o->mixing, "auto") != 0 || o->eval_nodes)
-            die(EXIT_USAGE, "--topology, --mixing and --eval-nodes are for workers without a "
-                            "server: take demuon or one of its baselines, not --method %s",
+            die(EXIT_USAGE,
+                "--topology, --mixing and --eval-nodes are for workers without a "
+                "server: take demuon or one of its baselines, not --method %s",
                 o->method);
         return;
     }
@@ -659,12 +671,6 @@ static void resolve_graph(Options *o, SmConfig *c, DmGraph *graph) {
     if (dm_graph_build(graph, weights, o->topology, o->mixing, nodes, error, sizeof error))
         die(EXIT_USAGE, "--topology %s: %s", o->topology, error);
     c->graph = graph;
-    long first = strtol(o->gossip_rounds, &end, 10), second = first;
-    if (*end == ',') second = strtol(end + 1, &end, 10);
-    if (*end || !isdigit((unsigned char)o->gossip_rounds[0]) || first < 1 || second < 1 ||
-        first > 1000 || second > 1000)
-        die(EXIT_USAGE, "--gossip-rounds takes one whole number from 1 to 1000, or two with a comma "
-                        "between, not '%s'", o->gossip_rounds);
     c->rounds[0] = (int)first;
     c->rounds[1] = (int)second;
 }
@@ -681,9 +687,7 @@ static void resolve_numbers(Options *o, SmConfig *c) {
                     : strcmp(o->aux, "sign") == 0 ? 1e-3
                                                   : o->lr;
     if (isnan(o->momentum))
-        o->momentum = paper                                        ? 0.8
-                      : m->momentum > 0 || strcmp(o->aux, "sign") ? m->momentum
-                                                                  : 0.95;
+        o->momentum = paper ? 0.8 : m->momentum > 0 || strcmp(o->aux, "sign") ? m->momentum : 0.95;
     if (isnan(o->weight_decay)) o->weight_decay = m->decay;
     if (isnan(o->clip)) o->clip = m->clip;
     if (o->nesterov < 0) o->nesterov = m->nesterov;
@@ -731,7 +735,8 @@ static void resolve_maps(Options *o, SmConfig *c) {
     if ((m->update == SM_ADAMW || m->update == SM_UNIT) &&
         (sm_norm(c->worker_map) || sm_norm(c->server_map)))
         die(EXIT_USAGE,
-            "--worker-map and --server-map do not go with --method %s, which scales its step itself",
+            "--worker-map and --server-map do not go with --method %s, which scales its step "
+            "itself",
             o->method);
     if (o->polar_after_vote && (m->combine != SM_VOTE || sm_norm(c->server_map)))
         die(EXIT_USAGE,
@@ -2050,7 +2055,7 @@ typedef struct Worker {
     double shown;            /* when progress was last told */
     long first;              /* step at which this one began */
     uint64_t sent, received,
-        messages; /* training payload of the largest sender, as last gathered */
+        messages;      /* training payload of the largest sender, as last gathered */
     uint64_t up, down; /* the part of it that went to owners of shards, and came from them */
     double agreement;
     float *mean, *gathered; /* gossip: the mean model, and the shards it is made of */
@@ -2184,8 +2189,7 @@ static double consensus_distance(Worker *w) {
 
 /* The server's exact model X into w->exact, and |X - W| / |X|; 0 when X is W. */
 static int exact_model(Worker *w) {
-    if (!w->exact ||
-        !sm_optimizer_exact(w->optimizer, w->exact, w->g.params, (uint64_t)w->step))
+    if (!w->exact || !sm_optimizer_exact(w->optimizer, w->exact, w->g.params, (uint64_t)w->step))
         return 0;
     double apart = 0, length = 0;
     for (size_t i = 0; i < w->g.parameters; i++) {
@@ -2491,11 +2495,11 @@ static void print_memory(const Run *run, Gpt *g, size_t B) {
     SmBytes s = sm_optimizer_bytes(&run->config, g->tensor, g->tensors, workers, threads);
     size_t scratch = model - g->activations - g->packed + s.scratch;
     size_t outbox = workers == 1 ? 0 : min_size(COMM_OUTBOX, P);
-    int more = sm_gossips(run->config.method)                          ? 2
+    int more = sm_gossips(run->config.method)                         ? 2
                : run->config.down && strcmp(o->down, "identity") != 0 ? 1
-                                                                       : 0;
-    size_t worker = (2 + (size_t)more) * allocated(P) + allocated(model) + allocated(s.total) +
-                    outbox,
+                                                                      : 0;
+    size_t worker =
+               (2 + (size_t)more) * allocated(P) + allocated(model) + allocated(s.total) + outbox,
            tokens = (size_t)(run->data.train_tokens + run->data.val_tokens), mb = 1000000,
            data = tokens * (run->data.vocab.kind == DATA_GPT2 ? 2 : 1); /* mapped */
     double d = 1.0 / (double)mb;
@@ -2775,11 +2779,12 @@ static int evaluate_others(Worker *w) {
         if (!evaluate(w, w->exact, 0, &w->exact_val)) return 0;
         int parted = fabs(w->exact_val - w->val) > 0.05 || !isfinite(w->exact_val);
         if (parted && !w->warned && w->c->rank == 0)
-            fprintf(stderr,
-                    "%swarning: the server's exact model has loss %.4f and the workers' model "
-                    "%.4f at step %ld: --down %s lets them part; model.safetensors is the workers', "
-                    "exact.safetensors the server's\n",
-                    isatty(2) ? "\r\033[K" : "", w->exact_val, w->val, w->step, w->run->o.down);
+            fprintf(
+                stderr,
+                "%swarning: the server's exact model has loss %.4f and the workers' model "
+                "%.4f at step %ld: --down %s lets them part; model.safetensors is the workers', "
+                "exact.safetensors the server's\n",
+                isatty(2) ? "\r\033[K" : "", w->exact_val, w->val, w->step, w->run->o.down);
         w->warned |= parted;
     }
     return !gossips(w) || !(last || w->run->o.eval_nodes) || evaluate_nodes(w);
@@ -2957,7 +2962,8 @@ static int work(Comm *c, void *arg) {
             w->mean = floats(w->g.parameters);
             w->gathered = floats(w->g.parameters + (size_t)c->size);
         }
-        if (run->config.down && strcmp(o->down, "identity") != 0) w->exact = floats(w->g.parameters);
+        if (run->config.down && strcmp(o->down, "identity") != 0)
+            w->exact = floats(w->g.parameters);
         if (o->resume) read_state(w);
         status = train(w);
     } else if (o->sample) {
@@ -3102,8 +3108,7 @@ int main(int argc, char **argv) {
     run.config = resolve_method(o, &run.up, &run.down, &run.graph);
     if (noise_parse(&run.noise, o->gradient_noise, error, sizeof error))
         die(EXIT_USAGE, "--gradient-noise %s: %s", o->gradient_noise, error);
-    if (o->exact && !o->sample && !o->eval)
-        die(EXIT_USAGE, "--exact goes with --sample or --eval");
+    if (o->exact && !o->sample && !o->eval) die(EXIT_USAGE, "--exact goes with --sample or --eval");
     parse_link(o->link, &run.per_byte, &run.per_message);
     for (const char *text = o->data; text; text = text == o->data ? o->val_data : NULL)
         if (!st_is_utf8(text))
