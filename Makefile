@@ -55,7 +55,7 @@ check: check-gcc check-clang check-isa check-neon check-asan check-tsan check-va
 
 check-gcc check-clang: ## -Werror
 	$(variant)
-	$(MAKE) -s -C build/$@ CC=$(subst check-,,$@) EXTRA=-Werror all bench/bench test
+	$(MAKE) -s -C build/$@ CC=$(subst check-,,$@) EXTRA=-Werror all bench/bench bench/problem bench/claims test
 
 check-isa: test_signmuon train_gpt ## the kernels of older CPUs
 	for isa in avx2 portable; do echo "GEMM_ISA=$$isa"; GEMM_ISA=$$isa ./test_signmuon || exit 1; done
@@ -84,7 +84,7 @@ check-valgrind: ## valgrind on a small training and a sample
 	    $$(case "$$c" in --w*) echo --layers 1 --width 32 --context 16;; esac) $$c --out o || exit 1; done
 
 check-tidy: ## clang-tidy with .clang-tidy
-	clang-tidy --quiet train_gpt.c signmuon.c data/play.c bench/bench.c -- $(filter-out -W%,$(CFLAGS)) -I.
+	clang-tidy --quiet train_gpt.c signmuon.c data/play.c bench/bench.c bench/problem.c bench/claims.c bench/claims_gpt.c -- $(filter-out -W%,$(CFLAGS)) -I.
 
 bench/bench: bench/bench.c bench/roofline.h train_gpt.c signmuon.c $(HEADERS)
 	$(CC) $(CFLAGS) -I. -o $@ bench/bench.c signmuon.c $(LDLIBS) -ldl
@@ -102,6 +102,7 @@ bench/claims: $(wildcard bench/claims*.[ch]) bench/problem.c bench/problem.h tra
 claims: bench/claims bench/problem ## what the papers claim, recomputed, as docs/CLAIMS.md and figures (eight minutes)
 	@mkdir -p docs
 	./bench/claims
+	gnuplot bench/claims.gp
 
 LOGS = $(wildcard out/log.csv)
 plots: ## LOGS='a/log.csv b/log.csv' as SVG in plots/: loss against step, bytes sent, wire time (gnuplot)

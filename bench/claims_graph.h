@@ -49,6 +49,20 @@ static const char *const families[] = {
     "ring",      "ring-lazy", "directed-ring", "exponential", "exponential-lazy",
     "hypercube", "star",      "complete",      "one-peer",    NULL};
 
+/* How far a period of gossip leaves any node from the mean, relative to that. */
+static double off_the_mean(const DmGraph *g) {
+    float x[2][GRAPH_MOST], mean = 0;
+    double off = 0;
+    for (int i = 0; i < g->nodes; i++) {
+        x[0][i] = (float)(i * i % 7);
+        mean += x[0][i] / (float)g->nodes;
+    }
+    for (int r = 0; r < g->period; r++) graph_gossip(x[(r + 1) % 2], x[r % 2], g, (uint64_t)r, 1);
+    for (int i = 0; i < g->nodes; i++)
+        off = fmax(off, fabs((double)(x[g->period % 2][i] - mean)) / (double)mean);
+    return off;
+}
+
 static Verdict check_rho(Answer *a, const Claim *c) {
     double worst = 0, mean_off = 0;
     int wrong = 0;
@@ -60,16 +74,7 @@ static Verdict check_rho(Answer *a, const Claim *c) {
             double *storage = graph_open(&g, *name, nodes);
             worst = fmax(worst, fabs(dm_graph_rho(&g) - rho_formula(*name, nodes)));
             wrong += dm_graph_check(&g, error, sizeof error) != 0;
-            if (strcmp(*name, "one-peer") == 0) {
-                float x[2][32], mean = 0;
-                for (int i = 0; i < nodes; i++)
-                    x[0][i] = (float)(i * i % 7), mean += x[0][i] / (float)nodes;
-                for (int r = 0; r < g.period; r++)
-                    graph_gossip(x[(r + 1) % 2], x[r % 2], &g, (uint64_t)r, 1);
-                for (int i = 0; i < nodes; i++)
-                    mean_off =
-                        fmax(mean_off, fabs((double)(x[g.period % 2][i] - mean)) / (double)mean);
-            }
+            if (strcmp(*name, "one-peer") == 0) mean_off = fmax(mean_off, off_the_mean(&g));
             free(storage);
         }
     say(a, "rho off by at most %.1e; %d not doubly stochastic; one-peer off the mean by %.1e",
@@ -161,43 +166,57 @@ static Verdict check_tracker(Answer *a, const Claim *c) {
     return judge_general(worst < 1e-5 && dropped < 1e-5);
 }
 
-/* Packed words against a byte per vote; groups of three that vote again; voters who flip. */
+enum { BALLOT_BITS = 200, BALLOT_WORDS = 4, MOST_VOTERS = 9 };
+
+/* Bit i of a packed vote. */
+static int bit_of(const uint64_t *bits, size_t i) { return (int)(bits[i / 64] >> i % 64 & 1); }
+
+/* Votes for + less votes for - among the voters [from, to). */
+static int tally(uint64_t ballot[][BALLOT_WORDS], size_t from, size_t to, size_t i) {
+    int sum = 0;
+    for (size_t j = from; j < to; j++) sum += bit_of(ballot[j], i) ? 1 : -1;
+    return sum;
+}
+
+/* Votes that the honest majority, all for +, loses to fewer flippers than half. */
+static int swayed_words(const uint64_t *const *ballots, uint64_t ballot[][BALLOT_WORDS],
+                        size_t voters) {
+    int swayed = 0;
+    uint64_t vote[BALLOT_WORDS];
+    for (size_t flippers = 0; 2 * flippers < voters; flippers++) {
+        for (size_t j = 0; j < voters; j++)
+            memset(ballot[j], j < flippers ? 0 : 0xff, sizeof ballot[j]);
+        sm_vote(vote, NULL, ballots, NULL, voters, BALLOT_WORDS, SM_COIN, 5, 0);
+        for (size_t w = 0; w < BALLOT_WORDS; w++) swayed += vote[w] != ~(uint64_t)0;
+    }
+    return swayed;
+}
+
+/* Packed words against a sum per vote; groups of three that vote again; voters who flip. */
 static Verdict check_majority(Answer *a, const Claim *c) {
-    enum { BITS = 200, WORDS = 4 };
     int differ = 0, swayed = 0, trees = 0;
     (void)c;
-    for (size_t voters = 1; voters <= 9; voters++) {
-        uint64_t ballot[9][WORDS] = {{0}}, vote[WORDS];
-        const uint64_t *ballots[9];
+    for (size_t voters = 1; voters <= MOST_VOTERS; voters++) {
+        uint64_t ballot[MOST_VOTERS][BALLOT_WORDS] = {{0}}, vote[BALLOT_WORDS];
+        const uint64_t *ballots[MOST_VOTERS];
         for (size_t j = 0; j < voters; j++) {
             ballots[j] = ballot[j];
-            for (size_t i = 0; i < BITS; i++)
+            for (size_t i = 0; i < BALLOT_BITS; i++)
                 ballot[j][i / 64] |= (sm_hash(voters * 100 + j, i) & 1) << i % 64;
         }
-        sm_vote(vote, NULL, ballots, NULL, voters, WORDS, SM_COIN, 5, 0);
-        for (size_t i = 0; i < BITS; i++) {
-            int sum = 0, tree = 0, bit = (int)(vote[i / 64] >> i % 64 & 1);
-            for (size_t j = 0; j < voters; j++) {
-                int group = 0;
-                sum += ballot[j][i / 64] >> i % 64 & 1 ? 1 : -1;
-                for (size_t k = j; k < j + 3 && j % 3 == 0 && voters == 9; k++)
-                    group += ballot[k][i / 64] >> i % 64 & 1 ? 1 : -1;
-                tree += (group > 0) - (group < 0);
-            }
-            int expect = sum ? sum > 0 : (int)(sm_hash(5, i / 64) >> i % 64 & 1);
-            differ += bit != expect;
-            trees += voters == 9 && (tree > 0) != bit;
+        sm_vote(vote, NULL, ballots, NULL, voters, BALLOT_WORDS, SM_COIN, 5, 0);
+        for (size_t i = 0; i < BALLOT_BITS; i++) {
+            int sum = tally(ballot, 0, voters, i), tree = 0;
+            uint64_t coin = sm_hash(5, i / 64);
+            for (size_t j = 0; j < voters; j += 3)
+                tree += tally(ballot, j, j + 3 < voters ? j + 3 : voters, i) > 0 ? 1 : -1;
+            differ += bit_of(vote, i) != (sum ? sum > 0 : (int)(coin >> i % 64 & 1));
+            trees += voters == MOST_VOTERS && (tree > 0) != bit_of(vote, i);
         }
-        for (size_t flippers = 0; 2 * flippers < voters;
-             flippers++) { /* the honest ones all say + */
-            for (size_t j = 0; j < voters; j++)
-                memset(ballot[j], j < flippers ? 0 : 0xff, sizeof ballot[j]);
-            sm_vote(vote, NULL, ballots, NULL, voters, WORDS, SM_COIN, 5, 0);
-            for (size_t w = 0; w < WORDS; w++) swayed += vote[w] != ~(uint64_t)0;
-        }
+        swayed += swayed_words(ballots, ballot, voters);
     }
     say(a, "%d votes differ; flippers change %d words; a tree of threes errs on %d of %d", differ,
-        swayed, trees, BITS);
+        swayed, trees, BALLOT_BITS);
     return judge_general(differ == 0 && swayed == 0 && trees > 0);
 }
 
