@@ -762,7 +762,9 @@ static inline const EfCompressor *ef__named(const char *name, size_t length) {
 /* The argument of a link from ":0.1" or ":10%"; returns what follows it, or NULL. */
 static inline const char *ef__argument(EfLink *l, const char *text) {
     char *end = NULL;
-    if (*text++ != ':' || !((*text >= '0' && *text <= '9') || *text == '.')) return NULL;
+    if (*text != ':') return NULL;
+    text++;
+    if (!((*text >= '0' && *text <= '9') || *text == '.')) return NULL;
     if (text[strcspn(text, "xX")]) return NULL; /* strtod would take hexadecimal */
     l->value = strtod(text, &end);
     if (*end == '%') l->value /= 100, end++;

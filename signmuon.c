@@ -110,7 +110,7 @@ struct SmOptimizer {
     float *mixed; /* what gossip mixes: a piece of a vector, and where everybody's pieces lie */
     const float *pieces[COMM_MAX_WORKERS];
     double weight[COMM_MAX_WORKERS];
-    size_t sources, piece;
+    size_t sources, most_sources, piece;
 };
 
 /* What a function that runs on every compute thread gets. */
@@ -620,19 +620,30 @@ static void mix_piece(void *context, int ith, int nth) {
     dm_mix(o->mixed + lo, in, o->weight, o->sources, hi - lo);
 }
 
-enum { GOSSIP_FLOATS = 1 << 18, GOSSIP_LEAST = 1024 };
+enum { GOSSIP_FLOATS = 1 << 22, GOSSIP_LEAST = 1024 };
 
-/* Floats that travel at a time: as many as everybody's fit a megabyte. */
-static size_t gossip_piece(int workers) {
-    size_t n = GOSSIP_FLOATS / (size_t)workers;
-    return n < GOSSIP_LEAST ? GOSSIP_LEAST : n;
+/* Messages that a node holds at once, its own included: of the busiest node, so that all agree. */
+static size_t most_sources(const DmGraph *graph) {
+    size_t most = 0;
+    for (int r = 0; r < graph->period; r++)
+        for (int j = 0; j < graph->nodes; j++) {
+            size_t n = dm_degree(graph, (uint64_t)r, j, 0) + 1;
+            most = n > most ? n : most;
+        }
+    return most;
+}
+
+/* Floats that travel at a time: an outbox full, or as many as everybody's fit 16 MB. */
+static size_t gossip_piece(size_t sources) {
+    size_t n = GOSSIP_FLOATS / sources, full = COMM_OUTBOX / sizeof(float);
+    return n > full ? full : n < GOSSIP_LEAST ? GOSSIP_LEAST : n;
 }
 
 /* x (n) <- W^rounds x: everybody's x mixed by the graph's weights. One-peer graphs count rounds from
  * the start of the run. */
 static void gossip(SmOptimizer *o, SmGroup *g, float *x, size_t n, int rounds) {
     int source[COMM_MAX_WORKERS];
-    size_t piece = gossip_piece(o->comm->size);
+    size_t piece = gossip_piece(o->most_sources);
     for (int k = 0; k < rounds; k++) {
         uint64_t round = o->step * (uint64_t)rounds + (uint64_t)k;
         o->sources = dm_sources(o->config.graph, round, o->comm->rank, source, o->weight);
@@ -1062,7 +1073,11 @@ static SmBytes build(Carver *c, SmOptimizer *o, const SmTensor *tensors, size_t 
             if ((tensors[t].role == SM_HIDDEN) == (k == 0))
                 scratch = larger(scratch, scratch_of(o, g, &tensors[t]));
     }
-    if (sm_gossips(config->method)) inbox = n * gossip_piece(workers) * sizeof(float);
+    if (sm_gossips(config->method)) {
+        o->most_sources = most_sources(config->graph);
+        size_t piece = gossip_piece(o->most_sources);
+        inbox = o->most_sources * (piece < elements ? piece : elements) * sizeof(float);
+    }
     state = c->used;
     o->direction = carve(c, elements * sizeof(float));
     o->ballot = carve(c, words * 8);

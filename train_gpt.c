@@ -100,7 +100,8 @@ typedef struct Options {
     long check_every;
     const char *dtype;
     long batch, steps, seed, eval_every, log_every, save_every;
-    int resume, overwrite, eval, eval_nodes, exact, dry_run, quiet, help, version;
+    const char *eval_nodes;
+    int resume, overwrite, eval, exact, dry_run, quiet, help, version;
     const char *list, *from, *prompt;
     long sample, top_k;
     double temperature;
@@ -151,6 +152,7 @@ static const char *choice_gain(size_t i) {
 CHOICES(choice_aux, "auto", "adamw", "sign", "same", "lmo")
 CHOICES(choice_mode, "practical", "paper")
 CHOICES(choice_start, "auto", "zero", "gradient")
+CHOICES(choice_when, "auto", "never", "end", "always")
 CHOICES(choice_mixing, "auto", "metropolis", "uniform")
 CHOICES(choice_zero, "coin", "plus", "abstain")
 CHOICES(choice_wire, "sharded", "int8")
@@ -289,8 +291,8 @@ static const Flag flags[] = {
      "everything random follows from it"},
     {RUN, "eval-every", FLAG_WHOLE, AT(eval_every), KEEP, "250", 0, HUGE_COUNT, NULL, "STEPS",
      "validate on the whole split; 0 only at the end"},
-    {RUN, "eval-nodes", FLAG_SWITCH, AT(eval_nodes), KEEP, "off", 0, 0, NULL, NULL,
-     "gossip: validate every node's model each time, not only at the end"},
+    {RUN, "eval-nodes", FLAG_CHOICE, AT(eval_nodes), KEEP, "auto", 0, 0, choice_when, "WHEN",
+     "gossip: when every node's own model is validated too; auto: at the end"},
     {RUN, "log-every", FLAG_WHOLE, AT(log_every), KEEP, "10", 0, HUGE_COUNT, NULL, "STEPS",
      "a row of log.csv; 0 only at evaluations"},
     {RUN, "save-every", FLAG_WHOLE, AT(save_every), KEEP, "500", 0, HUGE_COUNT, NULL, "STEPS",
@@ -659,13 +661,15 @@ static void resolve_graph(Options *o, SmConfig *c, DmGraph *graph) {
             "between, not '%s'",
             o->gossip_rounds);
     if (!sm_gossips(c->method)) {
-        if (strcmp(o->topology, "auto") != 0 || strcmp(o->mixing, "auto") != 0 || o->eval_nodes)
+        if (strcmp(o->topology, "auto") != 0 || strcmp(o->mixing, "auto") != 0 ||
+            strcmp(o->eval_nodes, "auto") != 0)
             die(EXIT_USAGE,
                 "--topology, --mixing and --eval-nodes are for workers without a "
                 "server: take demuon or one of its baselines, not --method %s",
                 o->method);
         return;
     }
+    o->eval_nodes = unless_auto(o->eval_nodes, "end");
     o->topology = unless_auto(o->topology, "ring");
     double *weights = allocate(dm_graph_doubles(nodes) * sizeof *weights);
     if (dm_graph_build(graph, weights, o->topology, o->mixing, nodes, error, sizeof error))
@@ -2787,7 +2791,9 @@ static int evaluate_others(Worker *w) {
                 isatty(2) ? "\r\033[K" : "", w->exact_val, w->val, w->step, w->run->o.down);
         w->warned |= parted;
     }
-    return !gossips(w) || !(last || w->run->o.eval_nodes) || evaluate_nodes(w);
+    int now_too = strcmp(w->run->o.eval_nodes, "always") == 0 ||
+                  (last && strcmp(w->run->o.eval_nodes, "end") == 0);
+    return !gossips(w) || !now_too || evaluate_nodes(w);
 }
 
 /* Validate now, keep the best; returns 0 when a signal cut it short. */
