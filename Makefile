@@ -103,7 +103,7 @@ bench/problem: bench/problem.c bench/problem.h signmuon.c $(HEADERS)
 bench/claims: $(wildcard bench/claims*.[ch]) bench/problem.c bench/problem.h train_gpt.c signmuon.c $(HEADERS)
 	$(CC) $(CFLAGS) -I. -o $@ bench/claims.c bench/claims_gpt.c $(LDLIBS)
 
-claims: bench/claims bench/problem ## what the papers claim, recomputed, as docs/CLAIMS.md and figures (eight minutes)
+claims: bench/claims bench/problem ## what the papers claim, recomputed, as docs/CLAIMS.md and figures (four minutes; gnuplot)
 	@mkdir -p docs
 	./bench/claims
 	gnuplot bench/claims.gp
