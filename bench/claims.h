@@ -35,6 +35,10 @@ __attribute__((format(printf, 2, 3))) static void say(Answer *a, const char *for
     va_end(arguments);
 }
 
+static int same_bits(const void *x, const void *y, size_t bytes) {
+    return memcmp(x, y, bytes) == 0;
+}
+
 static Verdict judge(int holds) { return holds ? REPRODUCED : NOT_REPRODUCED; }
 
 /* A general statement: one counterexample is enough. */

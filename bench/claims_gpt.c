@@ -8,6 +8,8 @@
 #include "train_gpt.c" // NOLINT(bugprone-suspicious-include)
 #include "bench/claims_gpt.h"
 
+static int differ(const void *x, const void *y, size_t bytes) { return memcmp(x, y, bytes) != 0; }
+
 void gpt_causality(int *later, int *earlier, double *loss) {
     enum { T = 16, V = 65 };
     Team *team = allocate(sizeof *team);
@@ -30,8 +32,8 @@ void gpt_causality(int *later, int *earlier, double *loss) {
         in[t] = (old + 1) % V;
         gpt_pass(&g, (Pass){.B = 1, .T = T, .in = in, .logits = changed});
         in[t] = old;
-        *earlier += memcmp(logits, changed, (size_t)t * V * sizeof *logits) != 0;
-        *later += memcmp(logits + t * V, changed + t * V, V * sizeof *logits) != 0;
+        *earlier += differ(logits, changed, (size_t)t * V * sizeof *logits);
+        *later += differ(logits + t * V, changed + t * V, V * sizeof *logits);
     }
     gpt_free(&g);
     free(logits);

@@ -118,7 +118,7 @@ static int resumes(Answer *a, const char *method, const char *lose) {
         r.resume = k * 9;
         final_models(a, &r, models[k]);
     }
-    int same = memcmp(models[0], models[1], N * QUADRATIC * sizeof *models[0]) == 0;
+    int same = same_bits(models[0], models[1], N * QUADRATIC * sizeof *models[0]);
     free(models[0]), free(models[1]);
     return same;
 }
@@ -410,7 +410,7 @@ static Verdict check_invariants(Answer *a, const Claim *c) {
         ef_send(down.message, w, x, EF_ROWS, EF_COLS, &down.link, k, 0, down.warm, down.scratch);
         failed |= ef_receive(model, down.message, model_bytes, EF_ROWS, EF_COLS, &down.link,
                              down.scratch);
-        equal &= memcmp(model, w, sizeof w) == 0;
+        equal &= same_bits(model, w, sizeof w);
         for (size_t j = 0; j < N; j++) {
             gaussian(m, EF_SIZE, sm_key(2, j, k / 4));
             for (size_t i = 0; i < EF_SIZE; i++) m[i] += model[i];
@@ -450,7 +450,7 @@ static Verdict check_identity(Answer *a, const Claim *c) {
             r[j].config.first_gradient = 0;
             final_models(a, &r[j], j ? muon : ef);
         }
-        same[k] = memcmp(ef, muon, (k ? (size_t)N : 1) * QUADRATIC * sizeof *ef) == 0;
+        same[k] = same_bits(ef, muon, (k ? (size_t)N : 1) * QUADRATIC * sizeof *ef);
     }
     free(ef), free(muon);
     say(a, "1 worker: %s; 4 different ones: %s", same[0] ? "same bits" : "differs",

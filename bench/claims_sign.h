@@ -135,7 +135,7 @@ static Verdict check_scale(Answer *a, const Claim *c) {
             final_models(a, &r, one);
             r.scale = ldexp(1, k);
             final_models(a, &r, other);
-            same += memcmp(one, other, QUADRATIC * sizeof *one) == 0;
+            same += same_bits(one, other, QUADRATIC * sizeof *one);
             all++;
         }
     free(one);
@@ -251,7 +251,7 @@ static Verdict check_identical_workers(Answer *a, const Claim *c) {
         r.workers = 3;
         final_models(a, &r, three);
         for (size_t j = 0; j < 3; j++, all++)
-            same += memcmp(one, three + j * QUADRATIC, QUADRATIC * sizeof *one) == 0;
+            same += same_bits(one, three + j * QUADRATIC, QUADRATIC * sizeof *one);
     }
     free(one), free(three);
     say(a, "%d of %d replicas (3 workers, every row that votes) equal one worker", same, all);
@@ -275,7 +275,7 @@ static Verdict check_wire(Answer *a, const Claim *c) {
         final_models(a, &r, k ? other : first);
         for (size_t j = 0; j < N; j++)
             same +=
-                memcmp(first, (k ? other : first) + j * QUADRATIC, QUADRATIC * sizeof *first) == 0;
+                same_bits(first, (k ? other : first) + j * QUADRATIC, QUADRATIC * sizeof *first);
     }
     free(first), free(other);
     say(a, "%d of %d replicas equal: int8 wire, ranks rotated by 2, 2 compute threads, again", same,
