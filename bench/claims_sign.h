@@ -70,7 +70,7 @@ static unsigned mismatches(size_t n) {
 static Verdict check_sign_patterns(Answer *a, const Claim *c) {
     unsigned four = mismatches(4), five = mismatches(5);
     (void)c;
-    say(a, "4x4: %u of 512 classes; 5x5: %u of 65536", four, five);
+    say(a, "4x4: %u of 512 classes (of 5x5, %u of 65536 do)", four, five);
     return judge_general(four == 0);
 }
 
