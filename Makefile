@@ -139,4 +139,4 @@ clean: ## remove what was built
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-.PHONY: all train sample test check check-gcc check-clang check-isa check-neon check-asan check-tsan check-valgrind check-tidy bench claims plots table install clean help
+.PHONY: all train sample test check check-gcc check-clang check-isa check-neon check-asan check-tsan check-valgrind check-tidy bench claims bytes gossip plots table install clean help
