@@ -928,13 +928,13 @@ static inline const SmMethod *sm_method_row(size_t i) {
          0.95, 0, 0, 0, 0, 0, 0, "", "", "gossip of X - lr polar(V), V tracks mean M"},
         {"demuon-notrack", SM_MOMENTUM, "spectral", SM_GOSSIP, "none", SM_DENSE, SM_STEP, "rms", 5e-3, "linear", "adamw",
          0.95, 0, 0, 0, 0, 0, 0, "", "", "gossip of X - lr polar(M)"},
-        {"dsgd", SM_GRADIENT, "none", SM_GOSSIP, "none", SM_DENSE, SM_STEP, "none", 0.3, "linear", "same",
+        {"dsgd", SM_GRADIENT, "none", SM_GOSSIP, "none", SM_DENSE, SM_STEP, "none", 0.5, "linear", "same",
          0, 0, 0, 0, 100, 0, 0, "", "", "gossip of X - lr G"},
-        {"dsgd-clip", SM_GRADIENT, "none", SM_GOSSIP, "none", SM_DENSE, SM_STEP, "none", 0.3, "linear", "same",
+        {"dsgd-clip", SM_GRADIENT, "none", SM_GOSSIP, "none", SM_DENSE, SM_STEP, "none", 1, "linear", "same",
          0, 0, 0, 0, 100, 0.1, 0.4, "", "", "the same, G clipped at 0.1 (k+1)^0.4"},
         {"gt-dsgd", SM_GRADIENT, "none", SM_TRACKING, "none", SM_DENSE, SM_STEP, "none", 0.3, "linear", "same",
          0, 0, 0, 0, 100, 0, 0, "", "", "gossip of X - lr V, V tracks mean G"},
-        {"gt-nsgdm", SM_MOMENTUM, "none", SM_TRACKING, "none", SM_DENSE, SM_UNIT, "none", 0.3, "linear", "same",
+        {"gt-nsgdm", SM_MOMENTUM, "none", SM_TRACKING, "none", SM_DENSE, SM_UNIT, "none", 0.2, "linear", "same",
          0.8, 0, 0, 0, 0, 0, 0, "", "", "gossip of X - lr V/|V|, V tracks mean M"},
     };
     // clang-format on
