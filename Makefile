@@ -55,7 +55,7 @@ check: check-gcc check-clang check-isa check-neon check-asan check-tsan check-va
 
 check-gcc check-clang: ## -Werror
 	$(variant)
-	$(MAKE) -s -C build/$@ CC=$(subst check-,,$@) EXTRA=-Werror all bench/bench test
+	$(MAKE) -s -C build/$@ CC=$(subst check-,,$@) EXTRA=-Werror all bench/bench bench/problem bench/claims test
 
 check-isa: test_signmuon train_gpt ## the kernels of older CPUs
 	for isa in avx2 portable; do echo "GEMM_ISA=$$isa"; GEMM_ISA=$$isa ./test_signmuon || exit 1; done
@@ -73,18 +73,22 @@ check-asan: ## AddressSanitizer and UndefinedBehaviorSanitizer
 check-tsan: ## ThreadSanitizer, on trainings by threads and by processes
 	$(variant)
 	$(MAKE) -s -C build/$@ CC=clang OPT=-O1 EXTRA='-Werror -g -fsanitize=thread' train_gpt data/play
-	cd build/$@ && data/play text 100000 && for b in threads processes; do TSAN_OPTIONS=halt_on_error=1 ./train_gpt --data text --quiet \
-	    --layers 1 --width 32 --context 16 --workers 3 --threads 2 --aux sign --backend $$b --steps 20 --eval-every 10 --out $$b || exit 1; done
+	cd build/$@ && data/play text 100000 && for b in threads processes; do \
+	    for m in "signmuon --aux sign" ef21-muonsign "demuon --topology exponential"; do TSAN_OPTIONS=halt_on_error=1 ./train_gpt \
+	    --data text --quiet --layers 1 --width 32 --context 16 --workers 3 --threads 2 --backend $$b --method $$m --steps 20 \
+	    --eval-every 10 --out $$b --overwrite || exit 1; done; done
 
 check-valgrind: ## valgrind on a small training and a sample
 	$(variant)
 	$(MAKE) -s -C build/$@ NATIVE=0 OPT=-O1 EXTRA=-g train_gpt data/play
-	cd build/$@ && data/play text 30000 && for c in "--workers 2 --aux sign --steps 3" "--sample 20"; do GEMM_ISA=avx2 \
+	cd build/$@ && data/play text 30000 && for c in "--workers 2 --aux sign --steps 3" "--sample 20" \
+	    "--workers 3 --method ef21-muon --up rankk:0.2+natural --down topk:0.1 --steps 3 --overwrite" \
+	    "--workers 2 --method demuon --shards dirichlet:1 --gradient-noise student:2,1e-3 --steps 3 --overwrite"; do GEMM_ISA=avx2 \
 	    valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite ./train_gpt --data text --quiet \
 	    $$(case "$$c" in --w*) echo --layers 1 --width 32 --context 16;; esac) $$c --out o || exit 1; done
 
 check-tidy: ## clang-tidy with .clang-tidy
-	clang-tidy --quiet train_gpt.c signmuon.c data/play.c bench/bench.c -- $(filter-out -W%,$(CFLAGS)) -I.
+	clang-tidy --quiet train_gpt.c signmuon.c data/play.c bench/bench.c bench/problem.c bench/claims.c bench/claims_gpt.c -- $(filter-out -W%,$(CFLAGS)) -I.
 
 bench/bench: bench/bench.c bench/roofline.h train_gpt.c signmuon.c $(HEADERS)
 	$(CC) $(CFLAGS) -I. -o $@ bench/bench.c signmuon.c $(LDLIBS) -ldl
@@ -92,6 +96,17 @@ bench/bench: bench/bench.c bench/roofline.h train_gpt.c signmuon.c $(HEADERS)
 bench: bench/bench train_gpt ## kernels and steps in percent of this machine's limits, as docs/BENCH.md (two minutes)
 	@mkdir -p docs
 	./bench/bench
+
+bench/problem: bench/problem.c bench/problem.h signmuon.c $(HEADERS)
+	$(CC) $(CFLAGS) -I. -o $@ bench/problem.c $(LDLIBS)
+
+bench/claims: $(wildcard bench/claims*.[ch]) bench/problem.c bench/problem.h train_gpt.c signmuon.c $(HEADERS)
+	$(CC) $(CFLAGS) -I. -o $@ bench/claims.c bench/claims_gpt.c $(LDLIBS)
+
+claims: bench/claims bench/problem ## what the papers claim, recomputed, as docs/CLAIMS.md and figures (four minutes; gnuplot)
+	@mkdir -p docs
+	./bench/claims
+	gnuplot bench/claims.gp
 
 LOGS = $(wildcard out/log.csv)
 plots: ## LOGS='a/log.csv b/log.csv' as SVG in plots/: loss against step, bytes sent, wire time (gnuplot)
@@ -103,17 +118,25 @@ table: train_gpt ## every method on the recipe of make train, as docs/METHODS.md
 	@mkdir -p docs
 	text=$(TEXT) && sh bench/methods.sh "$$text" | tee docs/METHODS.md
 
+bytes: train_gpt ## bytes to a validation loss, compressed and not, as docs/BYTES.md (an hour on two cores)
+	@mkdir -p docs
+	text=$(TEXT) && sh bench/bytes.sh "$$text" >bytes.tmp && mv bytes.tmp docs/BYTES.md
+
+gossip: train_gpt ## DeMuon and its baselines on three graphs, as docs/GOSSIP.md (half an hour on two cores)
+	@mkdir -p docs
+	text=$(TEXT) && sh bench/gossip.sh "$$text" >gossip.tmp && mv gossip.tmp docs/GOSSIP.md
+
 install: all ## into PREFIX (/usr/local)
 	install -d $(PREFIX)/bin $(PREFIX)/lib $(PREFIX)/include
 	install train_gpt $(PREFIX)/bin
 	install -m 644 libsignmuon.a $(PREFIX)/lib
 	install libsignmuon.so $(PREFIX)/lib
-	install -m 644 signmuon.h comm.h gemm.h $(PREFIX)/include
+	install -m 644 signmuon.h ef21muon.h demuon.h comm.h gemm.h $(PREFIX)/include
 
 clean: ## remove what was built
-	rm -rf train_gpt test_signmuon data/play bench/bench build *.o *.a *.so
+	rm -rf train_gpt test_signmuon data/play bench/bench bench/problem bench/claims build *.o *.a *.so
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-.PHONY: all train sample test check check-gcc check-clang check-isa check-neon check-asan check-tsan check-valgrind check-tidy bench plots table install clean help
+.PHONY: all train sample test check check-gcc check-clang check-isa check-neon check-asan check-tsan check-valgrind check-tidy bench claims bytes gossip plots table install clean help

@@ -95,10 +95,10 @@ struct SmOptimizer {
     EfLink identity, links[2]; /* vectors' link; up and down */
     float *direction;          /* dense message, or what a block's direction is made in */
     uint64_t *ballot, *present, *vote, *decided;
-    char *inbox, *residuals, *shifts; /* the last two: compressed messages, up and down */
-    int8_t *tally;                    /* wire int8: a ballot or a sum per weight */
-    size_t *cut_byte;
-    float *scratch; /* `scratch_floats` for each thread */
+    char *inbox, *residuals, *shifts;        /* the last two: compressed messages, up and down */
+    int8_t *tally;                           /* wire int8: a ballot or a sum per weight */
+    size_t *cut_byte, share_at, share_bytes; /* my shard of everybody's residuals */
+    float *scratch;                          /* `scratch_floats` for each thread */
     size_t scratch_floats;
     double *confirmed; /* per thread: signs that the vote confirmed */
     double *square;    /* per tensor: squared norm of the gradient or the tracker */
@@ -506,7 +506,8 @@ static const EfLink *link_of(const SmOptimizer *o, const SmBlock *b, int down) {
     return b->tensor->role == SM_VECTOR ? &o->identity : &o->links[down];
 }
 
-/* Key of what is random in a message of block b: rank < 0 for what all workers must agree on. */
+/* Key of what is random in a message of block b: of a worker, of the server (COMM_MAX_WORKERS), or with
+ * rank < 0 of what all must agree on. */
 static uint64_t link_key(const SmOptimizer *o, const SmBlock *b, int rank) {
     uint64_t stream = (uint64_t)1 << 48 | (uint64_t)b->index << 16 | (uint64_t)(rank + 1);
     return sm_key(o->config.seed, stream, o->step);
@@ -528,6 +529,10 @@ static const size_t *lay_out(SmOptimizer *o, SmGroup *g, int down) {
         at += link_bytes(o, b, down);
     }
     while (owner < o->comm->size) o->cut_byte[++owner] = at;
+    if (!down) {
+        o->share_at = o->cut_byte[o->comm->rank];
+        o->share_bytes = o->cut_byte[o->comm->rank + 1] - o->share_at;
+    }
     return o->cut_byte;
 }
 
@@ -554,30 +559,25 @@ static void serve(void *context, int ith, int nth) {
     SmWork *work = context;
     SmOptimizer *o = work->o;
     SmGroup *g = work->g;
-    size_t mine = 0;
     (void)nth;
-    for (size_t i = 0; i < g->count; i++)
-        if (g->blocks[i].owner == o->comm->rank) mine += link_bytes(o, &g->blocks[i], 0);
-    const char *message = o->inbox;
     for (size_t i = 0; i < g->count; i++) {
         SmBlock *b = &g->blocks[i];
-        if (b->owner != o->comm->rank) continue;
-        const char *first = message;
-        message += link_bytes(o, b, 0);
-        if (b->thread != ith) continue;
+        if (b->owner != o->comm->rank || b->thread != ith) continue;
         float *u = o->direction + b->element, *w = o->params + b->offset, *x = b->state[MODEL];
-        size_t n = block_size(b), bytes = (size_t)(message - first);
+        size_t n = block_size(b);
         if (x && o->step == 0) memcpy(x, w, n * sizeof *x);
         if (!x) x = w;
-        int bad = ef_aggregate(b->state[AGGREGATE], first, mine, bytes, o->comm->size, b->rows,
-                               b->cols, link_of(o, b, 0), thread_scratch(o, ith));
+        int bad = ef_aggregate(b->state[AGGREGATE], o->inbox + (b->up - o->share_at),
+                               o->share_bytes, link_bytes(o, b, 0), o->comm->size, b->rows, b->cols,
+                               link_of(o, b, 0), thread_scratch(o, ith));
         assert(!bad), (void)bad; /* messages are this program's own */
         memcpy(u, b->state[AGGREGATE], n * sizeof *u);
         apply_map(o, g->server_map, b, u, ith);
         sm_step_dense(x, u, n, (float)(g->rate * gain_of(&o->config, b->tensor, moves_by_sign(g))),
                       keep_of(o, g, b));
-        ef_send(o->shifts + b->down, w, x, b->rows, b->cols, link_of(o, b, 1), link_key(o, b, 0),
-                link_key(o, b, -1), b->state[WARM_DOWN], thread_scratch(o, ith));
+        ef_send(o->shifts + b->down, w, x, b->rows, b->cols, link_of(o, b, 1),
+                link_key(o, b, COMM_MAX_WORKERS), link_key(o, b, -1), b->state[WARM_DOWN],
+                thread_scratch(o, ith));
     }
 }
 

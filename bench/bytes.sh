@@ -1,25 +1,24 @@
 #!/bin/sh
 # Bytes that one worker needs to reach a validation loss: what compression with error feedback buys.
 #   sh bench/bytes.sh TEXT [STEPS]     prints a Markdown page; RUNS=DIR keeps the logs, and finished runs
-#                                      are not repeated (about 95 seconds each on two cores)
-# 3 workers, nanoGPT's CPU recipe, three learning rates for every method, whole-split validation
+#                                      are not repeated (about 90 seconds each on two quiet cores)
+# 3 workers, nanoGPT's CPU recipe, two learning rates for every method, whole-split validation
 # every 200 steps; between two of them bytes are interpolated linearly in the loss.
 set -eu
 text=$1 steps=${2:-2000} runs=${RUNS:-$(mktemp -d)} train=${TRAIN:-./train_gpt}
 mkdir -p "$runs"
 
 # name | flags | rates
-methods='Muon|--method muon|3e-3 5e-3 8e-3
-AdamW|--method adamw|2e-3 4e-3 6e-3
-SignMuon|--method signmuon|7e-4 1e-3 1.5e-3
-EF21-Muon Top 20 %|--method ef21-muon --up topk:0.2|3e-3 5e-3 8e-3
-EF21-Muon Top 10 %|--method ef21-muon --up topk:0.1|3e-3 5e-3 8e-3
-EF21-Muon Top 5 %|--method ef21-muon --up topk:0.05|3e-3 5e-3 8e-3
-EF21-Muon Top 2 %|--method ef21-muon --up topk:0.02|3e-3 5e-3 8e-3
-EF21-Muon Top 15 % + Natural|--method ef21-muon --up topk:0.15+natural|3e-3 5e-3 8e-3
-EF21-Muon Rank 15 % + Natural|--method ef21-muon --up rankk:0.15+natural|3e-3 5e-3 8e-3
-EF21-Muon Natural|--method ef21-muon --up natural|3e-3 5e-3 8e-3
-EF21-Muon Natural both ways|--method ef21-muon --up natural --down natural|3e-3 5e-3 8e-3'
+methods='Muon|--method muon|5e-3 8e-3
+AdamW|--method adamw|4e-3 6e-3
+SignMuon|--method signmuon|1e-3 1.5e-3
+EF21-Muon Top 15 % + Natural|--method ef21-muon --up topk:0.15+natural|6e-3 1.2e-2
+EF21-Muon Rank 15 % + Natural|--method ef21-muon --up rankk:0.15+natural|6e-3 1.2e-2
+EF21-Muon Natural|--method ef21-muon --up natural|6e-3 1.2e-2
+EF21-Muon Top 20 %|--method ef21-muon --up topk:0.2|6e-3 1.2e-2
+EF21-Muon Top 10 %|--method ef21-muon --up topk:0.1|6e-3 1.2e-2
+EF21-Muon Top 5 %|--method ef21-muon --up topk:0.05|6e-3 1.2e-2
+EF21-Muon Top 2 %|--method ef21-muon --up topk:0.02|6e-3 1.2e-2'
 
 # run NAME FLAGS RATE: the folder of a finished run
 run() {
@@ -45,7 +44,7 @@ reach() {
 echo "# Bytes to a validation loss"
 echo
 echo "\`make bytes\` (\`sh bench/bytes.sh TEXT $steps\`): 3 workers, nanoGPT's CPU recipe, $steps steps, seed 1337, whole-split"
-echo "validation loss in nats per character. Each method at three learning rates; the best by final loss counts."
+echo "validation loss in nats per character. Each method at two learning rates, placed by runs of 500 steps; the better by final loss counts."
 echo "Megabytes are one worker's: sent up to the owners of shards (of which it is one itself), received from"
 echo "them, and both; between two validations, 200 steps apart, they are interpolated linearly in the loss."
 echo "Embeddings travel as fp32 under AdamW in every row and are counted."

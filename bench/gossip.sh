@@ -5,16 +5,16 @@
 # Rates are tuned on the exponential graph with iid shards, the same number of trials for every method,
 # and kept for the other graphs and shards.
 set -eu
-text=$1 steps=${2:-1000} runs=${RUNS:-$(mktemp -d)} train=${TRAIN:-./train_gpt}
+text=$1 steps=${2:-500} runs=${RUNS:-$(mktemp -d)} train=${TRAIN:-./train_gpt}
 mkdir -p "$runs"
 
 # name | flags | rates
-methods='demuon|--method demuon|5e-3 1e-2 2e-2 4e-2
-demuon-notrack|--method demuon-notrack|5e-3 1e-2 2e-2 4e-2
-gt-nsgdm|--method gt-nsgdm|0.05 0.1 0.2 0.4
-gt-dsgd|--method gt-dsgd|0.25 0.5 1 2
-dsgd|--method dsgd|0.25 0.5 1 2
-dsgd-clip|--method dsgd-clip|0.25 0.5 1 2'
+methods='demuon|--method demuon|5e-3 1e-2 2e-2
+demuon-notrack|--method demuon-notrack|5e-3 1e-2 2e-2
+gt-nsgdm|--method gt-nsgdm|0.1 0.2 0.4
+gt-dsgd|--method gt-dsgd|0.25 0.5 1
+dsgd|--method dsgd|0.25 0.5 1
+dsgd-clip|--method dsgd-clip|0.5 1 2'
 
 # run NAME FLAGS RATE GRAPH SHARDS EVAL_NODES: the folder of a finished run
 run() {
