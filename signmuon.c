@@ -660,7 +660,7 @@ static void gossip(SmOptimizer *o, SmGroup *g, float *x, size_t n, int rounds) {
     }
 }
 
-/* U_i <- V_i + M_i - M_i's last */
+/* U_i <- V_i + M_i - M_i's last; alone V is M itself, and adding the difference would round */
 static void correct_tracker(void *context, int ith, int nth) {
     SmWork *work = context;
     SmOptimizer *o = work->o;
@@ -670,7 +670,10 @@ static void correct_tracker(void *context, int ith, int nth) {
         if (b->thread != ith) continue;
         float *u = o->direction + b->element, *last = b->state[ESTIMATE];
         estimate(o, work->g, b, u);
-        dm_track(b->state[TRACKER], u, last, block_size(b));
+        if (o->comm->size == 1)
+            memcpy(b->state[TRACKER], u, block_size(b) * sizeof *u);
+        else
+            dm_track(b->state[TRACKER], u, last, block_size(b));
         memcpy(last, u, block_size(b) * sizeof *u);
     }
 }

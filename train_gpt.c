@@ -641,9 +641,8 @@ static void resolve_links(Options *o, SmConfig *c, EfLink *up, EfLink *down) {
     }
     o->up = unless_auto(o->up, c->method->up);
     o->down = unless_auto(o->down, c->method->down);
-    if (ef_parse(up, o->up, error, sizeof error)) die(EXIT_USAGE, "--up %s: %s", o->up, error);
-    if (ef_parse(down, o->down, error, sizeof error))
-        die(EXIT_USAGE, "--down %s: %s", o->down, error);
+    if (ef_parse(up, o->up, error, sizeof error)) die(EXIT_USAGE, "--up: %s", error);
+    if (ef_parse(down, o->down, error, sizeof error)) die(EXIT_USAGE, "--down: %s", error);
     c->up = up;
     c->down = down;
 }
@@ -673,7 +672,7 @@ static void resolve_graph(Options *o, SmConfig *c, DmGraph *graph) {
     o->topology = unless_auto(o->topology, "ring");
     double *weights = allocate(dm_graph_doubles(nodes) * sizeof *weights);
     if (dm_graph_build(graph, weights, o->topology, o->mixing, nodes, error, sizeof error))
-        die(EXIT_USAGE, "--topology %s: %s", o->topology, error);
+        die(EXIT_USAGE, "%s", error);
     c->graph = graph;
     c->rounds[0] = (int)first;
     c->rounds[1] = (int)second;
@@ -3071,7 +3070,7 @@ static void open_data(Run *run) {
         die(EXIT_FAILED, "%s", error);
     if (!o->eval && data_set_shards(&run->data, o->shards, (size_t)o->workers, (size_t)o->context,
                                     (uint64_t)o->seed, error, sizeof error))
-        die(EXIT_USAGE, "--shards %s: %s", o->shards, error);
+        die(EXIT_USAGE, "--%s%s", strncmp(error, "shards", 6) ? "shards: " : "", error);
     if (data_check_context(&run->data, (size_t)o->context, (size_t)o->workers, error, sizeof error))
         die(EXIT_FAILED, "%s", error);
     size_t length = data_vocab_export(&run->data.vocab, NULL, 0);
@@ -3131,7 +3130,7 @@ int main(int argc, char **argv) {
     check_together(o);
     run.config = resolve_method(o, &run.up, &run.down, &run.graph);
     if (noise_parse(&run.noise, o->gradient_noise, error, sizeof error))
-        die(EXIT_USAGE, "--gradient-noise %s: %s", o->gradient_noise, error);
+        die(EXIT_USAGE, "--gradient-noise: %s", error);
     parse_link(o->link, &run.per_byte, &run.per_message);
     for (const char *text = o->data; text; text = text == o->data ? o->val_data : NULL)
         if (!st_is_utf8(text))

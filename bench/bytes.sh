@@ -12,13 +12,13 @@ mkdir -p "$runs"
 methods='Muon|--method muon|5e-3 8e-3
 AdamW|--method adamw|4e-3 6e-3
 SignMuon|--method signmuon|1e-3 1.5e-3
-EF21-Muon Top 15 % + Natural|--method ef21-muon --up topk:0.15+natural|6e-3 1.2e-2
-EF21-Muon Rank 15 % + Natural|--method ef21-muon --up rankk:0.15+natural|6e-3 1.2e-2
-EF21-Muon Natural|--method ef21-muon --up natural|6e-3 1.2e-2
-EF21-Muon Top 20 %|--method ef21-muon --up topk:0.2|6e-3 1.2e-2
-EF21-Muon Top 10 %|--method ef21-muon --up topk:0.1|6e-3 1.2e-2
-EF21-Muon Top 5 %|--method ef21-muon --up topk:0.05|6e-3 1.2e-2
-EF21-Muon Top 2 %|--method ef21-muon --up topk:0.02|6e-3 1.2e-2'
+EF21-Muon Top 15 % + Natural|--method ef21-muon --up topk:0.15+natural|4e-3 6e-3
+EF21-Muon Rank 15 % + Natural|--method ef21-muon --up rankk:0.15+natural|4e-3 6e-3
+EF21-Muon Natural|--method ef21-muon --up natural|4e-3 6e-3
+EF21-Muon Top 20 %|--method ef21-muon --up topk:0.2|4e-3 6e-3
+EF21-Muon Top 10 %|--method ef21-muon --up topk:0.1|4e-3 6e-3
+EF21-Muon Top 5 %|--method ef21-muon --up topk:0.05|4e-3 6e-3
+EF21-Muon Top 2 %|--method ef21-muon --up topk:0.02|4e-3 6e-3'
 
 # run NAME FLAGS RATE: the folder of a finished run
 run() {
