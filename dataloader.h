@@ -460,6 +460,7 @@ static inline int data__open_text(DataText *t, DataVocab *v, int fixed, int may_
         return data__fail(e, code, t->path,
                           "%" PRIu32 " distinct characters, at most %u; take bytes as vocabulary",
                           v->size, DATA_MAX_VOCAB);
+    assert(t->tokens > 0 || !wide);
     if (wide && t->tokens <= SIZE_MAX / 2) t->copy = malloc((size_t)t->tokens * sizeof *t->copy);
     if (code || (wide && !t->copy)) return data__fail(e, DATA_NO_MEMORY, t->path, "out of memory");
     return wide && (code = data__scan(t, v, 1, e)) < 0 ? code : 0;
@@ -861,6 +862,7 @@ static inline int data_set_shards(DataSet *d, const char *text, size_t workers, 
                         : data__fail(&e, DATA_NO_MEMORY, d->text.path, "out of memory");
     }
     if (!code && s.workers) {
+        assert(s.range); /* no worker was left without tokens */
         qsort(s.range, s.ranges, sizeof *s.range, data__compare_ranges);
         for (size_t j = 1; j < workers; j++)
             s.worker[j].begin = s.worker[j - 1].begin + s.worker[j - 1].count;
