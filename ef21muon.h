@@ -721,14 +721,14 @@ static inline int ef__sent(const EfLink *l, uint64_t coin) {
     return !l->row->coin || (double)(sm_hash(coin, 0) >> 11) * 0x1p-53 < l->value;
 }
 
-/* Bytes of the message; depends on coin for dropout only (0 when dropped). */
-static inline size_t ef_bytes(const EfLink *l, size_t rows, size_t cols, uint64_t coin) {
-    return ef__sent(l, coin) ? (ef__message_bits(l, rows, cols) + 7) / 8 : 0;
-}
-
 /* Bytes of the longest message. */
 static inline size_t ef_most_bytes(const EfLink *l, size_t rows, size_t cols) {
     return (ef__message_bits(l, rows, cols) + 7) / 8;
+}
+
+/* Bytes of the message; depends on coin for dropout only (0 when dropped). */
+static inline size_t ef_bytes(const EfLink *l, size_t rows, size_t cols, uint64_t coin) {
+    return ef__sent(l, coin) ? ef_most_bytes(l, rows, cols) : 0;
 }
 
 /* Bits before they are rounded up to bytes; the expectation for dropout. */
@@ -804,15 +804,6 @@ static inline int ef__get_plane(EfReader *from, const EfTask *t) {
     return l->row->picked && set != picked ? -1 : 0;
 }
 
-static inline int ef__finite(const float *x, size_t n) {
-    uint32_t largest = 0;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t u = ef__float_bits(x[i]) & 0x7fffffff;
-        largest = u > largest ? u : largest;
-    }
-    return largest < 0x7f800000;
-}
-
 /* v <- the count values of a message, which are followed by `from`; -1 when one is not finite. */
 static inline int ef__get_values(float *v, EfReader *from, const unsigned char *message,
                                  size_t count, const EfLink *l) {
@@ -820,7 +811,7 @@ static inline int ef__get_values(float *v, EfReader *from, const unsigned char *
     if (!l->natural) {
         memcpy(v, message, count * sizeof *v);
         from->at = 32 * count;
-        return ef__finite(v, count) ? 0 : -1;
+        return sm_finite(v, count) ? 0 : -1;
     }
     from->at = 8 * count;
     for (size_t i = 0; i < count; i += 64) {
@@ -869,7 +860,7 @@ static inline int ef_decode(float *out, const void *message, size_t bytes, size_
           ef__get_plane(&reader, &t);
     if (!bad && l->row->scatter) {
         l->row->scatter(out, &t);
-        bad = !ef__finite(out, d);
+        bad = !sm_finite(out, d);
     }
     if (bad) memset(out, 0, d * sizeof *out);
     return bad ? -1 : 0;
