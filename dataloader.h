@@ -460,6 +460,7 @@ static inline int data__open_text(DataText *t, DataVocab *v, int fixed, int may_
         return data__fail(e, code, t->path,
                           "%" PRIu32 " distinct characters, at most %u; take bytes as vocabulary",
                           v->size, DATA_MAX_VOCAB);
+    assert(t->tokens > 0 || !wide);
     if (wide && t->tokens <= SIZE_MAX / 2) t->copy = malloc((size_t)t->tokens * sizeof *t->copy);
     if (code || (wide && !t->copy)) return data__fail(e, DATA_NO_MEMORY, t->path, "out of memory");
     return wide && (code = data__scan(t, v, 1, e)) < 0 ? code : 0;
@@ -664,14 +665,13 @@ static inline uint64_t data__part(uint64_t tokens, uint64_t n, uint64_t i) {
 
 static inline int data__deal_contiguous(DataShards *s, const DataSet *d, const char *argument,
                                         size_t T, uint64_t seed, const DataError *e) {
-    (void)argument, (void)T, (void)seed;
-    for (size_t j = 0; j < s->workers; j++) {
+    (void)argument, (void)T, (void)seed, (void)e;
+    int code = 0;
+    for (size_t j = 0; !code && j < s->workers; j++) {
         uint64_t first = data__part(d->train_tokens, s->workers, j);
-        uint64_t last = data__part(d->train_tokens, s->workers, j + 1);
-        if (data__deal(s, j, first, last - first))
-            return data__fail(e, DATA_NO_MEMORY, d->text.path, "out of memory");
+        code = data__deal(s, j, first, data__part(d->train_tokens, s->workers, j + 1) - first);
     }
-    return 0;
+    return code;
 }
 
 /* in (0, 1) */
@@ -737,8 +737,7 @@ static inline int data__deal_dirichlet(DataShards *s, const DataSet *d, const ch
         }
     } while (!code && data__short_worker(s, T) < s->workers && ++draw < DATA__DRAWS);
     free(share);
-    if (code) return data__fail(e, code, d->text.path, "out of memory");
-    if (draw < DATA__DRAWS) return 0;
+    if (code || draw < DATA__DRAWS) return code;
     return data__fail(e, DATA_TOO_SMALL, d->text.path,
                       "each of %d draws of dirichlet:%s leaves a worker less than context + 1 = "
                       "%zu tokens; give more text, a larger number or fewer workers",
@@ -780,8 +779,7 @@ static inline int data__deal_line(DataShards *s, const DataSet *d, const char *p
                           "line %zu ends at %" PRIu64 ", beyond the %" PRIu64
                           " tokens of the training split",
                           number, last, d->train_tokens);
-    if (!data__deal(s, (size_t)worker, first, last - first)) return 0;
-    return data__fail(e, DATA_NO_MEMORY, path, "line %zu: out of memory", number);
+    return data__deal(s, (size_t)worker, first, last - first);
 }
 
 static inline int data__deal_file(DataShards *s, const DataSet *d, const char *path, size_t T,
@@ -805,7 +803,8 @@ static inline int data__deal_file(DataShards *s, const DataSet *d, const char *p
                       number, lacking, s->worker[lacking].length, T + 1);
 }
 
-/* A way to cut the training split. `deal` gives every worker more than T tokens; NULL: no list. */
+/* A way to cut the training split. `deal` gives every worker more than T tokens; NULL: no list. It
+ * says what is wrong, but not that there is no memory. */
 typedef struct DataShardKind {
     const char *name, *argument; /* what follows name and a colon, "" for neither */
     int equal;                   /* shares out what there is, so that N (T + 1) tokens are needed */
@@ -825,10 +824,13 @@ static inline const DataShardKind *data_shards_row(size_t i) {
     return i < sizeof table / sizeof *table ? &table[i] : NULL;
 }
 
-/* is there enough for workers that share it equally? */
-static inline int data__check_equal(const DataSet *d, size_t T, size_t workers,
+/* is there enough for workers, in case that they share it equally? */
+static inline int data__check_sizes(const DataSet *d, size_t T, size_t workers, int equal,
                                     const DataError *e) {
-    if (d->train_tokens / workers > T) return 0;
+    if (T < 1 || workers < 1)
+        return data__fail(e, DATA_TOO_SMALL, d->text.path,
+                          "context and workers must be at least 1");
+    if (!equal || d->train_tokens / workers > T) return 0;
     return data__fail(e, DATA_TOO_SMALL, d->text.path,
                       "too short: %" PRIu64 " tokens to train %zu worker%s, each needs at "
                       "least context + 1 = %zu; give more text, a smaller context or fewer "
@@ -850,17 +852,16 @@ static inline int data_set_shards(DataSet *d, const char *text, size_t workers, 
     if (!row || (*row->argument ? !text[n] || !text[n + 1] : text[n]))
         return data__fail(&e, DATA_MALFORMED, "shards",
                           "'%.40s' is none of iid, contiguous, dirichlet:A and file:PATH", text);
-    if (T < 1 || workers < 1)
-        return data__fail(&e, DATA_TOO_SMALL, d->text.path,
-                          "context and workers must be at least 1");
-    int code = row->equal ? data__check_equal(d, T, workers, &e) : 0;
+    int code = data__check_sizes(d, T, workers, row->equal, &e);
     if (!code && row->deal) {
+        const char *argument = text[n] ? text + n + 1 : "";
         s.worker = calloc(workers, sizeof *s.worker);
         s.workers = workers;
-        code = s.worker ? row->deal(&s, d, text[n] ? text + n + 1 : "", T, seed, &e)
-                        : data__fail(&e, DATA_NO_MEMORY, d->text.path, "out of memory");
+        code = s.worker ? row->deal(&s, d, argument, T, seed, &e) : DATA_NO_MEMORY;
+        if (code == DATA_NO_MEMORY) data__fail(&e, code, d->text.path, "out of memory");
     }
     if (!code && s.workers) {
+        assert(s.range); /* no worker was left without tokens */
         qsort(s.range, s.ranges, sizeof *s.range, data__compare_ranges);
         for (size_t j = 1; j < workers; j++)
             s.worker[j].begin = s.worker[j - 1].begin + s.worker[j - 1].count;
@@ -876,10 +877,8 @@ static inline int data_check_context(const DataSet *d, size_t T, size_t workers,
     DataError e = {error, error_size};
     const char *val = d->val_text.path ? d->val_text.path : d->text.path;
     assert(!d->shards.workers || d->shards.workers == workers);
-    if (T < 1 || workers < 1)
-        return data__fail(&e, DATA_TOO_SMALL, d->text.path,
-                          "context and workers must be at least 1");
-    if (!d->shards.workers && data__check_equal(d, T, workers, &e)) return DATA_TOO_SMALL;
+    int code = data__check_sizes(d, T, workers, !d->shards.workers, &e);
+    if (code) return code;
     size_t lacking = data__short_worker(&d->shards, T);
     if (lacking < d->shards.workers)
         return data__fail(&e, DATA_TOO_SMALL, d->text.path,

@@ -113,7 +113,7 @@ typedef enum DmWeights { DM_METROPOLIS, DM_UNIFORM } DmWeights;
 typedef struct DmTopology {
     const char *name;
     int (*takes)(int nodes, int round, int i, int j); /* does i take of j? NULL: the file says */
-    const char *(*wants)(int nodes); /* NULL, or what number of nodes it wants instead */
+    const char *(*wants)(int nodes); /* what instead of this number, or NULL; NULL: any */
     int slope, offset;
     int directed;
     int one_peer;      /* a period has a round for each hop of the exponential graph, not one */
@@ -127,13 +127,17 @@ typedef struct DmGraph {
     const double *weight; /* period matrices of nodes x nodes; row i is what node i takes */
 } DmGraph;
 
-/* error <- a sentence. Returns -1. */
-static inline int dm__fail(char *error, size_t size, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-static inline int dm__fail(char *error, size_t size, const char *format, ...) {
+/* Where a sentence goes. */
+typedef struct DmError {
+    char *text;
+    size_t size;
+} DmError;
+
+__attribute__((format(printf, 2, 3))) static inline int dm__fail(const DmError *e,
+                                                                 const char *format, ...) {
     va_list list;
     va_start(list, format);
-    vsnprintf(error, size, format, list);
+    vsnprintf(e->text, e->size, format, list);
     va_end(list);
     return -1;
 }
@@ -150,8 +154,6 @@ static inline int dm__log2(int nodes) {
 
 static inline int dm__is_power_of_two(int n) { return n > 0 && (n & (n - 1)) == 0; }
 
-static inline int dm__hop(int nodes, int i, int j) { return (i - j + nodes) % nodes; }
-
 /* Rows of the torus: the largest divisor that is not above the square root. */
 static inline int dm__torus_rows(int nodes) {
     int rows = 1;
@@ -160,48 +162,26 @@ static inline int dm__torus_rows(int nodes) {
     return rows;
 }
 
-static inline int dm__ring(int nodes, int round, int i, int j) {
-    int hop = dm__hop(nodes, i, j);
-    (void)round;
-    return hop == 1 || hop == nodes - 1;
-}
+/* Does node i take of node j, which is `hop` before it, in a round? */
+#define DM__EDGES(name, condition)                                                                 \
+    static inline int name(int nodes, int round, int i, int j) {                                   \
+        int hop = (i - j + nodes) % nodes;                                                         \
+        return (void)round, (void)hop, condition;                                                  \
+    }
 
-static inline int dm__directed_ring(int nodes, int round, int i, int j) {
-    (void)round;
-    return dm__hop(nodes, i, j) == 1;
-}
-
-static inline int dm__exponential(int nodes, int round, int i, int j) {
-    (void)round;
-    return dm__is_power_of_two(dm__hop(nodes, i, j));
-}
-
-static inline int dm__one_peer(int nodes, int round, int i, int j) {
-    return dm__hop(nodes, i, j) == 1 << round;
-}
-
-static inline int dm__hypercube(int nodes, int round, int i, int j) {
-    (void)nodes, (void)round;
-    return dm__is_power_of_two(i ^ j);
-}
+DM__EDGES(dm__ring, hop == 1 || hop == nodes - 1)
+DM__EDGES(dm__directed_ring, hop == 1)
+DM__EDGES(dm__exponential, dm__is_power_of_two(hop))
+DM__EDGES(dm__one_peer, hop == 1 << round)
+DM__EDGES(dm__hypercube, dm__is_power_of_two(i ^ j))
+DM__EDGES(dm__star, i == 0 || j == 0)
+DM__EDGES(dm__complete, 1)
 
 static inline int dm__torus(int nodes, int round, int i, int j) {
     int rows = dm__torus_rows(nodes), cols = nodes / rows;
     if (i / cols == j / cols) return dm__ring(cols, round, i % cols, j % cols);
     return i % cols == j % cols && dm__ring(rows, round, i / cols, j / cols);
 }
-
-static inline int dm__star(int nodes, int round, int i, int j) {
-    (void)nodes, (void)round;
-    return i == 0 || j == 0;
-}
-
-static inline int dm__complete(int nodes, int round, int i, int j) {
-    (void)nodes, (void)round, (void)i, (void)j;
-    return 1;
-}
-
-static inline const char *dm__any(int nodes) { return (void)nodes, (const char *)NULL; }
 
 static inline const char *dm__power_of_two(int nodes) {
     return dm__is_power_of_two(nodes) ? NULL : "a power of two";
@@ -214,14 +194,14 @@ static inline const char *dm__grid(int nodes) {
 /* Rows of --topology. NULL past the end. */
 static inline const DmTopology *dm_topology_row(size_t i) {
     static const DmTopology table[] = {
-        {"ring", dm__ring, dm__any, 1, 1, 0, 0, DM_METROPOLIS, "both neighbours: thirds"},
-        {"ring-lazy", dm__ring, dm__any, 2, 0, 0, 0, DM_METROPOLIS,
+        {"ring", dm__ring, NULL, 1, 1, 0, 0, DM_METROPOLIS, "both neighbours: thirds"},
+        {"ring-lazy", dm__ring, NULL, 2, 0, 0, 0, DM_METROPOLIS,
          "both neighbours, 1/4 each; 1/2 stays"},
-        {"directed-ring", dm__directed_ring, dm__any, 1, 1, 1, 0, DM_UNIFORM,
+        {"directed-ring", dm__directed_ring, NULL, 1, 1, 1, 0, DM_UNIFORM,
          "half from the node before"},
-        {"exponential", dm__exponential, dm__any, 1, 1, 1, 0, DM_UNIFORM,
+        {"exponential", dm__exponential, NULL, 1, 1, 1, 0, DM_UNIFORM,
          "nodes 1, 2, 4, ... before, directed (Ying et al. 2021)"},
-        {"exponential-lazy", dm__exponential, dm__any, 1, 2, 1, 0, DM_UNIFORM,
+        {"exponential-lazy", dm__exponential, NULL, 1, 2, 1, 0, DM_UNIFORM,
          "the same with the weights of DeMuon's code: twice as much stays"},
         {"one-peer", dm__one_peer, dm__power_of_two, 1, 1, 1, 1, DM_UNIFORM,
          "one hop of exponential per round; exact after log2 N rounds; powers of two"},
@@ -229,10 +209,10 @@ static inline const DmTopology *dm_topology_row(size_t i) {
          "ranks that differ in one bit; powers of two"},
         {"torus", dm__torus, dm__grid, 1, 1, 0, 0, DM_METROPOLIS,
          "a grid, as square as it can be, that wraps around"},
-        {"star", dm__star, dm__any, 1, 1, 0, 0, DM_METROPOLIS, "everybody and worker 0"},
-        {"complete", dm__complete, dm__any, 1, 1, 0, 0, DM_METROPOLIS,
+        {"star", dm__star, NULL, 1, 1, 0, 0, DM_METROPOLIS, "everybody and worker 0"},
+        {"complete", dm__complete, NULL, 1, 1, 0, 0, DM_METROPOLIS,
          "everybody and everybody: the mean in one round"},
-        {"file", NULL, dm__any, 1, 1, 1, 0, DM_UNIFORM,
+        {"file", NULL, NULL, 1, 1, 1, 0, DM_UNIFORM,
          "file:PATH, a line of N weights per worker; # comments"},
     };
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
@@ -258,14 +238,7 @@ static inline const double *dm__round(const DmGraph *g, uint64_t round) {
     return g->weight + (size_t)(round % (uint64_t)g->period) * n * n;
 }
 
-static inline int dm__gcd(int a, int b) {
-    while (b) {
-        int rest = a % b;
-        a = b;
-        b = rest;
-    }
-    return a;
-}
+static inline int dm__gcd(int a, int b) { return b ? dm__gcd(b, a % b) : a; }
 
 /* Follow what node 0 says in round 0 (or, backward, what it hears) through states (round, node).
  * level    steps to each state, or -1; period * nodes
@@ -292,19 +265,19 @@ static inline int dm__reach(const DmGraph *g, int backward, int16_t *level) {
     return cycles;
 }
 
-static inline int dm__check_connected(const DmGraph *g, char *error, size_t size) {
+static inline int dm__check_connected(const DmGraph *g, const DmError *e) {
     int16_t level[DM_MAX_NODES * DM_MAX_PERIOD];
     for (int backward = 0; backward < 2; backward++) {
         int cycles = dm__reach(g, backward, level);
         for (int i = 0; i < g->nodes; i++) {
             if (level[i] >= 0) continue;
-            return dm__fail(error, size,
+            return dm__fail(e,
                             "the graph is not connected: nothing of worker %d ever comes to worker "
                             "%d; add an edge",
                             backward ? i : 0, backward ? 0 : i);
         }
         if (cycles == g->period) continue;
-        return dm__fail(error, size,
+        return dm__fail(e,
                         "messages are back where they were after %d rounds and never mix; let a "
                         "worker keep some weight on itself",
                         cycles);
@@ -317,6 +290,7 @@ static inline int dm__check_connected(const DmGraph *g, char *error, size_t size
  * returns  0, or -1 and a sentence naming the row or column that is off; they count from 0, as
  *          ranks do */
 static inline int dm_graph_check(const DmGraph *g, char *error, size_t size) {
+    DmError e = {error, size};
     size_t n = (size_t)g->nodes;
     assert(g->nodes >= 1 && g->nodes <= DM_MAX_NODES);
     assert(g->period >= 1 && g->period <= DM_MAX_PERIOD);
@@ -324,7 +298,7 @@ static inline int dm_graph_check(const DmGraph *g, char *error, size_t size) {
         const double *w = g->weight + p * n * n;
         for (size_t i = 0; i < n * n; i++) {
             if (isfinite(w[i]) && w[i] >= 0) continue;
-            return dm__fail(error, size,
+            return dm__fail(&e,
                             "the weight in row %zu, column %zu (counted from 0) is %g; weights are "
                             "finite and not negative",
                             i / n, i % n, w[i]);
@@ -334,13 +308,13 @@ static inline int dm_graph_check(const DmGraph *g, char *error, size_t size) {
             double sum = 0;
             for (size_t k = 0; k < n; k++) sum += first[line < n ? k : k * n];
             if (fabs(sum - 1) <= 1e-6 * (1 + 1e-9)) continue; /* 0.333333 three times is welcome */
-            return dm__fail(error, size,
+            return dm__fail(&e,
                             "%s %zu (counted from 0) sums to %.9g instead of 1; every row and "
                             "column must sum to 1 within 1e-6",
                             line < n ? "row" : "column", line % n, sum);
         }
     }
-    return dm__check_connected(g, error, size);
+    return dm__check_connected(g, &e);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -396,25 +370,22 @@ static inline void dm__end_row(DmFile *m, int nodes) {
     m->cols = 0;
 }
 
-static inline int dm__shape(const DmFile *m, const char *path, int nodes, char *error,
-                            size_t size) {
+static inline int dm__shape(const DmFile *m, const char *path, int nodes, const DmError *e) {
     if (m->rows == nodes && m->odd < 0) return 0;
     if (m->rows > 0 && m->rows == m->first && !m->ragged)
-        return dm__fail(error, size,
+        return dm__fail(e,
                         "%s holds a matrix of %d x %d, but --workers is %d; take --workers %d or "
                         "another file",
                         path, m->rows, m->rows, nodes, m->rows);
     if (m->rows != nodes)
-        return dm__fail(error, size, "%s holds %d rows; --workers %d wants %d rows of %d numbers",
-                        path, m->rows, nodes, nodes, nodes);
-    return dm__fail(error, size,
-                    "%s: row %d (counted from 0) holds %d numbers; --workers %d wants %d", path,
+        return dm__fail(e, "%s holds %d rows; --workers %d wants %d rows of %d numbers", path,
+                        m->rows, nodes, nodes, nodes);
+    return dm__fail(e, "%s: row %d (counted from 0) holds %d numbers; --workers %d wants %d", path,
                     m->odd, m->has, nodes, nodes);
 }
 
 /* w (nodes x nodes) <- the file's rows. */
-static inline int dm__parse(double *w, FILE *f, const char *path, int nodes, char *error,
-                            size_t size) {
+static inline int dm__parse(double *w, FILE *f, const char *path, int nodes, const DmError *e) {
     DmFile m = {0, 0, 0, -1, 0, 0};
     char word[64];
     size_t bytes = 0;
@@ -425,10 +396,10 @@ static inline int dm__parse(double *w, FILE *f, const char *path, int nodes, cha
         if (length == DM__LINE) continue;
         if (length == DM__END) break;
         if (length == DM__BIG)
-            return dm__fail(error, size, "%s is longer than %d bytes: not a matrix of weights",
-                            path, (int)DM_MAX_FILE);
+            return dm__fail(e, "%s is longer than %d bytes: not a matrix of weights", path,
+                            (int)DM_MAX_FILE);
         if (length == DM__LONG || dm__number(&x, word, length))
-            return dm__fail(error, size,
+            return dm__fail(e,
                             "%s, row %d, column %d (counted from 0): %s%s%s; weights are numbers "
                             "from 0 to 1 with blanks between",
                             path, m.rows, m.cols, length < 0 ? "a word of more than 63 bytes" : "'",
@@ -437,18 +408,17 @@ static inline int dm__parse(double *w, FILE *f, const char *path, int nodes, cha
         m.cols++;
     }
     if (ferror(f))
-        return dm__fail(error, size, "cannot read %s: %s; give the path of a text file", path,
+        return dm__fail(e, "cannot read %s: %s; give the path of a text file", path,
                         strerror(errno));
-    return dm__shape(&m, path, nodes, error, size);
+    return dm__shape(&m, path, nodes, e);
 }
 
-static inline int dm__read(double *w, const char *path, int nodes, char *error, size_t size) {
+static inline int dm__read(double *w, const char *path, int nodes, const DmError *e) {
     FILE *f = fopen(path, "r");
     if (!f)
-        return dm__fail(error, size,
-                        "cannot open %s: %s; --topology file:PATH reads a matrix of weights", path,
-                        strerror(errno));
-    int failed = dm__parse(w, f, path, nodes, error, size);
+        return dm__fail(e, "cannot open %s: %s; --topology file:PATH reads a matrix of weights",
+                        path, strerror(errno));
+    int failed = dm__parse(w, f, path, nodes, e);
     fclose(f);
     return failed;
 }
@@ -497,7 +467,7 @@ static inline void dm__weigh(double *w, const DmTopology *row, DmWeights weights
 
 /* Which weights a --weights means for a topology; -1 and a sentence when it means none. */
 static inline int dm__choose(DmWeights *choice, const DmTopology *row, const char *weights,
-                             char *error, size_t size) {
+                             const DmError *e) {
     static const char *const name[] = {"metropolis", "uniform"}; /* by DmWeights */
     *choice = row->weights;
     if (strcmp(weights, "auto") == 0) return 0;
@@ -505,19 +475,19 @@ static inline int dm__choose(DmWeights *choice, const DmTopology *row, const cha
         if (strcmp(weights, name[i]) != 0) continue;
         *choice = (DmWeights)i;
         if (row->takes && (i == DM_UNIFORM || !row->directed)) return 0;
-        return dm__fail(error, size, "%s weights do not go with --topology %s, which %s; take auto",
-                        weights, row->name,
+        return dm__fail(e, "%s weights do not go with --topology %s, which %s; take auto", weights,
+                        row->name,
                         row->takes ? "is directed: their sums would not be 1" : "brings its own");
     }
-    return dm__fail(error, size,
-                    "--weights '%.40s' is unknown; it may be auto, metropolis or uniform", weights);
+    return dm__fail(e, "--weights '%.40s' is unknown; it may be auto, metropolis or uniform",
+                    weights);
 }
 
-static inline int dm__unknown(const char *text, char *error, size_t size) {
+static inline int dm__unknown(const char *text, const DmError *e) {
     const DmTopology *row;
-    int n = snprintf(error, size, "--topology '%.40s' is unknown; it may be", text);
-    for (size_t i = 0; (row = dm_topology_row(i)) != NULL && n > 0 && (size_t)n < size; i++)
-        n += snprintf(error + n, size - (size_t)n, "%s %s%s", i ? "," : "", row->name,
+    int n = snprintf(e->text, e->size, "--topology '%.40s' is unknown; it may be", text);
+    for (size_t i = 0; (row = dm_topology_row(i)) != NULL && n > 0 && (size_t)n < e->size; i++)
+        n += snprintf(e->text + n, e->size - (size_t)n, "%s %s%s", i ? "," : "", row->name,
                       row->takes ? "" : ":PATH");
     return -1;
 }
@@ -530,30 +500,30 @@ static inline int dm__unknown(const char *text, char *error, size_t size) {
  * returns  0, or -1 and a sentence */
 static inline int dm_graph_build(DmGraph *g, double *storage, const char *text, const char *weights,
                                  int nodes, char *error, size_t size) {
+    DmError e = {error, size};
     const char *path, *wanted;
     char reason[200];
     DmWeights choice;
     const DmTopology *row = dm__find(text, &path);
-    if (!row) return dm__unknown(text, error, size);
+    if (!row) return dm__unknown(text, &e);
     if (nodes < 1 || nodes > DM_MAX_NODES)
-        return dm__fail(error, size, "a graph of %d workers cannot be; take 1 to %d", nodes,
+        return dm__fail(&e, "a graph of %d workers cannot be; take 1 to %d", nodes,
                         (int)DM_MAX_NODES);
-    if (dm__choose(&choice, row, weights, error, size)) return -1;
-    if ((wanted = row->wants(nodes)) != NULL)
-        return dm__fail(error, size,
+    if (dm__choose(&choice, row, weights, &e)) return -1;
+    if (row->wants && (wanted = row->wants(nodes)) != NULL)
+        return dm__fail(&e,
                         "--topology %s wants %s, and --workers is %d; take other --workers or "
                         "another topology",
                         text, wanted, nodes);
     g->nodes = nodes;
     g->period = row->one_peer && nodes > 2 ? dm__log2(nodes) : 1;
     g->weight = storage;
-    if (!row->takes && dm__read(storage, path, nodes, error, size)) return -1;
+    if (!row->takes && dm__read(storage, path, nodes, &e)) return -1;
     for (int p = 0; row->takes && p < g->period; p++)
         dm__weigh(storage + (size_t)p * (size_t)nodes * (size_t)nodes, row, choice, nodes, p);
     if (dm_graph_check(g, reason, sizeof reason))
-        return dm__fail(error, size, "%s%s: %s%s", row->takes ? "--topology " : "",
-                        row->takes ? text : path, reason,
-                        row->takes && choice == DM_UNIFORM ? "; take --weights auto" : "");
+        return dm__fail(&e, "%s%s: %s%s", row->takes ? "--topology " : "", row->takes ? text : path,
+                        reason, row->takes && choice == DM_UNIFORM ? "; take --weights auto" : "");
     if (!row->takes) dm__balance(storage, (size_t)nodes);
     return 0;
 }

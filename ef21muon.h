@@ -83,6 +83,8 @@ int main(void) {
 #ifndef EF21MUON_H
 #define EF21MUON_H
 
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "signmuon.h"
@@ -96,36 +98,38 @@ extern "C" {
 
 typedef struct EfLink EfLink;
 
-/* A matrix and how it is compressed: what every function of a row is told. */
+/* A matrix and how it is compressed: what the functions of a row are told. */
 typedef struct EfTask {
     const EfLink *link;
     size_t rows, cols;
     uint64_t key;
-    float *warm;    /* NULL in a receiver */
-    float *scratch; /* as many floats as the row's `scratch` says */
+    float *warm;     /* NULL in a receiver */
+    float *v;        /* values of the message */
+    uint64_t *plane; /* bits of the message */
+    float *scratch;  /* as many floats as the row's `scratch` says */
 } EfTask;
 
+typedef size_t EfSize(const EfLink *l, size_t rows, size_t cols);
+typedef double EfNumber(const EfLink *l, size_t rows, size_t cols);
+
 /* A compressor is a row: how many values and bits its message has, what it picks, how it puts that
- * back. Functions may be NULL where that is said. */
+ * back. */
 typedef struct EfCompressor {
-    const char *name;     /* as typed before ':' */
-    const char *argument; /* "F", "P", "G", or NULL */
-    const char *takes;    /* what it takes, for a sentence */
-    double most;          /* largest value of the argument, which is above 0 */
-    int natural;          /* 1: "+natural" may follow; 2: is natural by itself */
-    int replaces;         /* the message is the target itself, and replaces the estimate */
-    int coin;             /* sent with probability `value` only */
-    size_t (*values)(const EfLink *l, size_t rows, size_t cols);
-    size_t (*plane)(const EfLink *l, size_t rows, size_t cols);  /* bits; NULL: none */
-    size_t (*picked)(const EfLink *l, size_t rows, size_t cols); /* that are 1; NULL: any number */
-    double (*contraction)(const EfLink *l, size_t rows, size_t cols); /* with exact values */
-    double (*paper)(const EfLink *l, size_t rows, size_t cols);   /* bits; NULL: the real ones */
-    size_t (*warm)(const EfLink *l, size_t rows, size_t cols);    /* NULL: 0 */
-    size_t (*scratch)(const EfLink *l, size_t rows, size_t cols); /* NULL: 0 */
-    /* values and plane of x; returns v, or x itself when it is its own values */
-    const float *(*gather)(float *v, uint64_t *plane, const float *x, const EfTask *t);
-    void (*scatter)(float *out, float *v, const uint64_t *plane,
-                    const EfTask *t); /* NULL: a copy */
+    const char *name;      /* as typed before ':' */
+    const char *argument;  /* "F", "P", "G", or NULL */
+    const char *takes;     /* what it takes, for a sentence */
+    double most;           /* largest value of the argument, which is above 0 */
+    int natural;           /* 1: "+natural" may follow; 2: is natural by itself */
+    int replaces;          /* the message is the target itself, and replaces the estimate */
+    int coin;              /* sent with probability `value` only */
+    EfSize *values;        /* of the message */
+    EfSize *plane;         /* its bits */
+    EfSize *picked;        /* how many of them are 1; NULL: any number */
+    EfNumber *contraction; /* with exact values */
+    EfNumber *paper;       /* bits; NULL: the real ones */
+    EfSize *warm, *scratch;
+    const float *(*gather)(const float *x, const EfTask *t); /* plane; returns v, or x when equal */
+    void (*scatter)(float *out, const EfTask *t);            /* NULL: out is v */
     const char *doc;
 } EfCompressor;
 
@@ -135,6 +139,9 @@ struct EfLink {
     double value;            /* of the argument */
     int natural, stochastic; /* values travel as powers of two; rounded at random */
 };
+
+/* ------------------------------------------------------------------------------------------------
+ * sizes by formula, of which the rows of the table choose */
 
 static inline size_t ef__min(size_t a, size_t b) { return a < b ? a : b; }
 static inline size_t ef__max(size_t a, size_t b) { return a > b ? a : b; }
@@ -147,6 +154,57 @@ static inline size_t ef__share(const EfLink *l, size_t n) {
     return ef__max(1, ef__min(n, (size_t)(l->value * (double)n + 1e-9)));
 }
 
+enum { EF__BINS = 2048, EF__TABLES = 4 }; /* of the histograms of ef__cut */
+static inline size_t ef__cut_scratch(size_t n) { return ef__pad(n) + EF__TABLES * EF__BINS; }
+
+// clang-format off
+#define EF__RULE(type, name, formula)                                                              \
+    static inline type name(const EfLink *l, size_t rows, size_t cols) {                           \
+        return (void)l, (void)rows, (void)cols, formula;                                           \
+    }
+
+EF__RULE(size_t, ef__none, 0)
+EF__RULE(size_t, ef__one, 1)
+EF__RULE(size_t, ef__cols, cols)
+EF__RULE(size_t, ef__all, rows * cols)
+EF__RULE(size_t, ef__picked, ef__share(l, l->row->plane(l, rows, cols)))
+EF__RULE(size_t, ef__picked_values,
+         ef__picked(l, rows, cols) * (rows * cols / l->row->plane(l, rows, cols)))
+EF__RULE(size_t, ef__rank, ef__share(l, ef__min(rows, cols)))
+EF__RULE(size_t, ef__rank_values, ef__rank(l, rows, cols) * (rows + cols))
+EF__RULE(size_t, ef__rank_warm, ef__rank(l, rows, cols) * ef__max(rows, cols))
+
+EF__RULE(double, ef__exact, 1)
+EF__RULE(double, ef__probability, l->value)
+EF__RULE(double, ef__damped, l->value * (2 - l->value))
+EF__RULE(double, ef__one_of_all, 1 / ((double)rows * (double)cols))
+EF__RULE(double, ef__picked_share,
+         (double)ef__picked(l, rows, cols) / (double)l->row->plane(l, rows, cols))
+EF__RULE(double, ef__rank_share, (double)ef__rank(l, rows, cols) / (double)ef__min(rows, cols))
+
+EF__RULE(double, ef__paper_natural, 16 * (double)rows * (double)cols)
+EF__RULE(double, ef__paper_top,
+         (double)ef__picked(l, rows, cols) * (l->natural ? 16 + 26 : 32 + 26))
+EF__RULE(double, ef__paper_rank,
+         (double)ef__rank(l, rows, cols) * (double)(rows + cols + 1) * (l->natural ? 16 : 32))
+
+EF__RULE(size_t, ef__top_scratch, ef__cut_scratch(rows * cols))
+EF__RULE(size_t, ef__column_scratch, 3 * ef__pad(cols) + ef__cut_scratch(cols))
+/* a factor; lengths, their sums and the choice among m of them; and what products want */
+EF__RULE(size_t, ef__rank_scratch,
+         ef__pad(ef__rank_warm(l, rows, cols)) + 4 * ef__pad(ef__min(rows, cols)) + 16 +
+             ef__cut_scratch(ef__min(rows, cols)) + SIGNMUON_GEMM_SCRATCH)
+/* and A and U in double */
+EF__RULE(size_t, ef__svd_scratch,
+         ef__pad(ef__rank_scratch(l, rows, cols)) +
+             2 * (rows * cols + ef__min(rows, cols) * ef__min(rows, cols)))
+// clang-format on
+
+/* Floats of warm-start state that a sender keeps between steps, zeroed at first. */
+static inline size_t ef_warm(const EfLink *l, size_t rows, size_t cols) {
+    return l->row->warm(l, rows, cols);
+}
+
 /* ------------------------------------------------------------------------------------------------
  * bits in a row */
 
@@ -156,7 +214,7 @@ typedef struct EfWriter {
     unsigned count; /* bits held, below 64 */
 } EfWriter;
 
-/* Append the low n bits (1 .. 64) of value, whose others are 0. */
+/* Append the low n bits (0 .. 64) of value, whose others are 0. */
 static inline void ef__put(EfWriter *w, uint64_t value, unsigned n) {
     w->held |= value << w->count;
     if (w->count + n < 64) {
@@ -176,7 +234,7 @@ typedef struct EfReader {
     size_t bytes, at; /* at: bits read */
 } EfReader;
 
-/* The next n bits (1 .. 64), which must be there. */
+/* The next n bits (0 .. 64), which must be there. */
 static inline uint64_t ef__get(EfReader *r, unsigned n) {
     size_t byte = r->at / 8, shift = r->at % 8, left = r->bytes - byte;
     uint64_t word = 0;
@@ -192,9 +250,7 @@ static inline uint64_t ef__get(EfReader *r, unsigned n) {
 
 /* ceil(log2 n): bits of an index below n */
 static inline unsigned ef__index_bits(size_t n) {
-    unsigned bits = 0;
-    while (((size_t)1 << bits) < n) bits++;
-    return bits;
+    return n > 1 ? 64 - (unsigned)__builtin_clzll(n - 1) : 0;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -214,22 +270,21 @@ static inline uint32_t ef__exponent(float x, uint32_t dither) {
     return u < 0x00800000 ? 0 : e;
 }
 
-static inline uint32_t ef__dither(uint64_t key, size_t i) {
-    return (uint32_t)(sm_hash(key, i) >> 41);
+static inline uint32_t ef__dither(int stochastic, uint64_t key, size_t i) {
+    return stochastic ? (uint32_t)(sm_hash(key, i) >> 41) : 1 << 22;
 }
 
 static inline void ef__exponents(unsigned char *e, const float *x, size_t n, const EfTask *t) {
-    if (t->link->stochastic)
-        for (size_t i = 0; i < n; i++)
-            e[i] = (unsigned char)ef__exponent(x[i], ef__dither(t->key, i));
-    else
-        for (size_t i = 0; i < n; i++) e[i] = (unsigned char)ef__exponent(x[i], 1 << 22);
+    int stochastic = t->link->stochastic;
+    uint64_t key = t->key;
+    for (size_t i = 0; i < n; i++)
+        e[i] = (unsigned char)ef__exponent(x[i], ef__dither(stochastic, key, i));
 }
 
 /* x <- what its receiver will see; rounding twice changes nothing more. */
 static inline void ef__round(float *x, size_t n, const EfTask *t) {
     for (size_t i = 0; i < n; i++) {
-        uint32_t dither = t->link->stochastic ? ef__dither(t->key, i) : 1 << 22;
+        uint32_t dither = ef__dither(t->link->stochastic, t->key, i);
         uint32_t u = ef__exponent(x[i], dither) << 23 | (ef__float_bits(x[i]) & (1u << 31));
         memcpy(&x[i], &u, sizeof u);
     }
@@ -255,12 +310,6 @@ static inline uint32_t ef__powers(float *x, const unsigned char *e, uint64_t min
 /* ------------------------------------------------------------------------------------------------
  * the entries of largest magnitude, in O(n) */
 
-/* Entries whose magnitude's bits exceed `bits` are kept, and the first `ties` of those equal. */
-typedef struct EfCut {
-    int32_t bits;
-    size_t ties;
-} EfCut;
-
 /* Bits |x[i]| > cut, as integers, and in *equal those that equal it, of n <= 64 entries. */
 static inline uint64_t ef__above(uint64_t *equal, const float *x, size_t n, int32_t cut) {
     float more[64];
@@ -279,9 +328,6 @@ static inline uint32_t ef__bin(const uint32_t *histogram, uint32_t bins, size_t 
     return bin;
 }
 
-enum { EF__BINS = 2048, EF__TABLES = 4 };
-static inline size_t ef__cut_scratch(size_t n) { return ef__pad(n) + EF__TABLES * EF__BINS; }
-
 /* list <- magnitudes of the entries in one bin of 2^20; returns how many. */
 static inline size_t ef__list(uint32_t *list, const float *x, size_t n, uint32_t bin) {
     size_t count = 0;
@@ -297,41 +343,39 @@ static inline size_t ef__list(uint32_t *list, const float *x, size_t n, uint32_t
     return count;
 }
 
-/* The cut that keeps `keep` of n entries (1 .. n): three histograms of 11, 10 and 10 bits, the last
- * two of one bin of the one before. Four tables, as equal exponents in a row would queue for one
- * counter. */
-static inline EfCut ef__cut(const float *x, size_t n, size_t keep, float *scratch) {
+/* The bits of the *keep-th largest magnitude of n (1 .. n); *keep becomes its place among equals.
+ * Three histograms of 11, 10 and 10 bits, the last two of one bin of the one before. Four tables,
+ * as equal exponents in a row would queue for one counter. */
+static inline int32_t ef__cut(const float *x, size_t n, size_t *keep, float *scratch) {
     uint32_t *histogram = (uint32_t *)(void *)scratch, *list = histogram + EF__TABLES * EF__BINS;
     memset(histogram, 0, EF__TABLES * EF__BINS * sizeof *histogram);
     for (size_t i = 0; i < n; i++)
         histogram[i % EF__TABLES * EF__BINS + (ef__float_bits(x[i]) << 1 >> 21)]++;
     for (size_t b = 0; b < EF__BINS; b++)
         for (size_t k = 1; k < EF__TABLES; k++) histogram[b] += histogram[k * EF__BINS + b];
-    uint32_t bits = ef__bin(histogram, EF__BINS, &keep) << 20;
+    uint32_t bits = ef__bin(histogram, EF__BINS, keep) << 20;
     size_t count = ef__list(list, x, n, bits >> 20);
     for (unsigned shift = 10;; shift -= 10) {
         memset(histogram, 0, 1024 * sizeof *histogram);
         for (size_t i = 0; i < count; i++) histogram[list[i] >> shift & 1023]++;
-        uint32_t bin = ef__bin(histogram, 1024, &keep);
+        uint32_t bin = ef__bin(histogram, 1024, keep);
         bits |= bin << shift;
-        if (shift == 0) break;
+        if (shift == 0) return (int32_t)bits;
         size_t same = 0;
         for (size_t i = 0; i < count; i++)
             if ((list[i] >> shift & 1023) == bin) list[same++] = list[i];
         count = same;
     }
-    EfCut cut = {(int32_t)bits, keep};
-    return cut;
 }
 
 /* plane <- 1 for the `keep` entries of largest magnitude, of equal ones the first. */
 static inline void ef__pick(uint64_t *plane, const float *x, size_t n, size_t keep,
                             float *scratch) {
-    EfCut cut = ef__cut(x, n, keep, scratch);
+    int32_t cut = ef__cut(x, n, &keep, scratch);
     for (size_t w = 0; w < sm_words(n); w++) {
         uint64_t equal, take = 0;
-        plane[w] = ef__above(&equal, x + w * 64, ef__min(64, n - w * 64), cut.bits);
-        for (; equal && cut.ties; equal &= equal - 1, cut.ties--) take |= equal & (~equal + 1);
+        plane[w] = ef__above(&equal, x + w * 64, ef__min(64, n - w * 64), cut);
+        for (; equal && keep; equal &= equal - 1, keep--) take |= equal & (~equal + 1);
         plane[w] |= take;
     }
 }
@@ -376,114 +420,40 @@ static inline void ef__orthonormalise(float *p, size_t r, size_t m) {
 /* ------------------------------------------------------------------------------------------------
  * identity, natural, dropout, damping, sign */
 
-static inline size_t ef__all(const EfLink *l, size_t rows, size_t cols) {
-    return (void)l, rows * cols;
-}
-static inline size_t ef__one(const EfLink *l, size_t rows, size_t cols) {
-    return (void)l, (void)rows, (void)cols, 1;
-}
-static inline double ef__exact(const EfLink *l, size_t rows, size_t cols) {
-    return (void)l, (void)rows, (void)cols, 1;
-}
-static inline double ef__probability(const EfLink *l, size_t rows, size_t cols) {
-    return (void)rows, (void)cols, l->value;
-}
-static inline double ef__damped(const EfLink *l, size_t rows, size_t cols) {
-    return (void)rows, (void)cols, l->value * (2 - l->value);
-}
-static inline double ef__one_of_all(const EfLink *l, size_t rows, size_t cols) {
-    return (void)l, 1 / ((double)rows * (double)cols);
-}
-static inline double ef__paper_natural(const EfLink *l, size_t rows, size_t cols) {
-    return (void)l, 16 * (double)rows * (double)cols;
-}
+static inline const float *ef__gather_all(const float *x, const EfTask *t) { return (void)t, x; }
 
-static inline const float *ef__gather_all(float *v, uint64_t *plane, const float *x,
-                                          const EfTask *t) {
-    return (void)v, (void)plane, (void)t, x;
-}
-
-static inline const float *ef__gather_damped(float *v, uint64_t *plane, const float *x,
-                                             const EfTask *t) {
+static inline const float *ef__gather_damped(const float *x, const EfTask *t) {
     float scale = (float)t->link->value;
-    (void)plane;
-    for (size_t i = 0; i < t->rows * t->cols; i++) v[i] = scale * x[i];
-    return v;
+    for (size_t i = 0; i < t->rows * t->cols; i++) t->v[i] = scale * x[i];
+    return t->v;
 }
 
 /* plane <- signs, an exact zero's by a coin; v[0] <- mean|x| (Karimireddy et al. 2019) */
-static inline const float *ef__gather_sign(float *v, uint64_t *plane, const float *x,
-                                           const EfTask *t) {
+static inline const float *ef__gather_sign(const float *x, const EfTask *t) {
     size_t n = t->rows * t->cols, i = 0;
     double lane[8] = {0}, sum = 0;
     for (; i + 8 <= n; i += 8)
         for (size_t j = 0; j < 8; j++) lane[j] += (double)fabsf(x[i + j]);
     for (; i < n; i++) lane[0] += (double)fabsf(x[i]);
     for (size_t j = 0; j < 8; j++) sum += lane[j];
-    v[0] = (float)(sum / (double)n);
-    sm_pack(plane, x, n, SM_COIN, t->key);
-    return v;
+    t->v[0] = (float)(sum / (double)n);
+    sm_pack(t->plane, x, n, SM_COIN, t->key);
+    return t->v;
 }
 
-static inline void ef__scatter_sign(float *out, float *v, const uint64_t *plane, const EfTask *t) {
+static inline void ef__scatter_sign(float *out, const EfTask *t) {
     size_t n = t->rows * t->cols;
+    uint64_t here = t->v[0] > 0 ? ~(uint64_t)0 : 0;
     float last[64];
     for (size_t w = 0; w < sm_words(n); w++) {
         size_t left = n - w * 64;
-        sm__expand(left < 64 ? last : out + w * 64, plane[w], v[0] > 0 ? ~(uint64_t)0 : 0, v[0]);
+        sm__expand(left < 64 ? last : out + w * 64, t->plane[w], here, t->v[0]);
         if (left < 64) memcpy(out + w * 64, last, left * sizeof *out);
     }
 }
 
 /* ------------------------------------------------------------------------------------------------
- * topk and coltopk */
-
-static inline size_t ef__top(const EfLink *l, size_t rows, size_t cols) {
-    return ef__share(l, rows * cols);
-}
-static inline double ef__top_share(const EfLink *l, size_t rows, size_t cols) {
-    return (double)ef__top(l, rows, cols) / ((double)rows * (double)cols);
-}
-static inline double ef__paper_top(const EfLink *l, size_t rows, size_t cols) {
-    return (double)ef__top(l, rows, cols) * (l->natural ? 16 + 26 : 32 + 26);
-}
-static inline size_t ef__top_scratch(const EfLink *l, size_t rows, size_t cols) {
-    return (void)l, ef__cut_scratch(rows * cols);
-}
-
-static inline const float *ef__gather_top(float *v, uint64_t *plane, const float *x,
-                                          const EfTask *t) {
-    size_t n = t->rows * t->cols, k = 0;
-    ef__pick(plane, x, n, ef__top(t->link, t->rows, t->cols), t->scratch);
-    for (size_t w = 0; w < sm_words(n); w++)
-        for (uint64_t bits = plane[w]; bits; bits &= bits - 1)
-            v[k++] = x[w * 64 + (size_t)__builtin_ctzll(bits)];
-    return v;
-}
-
-static inline void ef__scatter_top(float *out, float *v, const uint64_t *plane, const EfTask *t) {
-    size_t n = t->rows * t->cols, k = 0;
-    memset(out, 0, n * sizeof *out);
-    for (size_t w = 0; w < sm_words(n); w++)
-        for (uint64_t bits = plane[w]; bits; bits &= bits - 1)
-            out[w * 64 + (size_t)__builtin_ctzll(bits)] = v[k++];
-}
-
-static inline size_t ef__columns(const EfLink *l, size_t rows, size_t cols) {
-    return (void)rows, ef__share(l, cols);
-}
-static inline size_t ef__column_plane(const EfLink *l, size_t rows, size_t cols) {
-    return (void)l, (void)rows, cols;
-}
-static inline size_t ef__column_values(const EfLink *l, size_t rows, size_t cols) {
-    return rows * ef__columns(l, rows, cols);
-}
-static inline double ef__column_share(const EfLink *l, size_t rows, size_t cols) {
-    return (double)ef__columns(l, rows, cols) / (double)cols;
-}
-static inline size_t ef__column_scratch(const EfLink *l, size_t rows, size_t cols) {
-    return (void)l, (void)rows, 3 * ef__pad(cols) + ef__cut_scratch(cols);
-}
+ * topk and coltopk: the columns of largest 2-norm, which for topk are those of a single row */
 
 /* norm <- 2-norms of n lines of x, in fp32; element p of line i at x[i * row + p * col]; sum is n
  * doubles */
@@ -496,84 +466,53 @@ static inline void ef__norms(float *norm, const float *x, size_t row, size_t col
     for (size_t i = 0; i < n; i++) norm[i] = (float)sqrt(sum[i]);
 }
 
-static inline const float *ef__gather_columns(float *v, uint64_t *plane, const float *x,
-                                              const EfTask *t) {
-    size_t cols = t->cols, k = 0;
-    float *sum = t->scratch, *norm = sum + 2 * ef__pad(cols);
-    ef__norms(norm, x, 1, cols, cols, t->rows, (double *)(void *)sum);
-    ef__pick(plane, norm, cols, ef__columns(t->link, t->rows, cols), norm + ef__pad(cols));
-    for (size_t i = 0; i < t->rows; i++)
-        for (size_t w = 0; w < sm_words(cols); w++)
-            for (uint64_t bits = plane[w]; bits; bits &= bits - 1)
-                v[k++] = x[i * cols + w * 64 + (size_t)__builtin_ctzll(bits)];
-    return v;
+static inline const float *ef__gather_top(const float *x, const EfTask *t) {
+    const EfCompressor *row = t->link->row;
+    size_t n = row->plane(t->link, t->rows, t->cols), size = t->rows * t->cols, k = 0;
+    const float *weight = x;
+    float *rest = t->scratch;
+    if (size > n) {
+        float *norm = rest + 2 * ef__pad(n);
+        ef__norms(norm, x, 1, n, n, t->rows, (double *)(void *)rest);
+        weight = norm;
+        rest = norm + ef__pad(n);
+    }
+    ef__pick(t->plane, weight, n, row->picked(t->link, t->rows, t->cols), rest);
+    for (size_t at = 0; at < size; at += n)
+        for (size_t w = 0; w < sm_words(n); w++)
+            for (uint64_t bits = t->plane[w]; bits; bits &= bits - 1)
+                t->v[k++] = x[at + w * 64 + (size_t)__builtin_ctzll(bits)];
+    return t->v;
 }
 
-static inline void ef__scatter_columns(float *out, float *v, const uint64_t *plane,
-                                       const EfTask *t) {
-    size_t cols = t->cols, k = 0;
-    memset(out, 0, t->rows * cols * sizeof *out);
-    for (size_t i = 0; i < t->rows; i++)
-        for (size_t w = 0; w < sm_words(cols); w++)
-            for (uint64_t bits = plane[w]; bits; bits &= bits - 1)
-                out[i * cols + w * 64 + (size_t)__builtin_ctzll(bits)] = v[k++];
+static inline void ef__scatter_top(float *out, const EfTask *t) {
+    size_t n = t->link->row->plane(t->link, t->rows, t->cols), size = t->rows * t->cols, k = 0;
+    memset(out, 0, size * sizeof *out);
+    for (size_t at = 0; at < size; at += n)
+        for (size_t w = 0; w < sm_words(n); w++)
+            for (uint64_t bits = t->plane[w]; bits; bits &= bits - 1)
+                out[at + w * 64 + (size_t)__builtin_ctzll(bits)] = t->v[k++];
 }
 
 /* ------------------------------------------------------------------------------------------------
  * rankk and svdtopk: A ~ P R^T with A turned so that m <= n; here and on the wire as P^T (r x m)
  * and R^T (r x n) */
 
-static inline size_t ef__rank(const EfLink *l, size_t rows, size_t cols) {
-    return ef__share(l, ef__min(rows, cols));
-}
-static inline size_t ef__rank_values(const EfLink *l, size_t rows, size_t cols) {
-    return ef__rank(l, rows, cols) * (rows + cols);
-}
-static inline size_t ef__rank_warm(const EfLink *l, size_t rows, size_t cols) {
-    return ef__rank(l, rows, cols) * ef__max(rows, cols);
-}
-static inline double ef__rank_share(const EfLink *l, size_t rows, size_t cols) {
-    return (double)ef__rank(l, rows, cols) / (double)ef__min(rows, cols);
-}
-static inline double ef__paper_rank(const EfLink *l, size_t rows, size_t cols) {
-    return (double)ef__rank(l, rows, cols) * (double)(rows + cols + 1) * (l->natural ? 16 : 32);
-}
-/* a factor; lengths, their sums and the choice among m of them; and what products want */
-static inline size_t ef__rank_scratch(const EfLink *l, size_t rows, size_t cols) {
-    size_t m = ef__min(rows, cols), factor = ef__pad(ef__rank_warm(l, rows, cols));
-    return factor + 4 * ef__pad(m) + 16 + ef__cut_scratch(m) + SIGNMUON_GEMM_SCRATCH;
-}
-/* and A and U in double */
-static inline size_t ef__svd_scratch(const EfLink *l, size_t rows, size_t cols) {
-    size_t m = ef__min(rows, cols);
-    return ef__pad(ef__rank_scratch(l, rows, cols)) + 2 * (rows * cols + m * m);
-}
-
-/* A factorisation at work: A^T, where it was turned, is x. */
 typedef struct EfFactors {
-    const float *x;
-    size_t m, n, r;
+    const float *x; /* A(i, j) is x[i * row + j * col] */
+    size_t m, n, r, row, col;
     int turned;
     float *p, *q; /* r x m, r x n, in v */
     float *factor, *rest;
 } EfFactors;
 
-static inline EfFactors ef__factors(float *v, const float *x, const EfTask *t) {
-    EfFactors f;
-    f.x = x;
-    f.m = ef__min(t->rows, t->cols);
-    f.n = ef__max(t->rows, t->cols);
-    f.r = ef__rank(t->link, t->rows, t->cols);
-    f.turned = t->rows > t->cols;
-    f.p = v;
-    f.q = v + f.r * f.m;
-    f.factor = t->scratch;
-    f.rest = f.factor + ef__pad(f.r * f.n);
+static inline EfFactors ef__factors(const float *x, const EfTask *t) {
+    size_t m = ef__min(t->rows, t->cols), n = ef__max(t->rows, t->cols);
+    size_t r = ef__rank(t->link, t->rows, t->cols);
+    int turned = t->rows > t->cols;
+    float *p = t->v, *q = p + r * m, *factor = t->scratch, *rest = factor + ef__pad(r * n);
+    EfFactors f = {x, m, n, r, turned ? 1 : n, turned ? m : 1, turned, p, q, factor, rest};
     return f;
-}
-
-static inline float ef__entry(const EfFactors *f, size_t i, size_t j) {
-    return f->turned ? f->x[j * f->m + i] : f->x[i * f->n + j];
 }
 
 /* P = orth(A Q), Q the R of the last step; a column without one starts nearly Gaussian, as the sum
@@ -588,56 +527,42 @@ static inline void ef__power_step(EfFactors *f, const EfTask *t) {
             q[j] = (float)((int)sum - 131070) * 0x1p-15f;
         }
     }
-    if (f->turned)
-        SIGNMUON_GEMM('n', f->p, t->warm, f->x, f->r, f->m, f->n, f->rest);
-    else
-        SIGNMUON_GEMM('t', f->p, t->warm, f->x, f->r, f->m, f->n, f->rest);
+    SIGNMUON_GEMM(f->turned ? 'n' : 't', f->p, t->warm, f->x, f->r, f->m, f->n, f->rest);
     ef__orthonormalise(f->p, f->r, f->m);
 }
 
-/* plane <- the r of m that weigh most, weight is m floats at f->rest; returns plane */
-static inline const uint64_t *ef__heaviest(const EfFactors *f) {
-    float *more = f->rest + 3 * ef__pad(f->m);
+/* P = the r rows of U (m x m), or of the unit matrix, that weigh most: weights are m floats at
+ * f->rest. */
+static inline void ef__heaviest(EfFactors *f, const double *u) {
+    float *more = f->rest + 3 * ef__pad(f->m), *p = f->p;
     uint64_t *plane = (uint64_t *)(void *)more;
     ef__pick(plane, f->rest, f->m, f->r, more + ef__pad(2 * sm_words(f->m)));
-    return plane;
-}
-
-/* P = unit vectors of the r longest rows */
-static inline void ef__longest_rows(EfFactors *f) {
-    size_t k = 0;
-    ef__norms(f->rest, f->x, f->turned ? 1 : f->n, f->turned ? f->m : 1, f->m, f->n,
-              (double *)(void *)(f->rest + ef__pad(f->m)));
-    const uint64_t *plane = ef__heaviest(f);
-    memset(f->p, 0, f->r * f->m * sizeof *f->p);
-    for (size_t i = 0; i < f->m; i++)
-        if (plane[i / 64] >> i % 64 & 1) f->p[k++ * f->m + i] = 1;
+    for (size_t i = 0; i < f->m; i++) {
+        if (!(plane[i / 64] >> i % 64 & 1)) continue;
+        for (size_t j = 0; j < f->m; j++) *p++ = u ? (float)u[i * f->m + j] : (float)(i == j);
+    }
 }
 
 /* P = the r left singular vectors of largest singular value, by Jacobi in double */
 static inline void ef__left_vectors(EfFactors *f, const EfTask *t) {
-    size_t m = f->m, n = f->n, k = 0;
+    size_t m = f->m, n = f->n;
     double *a =
         (double *)(void *)(t->scratch + ef__pad(ef__rank_scratch(t->link, t->rows, t->cols)));
     double *u = a + m * n;
     for (size_t i = 0; i < m; i++)
-        for (size_t j = 0; j < n; j++) a[i * n + j] = (double)ef__entry(f, i, j);
+        for (size_t j = 0; j < n; j++) a[i * n + j] = (double)f->x[i * f->row + j * f->col];
     sm__jacobi(a, u, m, n);
-    for (size_t i = 0; i < m; i++) {
+    for (size_t i = 0; i < m; i++) { /* singular values: |A^T u_i| */
         double sum = 0;
         for (size_t j = 0; j < n; j++) {
             double dot = 0;
-            for (size_t l = 0; l < m; l++) dot += u[i * m + l] * (double)ef__entry(f, l, j);
+            for (size_t l = 0; l < m; l++)
+                dot += u[i * m + l] * (double)f->x[l * f->row + j * f->col];
             sum += dot * dot;
         }
         f->rest[i] = (float)sqrt(sum);
     }
-    const uint64_t *plane = ef__heaviest(f);
-    for (size_t i = 0; i < m; i++)
-        if (plane[i / 64] >> i % 64 & 1) {
-            for (size_t l = 0; l < m; l++) f->p[k * m + l] = (float)u[i * m + l];
-            k++;
-        }
+    ef__heaviest(f, u);
 }
 
 /* R = A^T P for the P that arrives; returns |R|^2, which is what P R^T keeps of |A|^2. */
@@ -649,49 +574,33 @@ static inline double ef__right_factor(EfFactors *f, const EfTask *t) {
         ef__orthonormalise(f->factor, f->r, f->m);
         p = f->factor;
     }
-    if (f->turned)
-        SIGNMUON_GEMM('t', f->q, p, f->x, f->r, f->n, f->m, f->rest);
-    else
-        SIGNMUON_GEMM('n', f->q, p, f->x, f->r, f->n, f->m, f->rest);
+    SIGNMUON_GEMM(f->turned ? 't' : 'n', f->q, p, f->x, f->r, f->n, f->m, f->rest);
     return sm_sum_squares(f->q, f->r * f->n);
 }
 
-static inline void ef__factorise(EfFactors *f, const EfTask *t,
-                                 void (*left)(EfFactors *, const EfTask *)) {
-    double energy = sm_sum_squares(f->x, f->m * f->n);
-    if (!(energy > 0)) {
-        memset(f->p, 0, f->r * (f->m + f->n) * sizeof *f->p);
-        return;
+/* A row that keeps state iterates, another takes the exact factors. */
+static inline const float *ef__gather_rank(const float *x, const EfTask *t) {
+    EfFactors f = ef__factors(x, t);
+    double energy = sm_sum_squares(x, f.m * f.n);
+    int iterates = ef_warm(t->link, t->rows, t->cols) > 0;
+    memset(f.p, 0, f.r * (f.m + f.n) * sizeof *f.p);
+    if (energy > 0) {
+        (iterates ? ef__power_step : ef__left_vectors)(&f, t);
+        if (ef__right_factor(&f, t) < energy * (double)f.r / (double)f.m) {
+            ef__norms(f.rest, x, f.row, f.col, f.m, f.n, (double *)(void *)(f.rest + ef__pad(f.m)));
+            ef__heaviest(&f, NULL);
+            ef__right_factor(&f, t);
+        }
     }
-    left(f, t);
-    if (ef__right_factor(f, t) < energy * (double)f->r / (double)f->m) {
-        ef__longest_rows(f);
-        ef__right_factor(f, t);
-    }
-}
-
-static inline const float *ef__gather_rank(float *v, uint64_t *plane, const float *x,
-                                           const EfTask *t) {
-    EfFactors f = ef__factors(v, x, t);
-    (void)plane;
-    ef__factorise(&f, t, ef__power_step);
+    if (!iterates) return t->v;
     memcpy(t->warm, f.q, f.r * f.n * sizeof *f.q);
     for (size_t k = 0; k < f.r; k++) ef__normalise(t->warm + k * f.n, f.n, 0);
-    return v;
-}
-
-static inline const float *ef__gather_svd(float *v, uint64_t *plane, const float *x,
-                                          const EfTask *t) {
-    EfFactors f = ef__factors(v, x, t);
-    (void)plane;
-    ef__factorise(&f, t, ef__left_vectors);
-    return v;
+    return t->v;
 }
 
 /* out <- P R^T, or R P^T of a matrix that was turned */
-static inline void ef__scatter_rank(float *out, float *v, const uint64_t *plane, const EfTask *t) {
-    EfFactors f = ef__factors(v, NULL, t);
-    (void)plane;
+static inline void ef__scatter_rank(float *out, const EfTask *t) {
+    EfFactors f = ef__factors(NULL, t);
     if (t->link->natural) ef__orthonormalise(f.p, f.r, f.m);
     sm_transpose(f.factor, f.turned ? f.q : f.p, f.r, t->rows);
     SIGNMUON_GEMM('n', out, f.factor, f.turned ? f.p : f.q, t->rows, t->cols, f.r, f.rest);
@@ -709,54 +618,49 @@ static inline const EfCompressor *ef_compressor_row(size_t i) {
         /* name, argument, takes, most, natural, replaces, coin,
                values, plane, picked, contraction, paper, warm, scratch, gather, scatter, doc */
         {"identity", NULL, "no argument", 0, 0, 1, 0,
-         ef__all, NULL, NULL, ef__exact, NULL, NULL, NULL, ef__gather_all, NULL,
+         ef__all, ef__none, NULL, ef__exact, NULL, ef__none, ef__none, ef__gather_all, NULL,
          "fp32, exact"},
         {"topk", "F", EF__FRACTION, 1, 1, 0, 0,
-         ef__top, ef__all, ef__top, ef__top_share, ef__paper_top, NULL, ef__top_scratch,
-         ef__gather_top, ef__scatter_top,
+         ef__picked_values, ef__all, ef__picked, ef__picked_share, ef__paper_top, ef__none,
+         ef__top_scratch, ef__gather_top, ef__scatter_top,
          "the share F of entries that is largest in magnitude; +natural rounds them"},
         {"rankk", "F", EF__FRACTION, 1, 1, 0, 0,
-         ef__rank_values, NULL, NULL, ef__rank_share, ef__paper_rank, ef__rank_warm,
+         ef__rank_values, ef__none, NULL, ef__rank_share, ef__paper_rank, ef__rank_warm,
          ef__rank_scratch, ef__gather_rank, ef__scatter_rank,
          "rank F min(m,n), by a warm-started power iteration; +natural rounds the factors"},
         {"natural", NULL, "nothing, or :stochastic", 0, 2, 0, 0,
-         ef__all, NULL, NULL, ef__exact, ef__paper_natural, NULL, NULL, ef__gather_all, NULL,
-         "sign and exponent, 9 bits; nearest, or :stochastic, which is unbiased"},
+         ef__all, ef__none, NULL, ef__exact, ef__paper_natural, ef__none, ef__none, ef__gather_all,
+         NULL, "sign and exponent, 9 bits; nearest, or :stochastic, which is unbiased"},
         {"sign", NULL, "no argument", 0, 0, 0, 0,
-         ef__one, ef__all, NULL, ef__one_of_all, NULL, NULL, NULL, ef__gather_sign,
+         ef__one, ef__all, NULL, ef__one_of_all, NULL, ef__none, ef__none, ef__gather_sign,
          ef__scatter_sign, "mean|x| sign(x), one bit each"},
         {"dropout", "P", "a probability 0 < P <= 1", 1, 0, 0, 1,
-         ef__all, NULL, NULL, ef__probability, NULL, NULL, NULL, ef__gather_all, NULL,
+         ef__all, ef__none, NULL, ef__probability, NULL, ef__none, ef__none, ef__gather_all, NULL,
          "the whole tensor in fp32 with probability P, else nothing"},
         {"damping", "G", "a factor 0 < G < 2", 0x1.fffffffffffffp+0, 0, 0, 0,
-         ef__all, NULL, NULL, ef__damped, NULL, NULL, NULL, ef__gather_damped, NULL,
+         ef__all, ef__none, NULL, ef__damped, NULL, ef__none, ef__none, ef__gather_damped, NULL,
          "G x in fp32; saves nothing, for tests"},
         {"coltopk", "F", EF__FRACTION, 1, 1, 0, 0,
-         ef__column_values, ef__column_plane, ef__columns, ef__column_share, NULL, NULL,
-         ef__column_scratch, ef__gather_columns, ef__scatter_columns,
+         ef__picked_values, ef__cols, ef__picked, ef__picked_share, NULL, ef__none,
+         ef__column_scratch, ef__gather_top, ef__scatter_top,
          "the share F of columns that is largest in 2-norm; +natural rounds them"},
         {"svdtopk", "F", EF__FRACTION, 1, 1, 0, 0,
-         ef__rank_values, NULL, NULL, ef__rank_share, ef__paper_rank, NULL, ef__svd_scratch,
-         ef__gather_svd, ef__scatter_rank,
+         ef__rank_values, ef__none, NULL, ef__rank_share, ef__paper_rank, ef__none, ef__svd_scratch,
+         ef__gather_rank, ef__scatter_rank,
          "rank F min(m,n) by an exact SVD; slow, for tests; +natural rounds the factors"},
     };
     // clang-format on
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
 }
 
-/* error (size bytes, which hold a string) <- with so much of text behind it as fits */
-static inline void ef__say(char *error, size_t size, const char *text) {
+/* error (size bytes, which hold a string) <- with so much of this behind it as fits */
+__attribute__((format(printf, 3, 4))) static inline void ef__say(char *error, size_t size,
+                                                                 const char *format, ...) {
     size_t used = size ? strlen(error) : 0;
-    for (; *text && used + 1 < size; text++) error[used++] = *text;
-    if (size) error[used] = 0;
-}
-
-/* The row of that name, which has length characters, or NULL. */
-static inline const EfCompressor *ef__named(const char *name, size_t length) {
-    const EfCompressor *row;
-    for (size_t i = 0; (row = ef_compressor_row(i)) != NULL; i++)
-        if (strlen(row->name) == length && !memcmp(row->name, name, length)) break;
-    return row;
+    va_list list;
+    va_start(list, format);
+    vsnprintf(error + used, size - used, format, list);
+    va_end(list);
 }
 
 /* The argument of a link from ":0.1" or ":10%"; returns what follows it, or NULL. */
@@ -775,52 +679,39 @@ static inline const char *ef__argument(EfLink *l, const char *text) {
  * error    -1, and in error (size bytes) one sentence that says what is wrong and what is taken */
 static inline int ef_parse(EfLink *link, const char *text, char *error, size_t size) {
     size_t length = strcspn(text, ":+");
-    EfLink l = {ef__named(text, length), 0, 0, 0};
-    const EfCompressor *row = l.row;
+    const EfCompressor *row;
     const char *rest = text + length;
-    if (row) {
-        l.natural = row->natural == 2;
-        if (row->argument) rest = ef__argument(&l, rest);
-        if (rest && row->natural == 1 && !strncmp(rest, "+natural", 8)) l.natural = 1, rest += 8;
-        if (rest && l.natural && sm__equal(rest, ":stochastic")) l.stochastic = 1, rest += 11;
-        if (rest && !*rest) {
-            *link = l;
-            return 0;
-        }
+    for (size_t i = 0; (row = ef_compressor_row(i)) != NULL; i++)
+        if (strlen(row->name) == length && !memcmp(row->name, text, length)) break;
+    EfLink l = {row, 0, row && row->natural == 2, 0};
+    if (row && row->argument) rest = ef__argument(&l, rest);
+    if (row && rest && row->natural == 1 && !strncmp(rest, "+natural", 8)) l.natural = 1, rest += 8;
+    if (rest && l.natural && sm__equal(rest, ":stochastic")) l.stochastic = 1, rest += 11;
+    if (row && rest && !*rest) {
+        *link = l;
+        return 0;
     }
     if (size) *error = 0;
-    ef__say(error, size, "'");
-    ef__say(error, size, text);
-    ef__say(error, size, row ? "': " : "' is not a compressor; there are");
-    if (row) {
-        ef__say(error, size, row->name);
-        ef__say(error, size, " takes ");
-        ef__say(error, size, row->takes);
-        if (row->natural == 1) ef__say(error, size, ", then nothing or +natural[:stochastic]");
-    }
-    for (size_t i = 0; !l.row && (row = ef_compressor_row(i)) != NULL; i++) {
-        ef__say(error, size, i ? ", " : " ");
-        ef__say(error, size, row->name);
-        ef__say(error, size, row->argument ? ":" : "");
-        ef__say(error, size, row->argument ? row->argument : "");
-    }
+    if (row)
+        ef__say(error, size, "'%s': %s takes %s%s", text, row->name, row->takes,
+                row->natural == 1 ? ", then nothing or +natural[:stochastic]" : "");
+    else
+        ef__say(error, size, "'%s' is not a compressor; there are", text);
+    for (size_t i = 0; !l.row && (row = ef_compressor_row(i)) != NULL; i++)
+        ef__say(error, size, "%s %s%s%s", i ? "," : "", row->name, row->argument ? ":" : "",
+                row->argument ? row->argument : "");
     return -1;
 }
 
 /* ------------------------------------------------------------------------------------------------
  * sizes */
 
-/* Bits of the plane as it travels: a list of indices where that is shorter than the bits. */
-static inline int ef__listed(const EfLink *l, size_t rows, size_t cols) {
-    if (!l->row->picked) return 0;
-    size_t n = l->row->plane(l, rows, cols);
-    return l->row->picked(l, rows, cols) * ef__index_bits(n) < n;
-}
+/* Bits of the plane as it travels: as a list of indices where that is shorter. */
 static inline size_t ef__plane_bits(const EfLink *l, size_t rows, size_t cols) {
-    if (!l->row->plane) return 0;
     size_t n = l->row->plane(l, rows, cols);
-    return ef__listed(l, rows, cols) ? l->row->picked(l, rows, cols) * ef__index_bits(n) : n;
+    return l->row->picked ? ef__min(n, l->row->picked(l, rows, cols) * ef__index_bits(n)) : n;
 }
+
 static inline size_t ef__message_bits(const EfLink *l, size_t rows, size_t cols) {
     return l->row->values(l, rows, cols) * (l->natural ? 9 : 32) + ef__plane_bits(l, rows, cols);
 }
@@ -830,14 +721,14 @@ static inline int ef__sent(const EfLink *l, uint64_t coin) {
     return !l->row->coin || (double)(sm_hash(coin, 0) >> 11) * 0x1p-53 < l->value;
 }
 
-/* Bytes of the message; depends on coin for dropout only (0 when dropped). */
-static inline size_t ef_bytes(const EfLink *l, size_t rows, size_t cols, uint64_t coin) {
-    return ef__sent(l, coin) ? (ef__message_bits(l, rows, cols) + 7) / 8 : 0;
-}
-
 /* Bytes of the longest message. */
 static inline size_t ef_most_bytes(const EfLink *l, size_t rows, size_t cols) {
-    return (size_t)((ef__message_bits(l, rows, cols) + 7) / 8);
+    return (ef__message_bits(l, rows, cols) + 7) / 8;
+}
+
+/* Bytes of the message; depends on coin for dropout only (0 when dropped). */
+static inline size_t ef_bytes(const EfLink *l, size_t rows, size_t cols, uint64_t coin) {
+    return ef__sent(l, coin) ? ef_most_bytes(l, rows, cols) : 0;
 }
 
 /* Bits before they are rounded up to bytes; the expectation for dropout. */
@@ -859,23 +750,14 @@ static inline double ef_contraction(const EfLink *l, size_t rows, size_t cols) {
     return !l->natural ? kept : l->stochastic ? kept * 7 / 8 : kept * 8 / 9;
 }
 
-/* Floats of warm-start state that a sender keeps between steps, zeroed at first. */
-static inline size_t ef_warm(const EfLink *l, size_t rows, size_t cols) {
-    return l->row->warm ? l->row->warm(l, rows, cols) : 0;
-}
-
-static inline size_t ef__values_scratch(const EfLink *l, size_t rows, size_t cols) {
-    return ef__pad(l->row->values(l, rows, cols));
-}
 static inline size_t ef__plane_scratch(const EfLink *l, size_t rows, size_t cols) {
-    return l->row->plane ? ef__pad(2 * sm_words(l->row->plane(l, rows, cols))) : 0;
+    return ef__pad(2 * sm_words(l->row->plane(l, rows, cols)));
 }
 
 /* Floats of scratch, aligned to 64 bytes, for each of the functions below. */
 static inline size_t ef_scratch(const EfLink *l, size_t rows, size_t cols) {
-    return 3 * ef__pad(rows * cols) + ef__values_scratch(l, rows, cols) +
-           ef__plane_scratch(l, rows, cols) +
-           (l->row->scratch ? l->row->scratch(l, rows, cols) : 0);
+    return 3 * ef__pad(rows * cols) + ef__pad(l->row->values(l, rows, cols)) +
+           ef__plane_scratch(l, rows, cols) + l->row->scratch(l, rows, cols);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -883,53 +765,43 @@ static inline size_t ef_scratch(const EfLink *l, size_t rows, size_t cols) {
 
 static inline EfTask ef__task(const EfLink *l, size_t rows, size_t cols, uint64_t key, float *warm,
                               float *scratch) {
-    EfTask t = {l, rows, cols, key, warm, scratch};
-    t.scratch += ef__values_scratch(l, rows, cols) + ef__plane_scratch(l, rows, cols);
+    float *plane = scratch + ef__pad(l->row->values(l, rows, cols));
+    EfTask t = {l, rows, cols, key, warm, scratch, (uint64_t *)(void *)plane, plane};
+    t.scratch += ef__plane_scratch(l, rows, cols);
     return t;
 }
 
-static inline void ef__put_plane(EfWriter *to, const uint64_t *plane, const EfTask *t) {
+static inline void ef__put_plane(EfWriter *to, const EfTask *t) {
     size_t n = t->link->row->plane(t->link, t->rows, t->cols);
-    unsigned bits = ef__index_bits(n);
-    int listed = ef__listed(t->link, t->rows, t->cols);
+    int listed = ef__plane_bits(t->link, t->rows, t->cols) < n;
     for (size_t w = 0; w < sm_words(n); w++) {
-        if (!listed) ef__put(to, plane[w], (unsigned)ef__min(64, n - w * 64));
-        for (uint64_t b = plane[w]; listed && bits && b; b &= b - 1)
-            ef__put(to, w * 64 + (uint64_t)__builtin_ctzll(b), bits);
+        if (!listed) ef__put(to, t->plane[w], (unsigned)ef__min(64, n - w * 64));
+        for (uint64_t b = t->plane[w]; listed && b; b &= b - 1)
+            ef__put(to, w * 64 + (uint64_t)__builtin_ctzll(b), ef__index_bits(n));
     }
 }
 
 /* plane <- as sent; -1 when an index is not below n or not above the one before, or when the bits
  * are not as many as they should be. */
-static inline int ef__get_plane(uint64_t *plane, EfReader *from, const EfTask *t) {
+static inline int ef__get_plane(EfReader *from, const EfTask *t) {
     const EfLink *l = t->link;
     size_t n = l->row->plane(l, t->rows, t->cols), set = 0, least = 0;
     size_t picked = l->row->picked ? l->row->picked(l, t->rows, t->cols) : 0;
-    unsigned bits = ef__index_bits(n);
-    if (ef__listed(l, t->rows, t->cols)) {
-        memset(plane, 0, sm_words(n) * sizeof *plane);
+    if (ef__plane_bits(l, t->rows, t->cols) < n) {
+        memset(t->plane, 0, sm_words(n) * sizeof *t->plane);
         for (size_t k = 0; k < picked; k++) {
-            size_t i = bits ? (size_t)ef__get(from, bits) : 0;
+            size_t i = (size_t)ef__get(from, ef__index_bits(n));
             if (i >= n || i < least) return -1;
-            plane[i / 64] |= (uint64_t)1 << i % 64;
+            t->plane[i / 64] |= (uint64_t)1 << i % 64;
             least = i + 1;
         }
         return 0;
     }
     for (size_t w = 0; w < sm_words(n); w++) {
-        plane[w] = ef__get(from, (unsigned)ef__min(64, n - w * 64));
-        set += (size_t)__builtin_popcountll(plane[w]);
+        t->plane[w] = ef__get(from, (unsigned)ef__min(64, n - w * 64));
+        set += (size_t)__builtin_popcountll(t->plane[w]);
     }
     return l->row->picked && set != picked ? -1 : 0;
-}
-
-static inline int ef__finite(const float *x, size_t n) {
-    uint32_t largest = 0;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t u = ef__float_bits(x[i]) & 0x7fffffff;
-        largest = u > largest ? u : largest;
-    }
-    return largest < 0x7f800000;
 }
 
 /* v <- the count values of a message, which are followed by `from`; -1 when one is not finite. */
@@ -939,7 +811,7 @@ static inline int ef__get_values(float *v, EfReader *from, const unsigned char *
     if (!l->natural) {
         memcpy(v, message, count * sizeof *v);
         from->at = 32 * count;
-        return ef__finite(v, count) ? 0 : -1;
+        return sm_finite(v, count) ? 0 : -1;
     }
     from->at = 8 * count;
     for (size_t i = 0; i < count; i += 64) {
@@ -950,23 +822,21 @@ static inline int ef__get_values(float *v, EfReader *from, const unsigned char *
     return largest < 255 ? 0 : -1;
 }
 
-static inline void ef__encode(unsigned char *message, const float *x, const EfTask *t,
-                              float *scratch) {
-    const EfLink *l = t->link;
-    size_t count = l->row->values(l, t->rows, t->cols);
-    uint64_t *plane = (uint64_t *)(void *)(scratch + ef__values_scratch(l, t->rows, t->cols));
-    const float *v = l->row->gather(scratch, plane, x, t);
-    EfWriter to = {message + count * (l->natural ? 1 : 4), 0, 0};
-    if (l->natural)
+static inline void ef__encode(unsigned char *message, const float *x, const EfTask *t) {
+    int natural = t->link->natural;
+    size_t count = t->link->row->values(t->link, t->rows, t->cols);
+    const float *v = t->link->row->gather(x, t);
+    EfWriter to = {message + count * (natural ? 1 : 4), 0, 0};
+    if (natural)
         ef__exponents(message, v, count, t);
     else
         memcpy(message, v, count * sizeof *v);
-    for (size_t i = 0; l->natural && i < count; i += 64) {
+    for (size_t i = 0; natural && i < count; i += 64) {
         size_t n = ef__min(64, count - i);
         uint64_t nonzero, plus = sm__positive(&nonzero, v + i, n);
         ef__put(&to, nonzero & ~plus, (unsigned)n);
     }
-    if (l->row->plane) ef__put_plane(&to, plane, t);
+    ef__put_plane(&to, t);
     ef__flush(&to);
 }
 
@@ -979,8 +849,7 @@ static inline int ef_decode(float *out, const void *message, size_t bytes, size_
     size_t d = rows * cols, bits = ef__message_bits(l, rows, cols);
     const unsigned char *from = (const unsigned char *)message;
     EfReader reader = {from, bytes, 0};
-    uint64_t *plane = (uint64_t *)(void *)(scratch + ef__values_scratch(l, rows, cols));
-    float *v = l->row->scatter ? scratch : out;
+    float *v = l->row->scatter ? t.v : out;
     if (bytes != (bits + 7) / 8 && !(l->row->coin && bytes == 0)) return -1;
     if (bytes == 0) {
         memset(out, 0, d * sizeof *out);
@@ -988,10 +857,10 @@ static inline int ef_decode(float *out, const void *message, size_t bytes, size_
     }
     int bad = bits % 8 && from[bytes - 1] >> bits % 8;
     bad = bad || ef__get_values(v, &reader, from, l->row->values(l, rows, cols), l) ||
-          (l->row->plane && ef__get_plane(plane, &reader, &t));
+          ef__get_plane(&reader, &t);
     if (!bad && l->row->scatter) {
-        l->row->scatter(out, v, plane, &t);
-        bad = !ef__finite(out, d);
+        l->row->scatter(out, &t);
+        bad = !sm_finite(out, d);
     }
     if (bad) memset(out, 0, d * sizeof *out);
     return bad ? -1 : 0;
@@ -1005,7 +874,7 @@ static inline void ef_compress(void *message, float *out, const float *x, size_t
                                const EfLink *l, uint64_t key, uint64_t coin, float *warm,
                                float *scratch) {
     EfTask t = ef__task(l, rows, cols, key, warm, scratch);
-    if (ef__sent(l, coin)) ef__encode((unsigned char *)message, x, &t, scratch);
+    if (ef__sent(l, coin)) ef__encode((unsigned char *)message, x, &t);
     ef_decode(out, message, ef_bytes(l, rows, cols, coin), rows, cols, l, scratch);
 }
 

@@ -624,7 +624,7 @@ enum { GOSSIP_FLOATS = 1 << 22, GOSSIP_LEAST = 1024 };
 
 /* Messages that a node holds at once, its own included: of the busiest node, so that all agree. */
 static size_t most_sources(const DmGraph *graph) {
-    size_t most = 0;
+    size_t most = 1;
     for (int r = 0; r < graph->period; r++)
         for (int j = 0; j < graph->nodes; j++) {
             size_t n = dm_degree(graph, (uint64_t)r, j, 0) + 1;
@@ -646,14 +646,15 @@ static void gossip(SmOptimizer *o, SmGroup *g, float *x, size_t n, int rounds) {
     size_t piece = gossip_piece(o->most_sources);
     for (int k = 0; k < rounds; k++) {
         uint64_t round = o->step * (uint64_t)rounds + (uint64_t)k;
-        o->sources = dm_sources(o->config.graph, round, o->comm->rank, source, o->weight);
+        size_t sources = dm_sources(o->config.graph, round, o->comm->rank, source, o->weight);
         size_t out = dm_degree(o->config.graph, round, o->comm->rank, 1);
+        o->sources = sources;
         for (size_t at = 0; at < n; at += piece) {
             o->mixed = x + at;
             o->piece = n - at < piece ? n - at : piece;
-            comm_neighbours(o->comm, o->mixed, o->piece * sizeof *x, source, o->sources, out,
-                            o->inbox, g->kind);
-            for (size_t j = 0; j < o->sources; j++)
+            comm_neighbours(o->comm, o->mixed, o->piece * sizeof *x, source, sources, out, o->inbox,
+                            g->kind);
+            for (size_t j = 0; j < sources; j++)
                 o->pieces[j] = (const float *)(void *)o->inbox + j * o->piece;
             run(o, g, mix_piece);
         }
@@ -1192,7 +1193,7 @@ double sm_tensor_rms(const SmConfig *config, const SmTensor *tensor) {
 static double link_bits(const SmConfig *c, const SmTensor *t, int down, int paper) {
     EfLink identity;
     char error[256];
-    ef_parse(&identity, "identity", error, sizeof error);
+    if (ef_parse(&identity, "identity", error, sizeof error)) return NAN;
     const EfLink *link = t->role == SM_VECTOR ? &identity : down ? c->down : c->up;
     if (!link) link = &identity;
     double bits = (paper ? ef_paper_bits : ef_bits)(link, t->rows, t->cols);

@@ -2162,6 +2162,7 @@ static int gossips(const Worker *w) { return sm_gossips(w->run->config.method); 
 /* The model that a run is judged by: W, or the mean over nodes, made by all of them together. */
 static float *deployed(Worker *w) {
     size_t P = w->g.parameters, cuts[COMM_MAX_WORKERS + 1], size = (size_t)w->c->size;
+    assert(size > 0);
     if (!w->mean) return w->g.params;
     for (size_t j = 0; j <= size; j++) cuts[j] = P * j / size * sizeof(float);
     size_t first = cuts[w->c->rank] / sizeof(float),
