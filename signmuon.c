@@ -1048,6 +1048,15 @@ static SmGroup group_of(const SmConfig *c, int k) {
                      .kind = hidden ? COMM_MATRICES : COMM_AUXILIARY};
 }
 
+/* A link whose functions are this file's: the caller's were compiled with other products. */
+static EfLink own_link(const EfLink *link) {
+    EfLink own = *link;
+    const EfCompressor *row;
+    for (size_t i = 0; (row = ef_compressor_row(i)) != NULL; i++)
+        if (sm__equal(row->name, link->row->name)) own.row = row;
+    return own;
+}
+
 static SmBytes build(Carver *c, SmOptimizer *o, const SmTensor *tensors, size_t count, int workers,
                      int threads) {
     const SmConfig *config = &o->config;
@@ -1056,8 +1065,8 @@ static SmBytes build(Carver *c, SmOptimizer *o, const SmTensor *tensors, size_t 
     char error[256];
     int bad = ef_parse(&o->identity, "identity", error, sizeof error);
     assert(!bad), (void)bad;
-    o->links[0] = config->up ? *config->up : o->identity;
-    o->links[1] = config->down ? *config->down : o->identity;
+    o->links[0] = config->up ? own_link(config->up) : o->identity;
+    o->links[1] = config->down ? own_link(config->down) : o->identity;
     for (int k = 0; k < 2; k++) {
         SmGroup *g = &o->group[k];
         *g = group_of(config, k);
