@@ -465,7 +465,7 @@ static inline void dm__weigh(double *w, const DmTopology *row, DmWeights weights
     }
 }
 
-/* Which weights a --weights means for a topology; -1 and a sentence when it means none. */
+/* Which weights a --mixing means for a topology; -1 and a sentence when it means none. */
 static inline int dm__choose(DmWeights *choice, const DmTopology *row, const char *weights,
                              const DmError *e) {
     static const char *const name[] = {"metropolis", "uniform"}; /* by DmWeights */
@@ -479,13 +479,13 @@ static inline int dm__choose(DmWeights *choice, const DmTopology *row, const cha
                         row->name,
                         row->takes ? "is directed: their sums would not be 1" : "brings its own");
     }
-    return dm__fail(e, "--weights '%.40s' is unknown; it may be auto, metropolis or uniform",
+    return dm__fail(e, "--mixing '%.40s' is unknown; it may be auto, metropolis or uniform",
                     weights);
 }
 
 static inline int dm__unknown(const char *text, const DmError *e) {
     const DmTopology *row;
-    int n = snprintf(e->text, e->size, "--topology '%.40s' is unknown; it may be", text);
+    int n = snprintf(e->text, e->size, "--topology %.40s is unknown; it may be", text);
     for (size_t i = 0; (row = dm_topology_row(i)) != NULL && n > 0 && (size_t)n < e->size; i++)
         n += snprintf(e->text + n, e->size - (size_t)n, "%s %s%s", i ? "," : "", row->name,
                       row->takes ? "" : ":PATH");
@@ -523,7 +523,7 @@ static inline int dm_graph_build(DmGraph *g, double *storage, const char *text, 
         dm__weigh(storage + (size_t)p * (size_t)nodes * (size_t)nodes, row, choice, nodes, p);
     if (dm_graph_check(g, reason, sizeof reason))
         return dm__fail(&e, "%s%s: %s%s", row->takes ? "--topology " : "", row->takes ? text : path,
-                        reason, row->takes && choice == DM_UNIFORM ? "; take --weights auto" : "");
+                        reason, row->takes && choice == DM_UNIFORM ? "; take --mixing auto" : "");
     if (!row->takes) dm__balance(storage, (size_t)nodes);
     return 0;
 }
@@ -678,9 +678,10 @@ static inline void dm_mix(float *out, const float *const *in, const double *weig
     }
 }
 
-/* u <- u + (m_new - m_old), so that a momentum at rest leaves the tracker's bits alone. */
+/* u <- m_new + (u - m_old): a tracker that is the momentum, as where all nodes agree or there is but
+ * one, stays the momentum bit for bit. */
 static inline void dm_track(float *u, const float *m_new, const float *m_old, size_t n) {
-    for (size_t i = 0; i < n; i++) u[i] += m_new[i] - m_old[i];
+    for (size_t i = 0; i < n; i++) u[i] = m_new[i] + (u[i] - m_old[i]);
 }
 
 #ifdef __cplusplus

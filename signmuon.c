@@ -661,7 +661,7 @@ static void gossip(SmOptimizer *o, SmGroup *g, float *x, size_t n, int rounds) {
     }
 }
 
-/* U_i <- V_i + M_i - M_i's last; alone V is M itself, and adding the difference would round */
+/* U_i <- V_i + M_i - M_i's last */
 static void correct_tracker(void *context, int ith, int nth) {
     SmWork *work = context;
     SmOptimizer *o = work->o;
@@ -671,10 +671,7 @@ static void correct_tracker(void *context, int ith, int nth) {
         if (b->thread != ith) continue;
         float *u = o->direction + b->element, *last = b->state[ESTIMATE];
         estimate(o, work->g, b, u);
-        if (o->comm->size == 1)
-            memcpy(b->state[TRACKER], u, block_size(b) * sizeof *u);
-        else
-            dm_track(b->state[TRACKER], u, last, block_size(b));
+        dm_track(b->state[TRACKER], u, last, block_size(b));
         memcpy(last, u, block_size(b) * sizeof *u);
     }
 }

@@ -641,8 +641,8 @@ static void resolve_links(Options *o, SmConfig *c, EfLink *up, EfLink *down) {
     }
     o->up = unless_auto(o->up, c->method->up);
     o->down = unless_auto(o->down, c->method->down);
-    if (ef_parse(up, o->up, error, sizeof error)) die(EXIT_USAGE, "--up: %s", error);
-    if (ef_parse(down, o->down, error, sizeof error)) die(EXIT_USAGE, "--down: %s", error);
+    if (ef_parse(up, o->up, error, sizeof error)) die(EXIT_USAGE, "--up %s: %s", o->up, error);
+    if (ef_parse(down, o->down, error, sizeof error)) die(EXIT_USAGE, "--down %s: %s", o->down, error);
     c->up = up;
     c->down = down;
 }
