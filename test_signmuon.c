@@ -5193,8 +5193,8 @@ TEST(every_topology_has_the_weights_of_its_definition_for_1_to_33_nodes_or_is_re
     dm_test_refused("one-peer", "auto", 12, "one-peer|power of two|12");
     dm_test_refused("exponential", "metropolis", 8, "metropolis|exponential|directed|auto");
     dm_test_refused("ring", "heavy", 8, "heavy|auto, metropolis or uniform");
-    dm_test_refused("rin", "auto", 8, "'rin'|ring, ring-lazy|file:PATH");
-    dm_test_refused("file", "auto", 8, "'file'|file:PATH");
+    dm_test_refused("rin", "auto", 8, "--topology rin is|ring, ring-lazy|file:PATH");
+    dm_test_refused("file", "auto", 8, "--topology file is|file:PATH");
     dm_test_refused("file:", "auto", 8, "file:PATH");
     dm_test_refused("ring:x", "auto", 8, "ring:x");
     dm_test_refused("", "auto", 8, "complete");
