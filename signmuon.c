@@ -100,8 +100,8 @@ struct SmOptimizer {
     size_t *cut_byte, share_at, share_bytes; /* my shard of everybody's residuals */
     float *scratch;                          /* `scratch_floats` for each thread */
     size_t scratch_floats;
-    double *confirmed; /* per thread: signs that the vote confirmed */
-    double *square;    /* per tensor: squared norm of the gradient or the tracker */
+    double *differ; /* per thread: signs that the vote did not confirm */
+    double *square; /* per tensor: squared norm of the gradient or the tracker */
     double agreement, length;
     float *params; /* of the step under way */
     const float *grads;
@@ -113,10 +113,11 @@ struct SmOptimizer {
     size_t sources, most_sources, piece;
 };
 
-/* What a function that runs on every compute thread gets. */
+/* What runs on every compute thread gets; `block` is called for each block that is the thread's. */
 typedef struct SmWork {
     SmOptimizer *o;
     SmGroup *g;
+    void (*block)(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith);
 } SmWork;
 
 static size_t block_size(const SmBlock *b) { return b->rows * b->cols; }
@@ -124,9 +125,25 @@ static float *thread_scratch(SmOptimizer *o, int ith) {
     return o->scratch + (size_t)ith * o->scratch_floats;
 }
 
-static void run(SmOptimizer *o, SmGroup *g, void (*function)(void *, int, int)) {
-    SmWork work = {o, g};
+/* Call function(work, ith, nth) once on every thread. */
+static void run_slices(SmOptimizer *o, SmGroup *g, void (*function)(void *, int, int)) {
+    SmWork work = {o, g, NULL};
     team_run(o->comm->team, function, &work);
+}
+
+static void each_block(void *context, int ith, int nth) {
+    SmWork *work = context;
+    (void)nth;
+    for (size_t i = 0; i < work->g->count; i++)
+        if (work->g->blocks[i].thread == ith)
+            work->block(work->o, work->g, &work->g->blocks[i], ith);
+}
+
+/* Call function for every block of the group, each on the thread that works on it. */
+static void run(SmOptimizer *o, SmGroup *g,
+                void (*function)(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith)) {
+    SmWork work = {o, g, function};
+    team_run(o->comm->team, each_block, &work);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -214,15 +231,9 @@ static void move(SmOptimizer *o, SmGroup *g, SmBlock *b, const float *u) {
  * fp32 up, the mean, a dense reply: sgd, adamw, muon, muon-avgpolar, scion, gluon */
 
 /* D_j <- M_j, or LMO(M_j) */
-static void make_direction(void *context, int ith, int nth) {
-    SmWork *work = context;
-    (void)nth;
-    for (size_t i = 0; i < work->g->count; i++) {
-        SmBlock *b = &work->g->blocks[i];
-        if (b->thread != ith) continue;
-        estimate(work->o, work->g, b, work->o->direction + b->element);
-        apply_map(work->o, work->g->worker_map, b, work->o->direction + b->element, ith);
-    }
+static void make_direction(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
+    estimate(o, g, b, o->direction + b->element);
+    apply_map(o, g->worker_map, b, o->direction + b->element, ith);
 }
 
 /* D <- mean of the workers' D_j on my shard: summed in rank order in double, so that equal summands
@@ -242,26 +253,14 @@ static void average_shard(void *context, int ith, int nth) {
 }
 
 /* The server's part, by the owner of each block: D <- LMO(D). */
-static void map_shard(void *context, int ith, int nth) {
-    SmWork *work = context;
-    SmGroup *g = work->g;
-    int rank = work->o->comm->rank;
-    (void)nth;
-    for (size_t i = 0; i < g->count; i++) {
-        SmBlock *b = &g->blocks[i];
-        if (b->owner == rank && b->thread == ith)
-            apply_map(work->o, g->server_map, b, work->o->direction + b->element, ith);
-    }
+static void map_shard(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
+    if (b->owner == o->comm->rank) apply_map(o, g->server_map, b, o->direction + b->element, ith);
 }
 
 /* W <- W - lr s D */
-static void move_dense(void *context, int ith, int nth) {
-    SmWork *work = context;
-    (void)nth;
-    for (size_t i = 0; i < work->g->count; i++) {
-        SmBlock *b = &work->g->blocks[i];
-        if (b->thread == ith) move(work->o, work->g, b, work->o->direction + b->element);
-    }
+static void move_dense(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
+    (void)ith;
+    move(o, g, b, o->direction + b->element);
 }
 
 /* cuts in bytes, for an exchange of `width` bytes per unit */
@@ -271,19 +270,12 @@ static const size_t *in_bytes(SmOptimizer *o, const size_t *cuts, size_t width) 
 }
 
 /* All of it for one worker, which has nobody to wait for: each block goes through while in cache. */
-static void step_alone(void *context, int ith, int nth) {
-    SmWork *work = context;
-    SmGroup *g = work->g;
-    (void)nth;
-    for (size_t i = 0; i < g->count; i++) {
-        SmBlock *b = &g->blocks[i];
-        float *u = work->o->direction + b->element;
-        if (b->thread != ith) continue;
-        estimate(work->o, g, b, u);
-        apply_map(work->o, g->worker_map, b, u, ith);
-        apply_map(work->o, g->server_map, b, u, ith);
-        move(work->o, g, b, u);
-    }
+static void step_alone(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
+    float *u = o->direction + b->element;
+    estimate(o, g, b, u);
+    apply_map(o, g->worker_map, b, u, ith);
+    apply_map(o, g->server_map, b, u, ith);
+    move(o, g, b, u);
 }
 
 // clang-format off
@@ -291,7 +283,7 @@ static void step_by_mean(SmOptimizer *o, SmGroup *g) {
     if (o->comm->size == 1) { run(o, g, step_alone); return; }
     run(o, g, make_direction);                       /* D_j = M_j, or LMO(M_j)            */
     comm_alltoall(o->comm, o->direction, in_bytes(o, g->cut_element, 4), o->inbox, g->kind);
-    run(o, g, average_shard);                        /* D = mean D_j                      */
+    run_slices(o, g, average_shard);                 /* D = mean D_j                      */
     if (g->server_map) run(o, g, map_shard);         /* D = LMO(D)                        */
     comm_allgather(o->comm, o->direction, in_bytes(o, g->cut_element, 4), g->kind);
     run(o, g, move_dense);                           /* W = (1 - lr wd) W - lr s D        */
@@ -302,27 +294,19 @@ static void step_by_mean(SmOptimizer *o, SmGroup *g) {
  * one bit up, a majority vote, a reply: signsgd, signum, lion, signmuon, muonusign, muonsign */
 
 /* S_j <- sign(LMO(M_j)), packed; coins for exact zeros have the rank in their key */
-static void make_ballot(void *context, int ith, int nth) {
-    SmWork *work = context;
-    SmOptimizer *o = work->o;
-    (void)nth;
-    for (size_t i = 0; i < work->g->count; i++) {
-        SmBlock *b = &work->g->blocks[i];
-        if (b->thread != ith) continue;
-        float *u = o->direction + b->element;
-        size_t n = block_size(b);
-        uint64_t stream = (uint64_t)b->index << 16 | ((uint64_t)o->comm->rank + 1);
-        estimate(o, work->g, b, u);
-        apply_map(o, work->g->worker_map, b, u, ith);
-        sm_pack(o->ballot + b->word, u, n, o->config.zeros,
-                sm_key(o->config.seed, stream, o->step));
-        if (o->config.zeros == SM_ABSTAIN) sm_present(o->present + b->word, u, n);
-        if (!b->tensor->sparse) continue;
-        memset(o->ballot + b->touched, 0, sm_words(b->rows) * sizeof(uint64_t));
-        for (size_t r = 0; r < b->rows; r++) {
-            uint64_t here = sm_sum_squares(u + r * b->cols, b->cols) > 0;
-            o->ballot[b->touched + r / 64] |= here << r % 64;
-        }
+static void make_ballot(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
+    float *u = o->direction + b->element;
+    size_t n = block_size(b);
+    uint64_t stream = (uint64_t)b->index << 16 | ((uint64_t)o->comm->rank + 1);
+    estimate(o, g, b, u);
+    apply_map(o, g->worker_map, b, u, ith);
+    sm_pack(o->ballot + b->word, u, n, o->config.zeros, sm_key(o->config.seed, stream, o->step));
+    if (o->config.zeros == SM_ABSTAIN) sm_present(o->present + b->word, u, n);
+    if (!b->tensor->sparse) return;
+    memset(o->ballot + b->touched, 0, sm_words(b->rows) * sizeof(uint64_t));
+    for (size_t r = 0; r < b->rows; r++) {
+        uint64_t here = sm_sum_squares(u + r * b->cols, b->cols) > 0;
+        o->ballot[b->touched + r / 64] |= here << r % 64;
     }
 }
 
@@ -363,57 +347,39 @@ static void count_votes(void *context, int ith, int nth) {
 
 /* The server's part, by the owner of each block: D <- LMO(V), and its signs when the reply is
  * one bit. */
-static void map_votes(void *context, int ith, int nth) {
-    SmWork *work = context;
-    SmOptimizer *o = work->o;
-    SmGroup *g = work->g;
-    int rank = o->comm->rank;
-    (void)nth;
-    for (size_t i = 0; i < g->count; i++) {
-        SmBlock *b = &g->blocks[i];
-        if (b->owner != rank || b->thread != ith) continue;
-        float *u = o->direction + b->element;
-        sm_unpack(u, o->vote + b->word, o->decided + b->word, block_size(b));
-        apply_map(o, g->server_map, b, u, ith);
-        if (g->reply != SM_SIGN) continue;
-        uint64_t key = sm_key(o->config.seed, (uint64_t)b->index << 16, o->step);
-        sm_pack(o->vote + b->word, u, block_size(b), o->config.ties, key);
-        if (o->config.ties == SM_ABSTAIN) sm_present(o->decided + b->word, u, block_size(b));
-    }
+static void map_votes(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
+    if (b->owner != o->comm->rank) return;
+    float *u = o->direction + b->element;
+    sm_unpack(u, o->vote + b->word, o->decided + b->word, block_size(b));
+    apply_map(o, g->server_map, b, u, ith);
+    if (g->reply != SM_SIGN) return;
+    uint64_t key = sm_key(o->config.seed, (uint64_t)b->index << 16, o->step);
+    sm_pack(o->vote + b->word, u, block_size(b), o->config.ties, key);
+    if (o->config.ties == SM_ABSTAIN) sm_present(o->decided + b->word, u, block_size(b));
 }
 
 /* W <- W - lr s V, or with a local map W <- W - lr s LMO(V), at no further communication */
-static void move_by_vote(void *context, int ith, int nth) {
-    SmWork *work = context;
-    SmOptimizer *o = work->o;
-    SmGroup *g = work->g;
-    double confirmed = 0;
-    (void)nth;
-    for (size_t i = 0; i < g->count; i++) {
-        SmBlock *b = &g->blocks[i];
-        if (b->thread != ith) continue;
-        const uint64_t *vote = o->vote + b->word;
-        const uint64_t *decided = o->config.ties == SM_ABSTAIN ? o->decided + b->word : NULL;
-        float *w = o->params + b->offset, *u = o->direction + b->element;
-        for (size_t k = 0; k < sm_words(block_size(b)); k++)
-            confirmed += __builtin_popcountll(vote[k] ^ o->ballot[b->word + k]);
-        if (g->local_map) {
-            sm_unpack(u, vote, decided, block_size(b));
-            apply_map(o, g->local_map, b, u, ith);
-            move(o, g, b, u);
-            continue;
-        }
-        float step = (float)(g->rate * gain_of(&o->config, b->tensor, 1)), keep = keep_of(o, g, b);
-        if (!b->tensor->sparse) {
-            sm_apply(w, vote, decided, block_size(b), step, keep);
-            continue;
-        }
+static void move_by_vote(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
+    const uint64_t *vote = o->vote + b->word;
+    const uint64_t *decided = o->config.ties == SM_ABSTAIN ? o->decided + b->word : NULL;
+    float *w = o->params + b->offset, *u = o->direction + b->element;
+    for (size_t k = 0; k < sm_words(block_size(b)); k++)
+        o->differ[ith] += __builtin_popcountll(vote[k] ^ o->ballot[b->word + k]);
+    if (g->local_map) {
         sm_unpack(u, vote, decided, block_size(b));
-        for (size_t r = 0; r < b->rows; r++)
-            if (o->vote[b->touched + r / 64] >> r % 64 & 1)
-                sm_step_dense(w + r * b->cols, u + r * b->cols, b->cols, step, keep);
+        apply_map(o, g->local_map, b, u, ith);
+        move(o, g, b, u);
+        return;
     }
-    o->confirmed[ith] = confirmed;
+    float step = (float)(g->rate * gain_of(&o->config, b->tensor, 1)), keep = keep_of(o, g, b);
+    if (!b->tensor->sparse) {
+        sm_apply(w, vote, decided, block_size(b), step, keep);
+        return;
+    }
+    sm_unpack(u, vote, decided, block_size(b));
+    for (size_t r = 0; r < b->rows; r++)
+        if (o->vote[b->touched + r / 64] >> r % 64 & 1)
+            sm_step_dense(w + r * b->cols, u + r * b->cols, b->cols, step, keep);
 }
 
 /* Words [from, to) of the vote from the sums of the ballots. */
@@ -469,13 +435,13 @@ static void vote_by_shards(SmOptimizer *o, SmGroup *g) {
         (g->cut_word[o->comm->rank + 1] - g->cut_word[o->comm->rank]) * 8 * (size_t)o->comm->size;
     exchange_ballots(o, g, o->ballot, o->inbox);
     if (o->config.zeros == SM_ABSTAIN) exchange_ballots(o, g, o->present, o->inbox + plane);
-    run(o, g, count_votes);
+    run_slices(o, g, count_votes);
     if (!g->server_map) gather_vote(o, g); /* else the reply is not the vote */
 }
 
 static void count_agreement(SmOptimizer *o, const SmGroup *g) {
     double differ = 0;
-    for (int t = 0; t < o->comm->team->threads; t++) differ += o->confirmed[t];
+    for (int t = 0; t < o->comm->team->threads; t++) differ += o->differ[t], o->differ[t] = 0;
     if (g == &o->group[0]) o->agreement = 1 - differ / (double)g->elements;
 }
 
@@ -537,62 +503,43 @@ static const size_t *lay_out(SmOptimizer *o, SmGroup *g, int down) {
 }
 
 /* R_j <- C(D_j - G_j) and G_j += R_j, with D_j = M_j or LMO(M_j) */
-static void make_residual(void *context, int ith, int nth) {
-    SmWork *work = context;
-    SmOptimizer *o = work->o;
-    (void)nth;
-    for (size_t i = 0; i < work->g->count; i++) {
-        SmBlock *b = &work->g->blocks[i];
-        if (b->thread != ith) continue;
-        float *u = o->direction + b->element;
-        estimate(o, work->g, b, u);
-        apply_map(o, work->g->worker_map, b, u, ith);
-        ef_send(o->residuals + b->up, b->state[ESTIMATE], u, b->rows, b->cols, link_of(o, b, 0),
-                link_key(o, b, o->comm->rank), link_key(o, b, -1), b->state[WARM_UP],
-                thread_scratch(o, ith));
-    }
+static void make_residual(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
+    float *u = o->direction + b->element;
+    estimate(o, g, b, u);
+    apply_map(o, g->worker_map, b, u, ith);
+    ef_send(o->residuals + b->up, b->state[ESTIMATE], u, b->rows, b->cols, link_of(o, b, 0),
+            link_key(o, b, o->comm->rank), link_key(o, b, -1), b->state[WARM_UP],
+            thread_scratch(o, ith));
 }
 
 /* The server's part of my blocks: G += mean R_j, X <- (1 - lr wd) X - lr s LMO(G), S <- C(X - W),
  * W += S. With an exact reply X is W itself. */
-static void serve(void *context, int ith, int nth) {
-    SmWork *work = context;
-    SmOptimizer *o = work->o;
-    SmGroup *g = work->g;
-    (void)nth;
-    for (size_t i = 0; i < g->count; i++) {
-        SmBlock *b = &g->blocks[i];
-        if (b->owner != o->comm->rank || b->thread != ith) continue;
-        float *u = o->direction + b->element, *w = o->params + b->offset, *x = b->state[MODEL];
-        size_t n = block_size(b);
-        if (x && o->step == 0) memcpy(x, w, n * sizeof *x);
-        if (!x) x = w;
-        int bad = ef_aggregate(b->state[AGGREGATE], o->inbox + (b->up - o->share_at),
-                               o->share_bytes, link_bytes(o, b, 0), o->comm->size, b->rows, b->cols,
-                               link_of(o, b, 0), thread_scratch(o, ith));
-        assert(!bad), (void)bad; /* messages are this program's own */
-        memcpy(u, b->state[AGGREGATE], n * sizeof *u);
-        apply_map(o, g->server_map, b, u, ith);
-        sm_step_dense(x, u, n, (float)(g->rate * gain_of(&o->config, b->tensor, moves_by_sign(g))),
-                      keep_of(o, g, b));
-        ef_send(o->shifts + b->down, w, x, b->rows, b->cols, link_of(o, b, 1),
-                link_key(o, b, COMM_MAX_WORKERS), link_key(o, b, -1), b->state[WARM_DOWN],
-                thread_scratch(o, ith));
-    }
+static void serve(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
+    if (b->owner != o->comm->rank) return;
+    float *u = o->direction + b->element, *w = o->params + b->offset, *x = b->state[MODEL];
+    size_t n = block_size(b);
+    if (x && o->step == 0) memcpy(x, w, n * sizeof *x);
+    if (!x) x = w;
+    int bad = ef_aggregate(b->state[AGGREGATE], o->inbox + (b->up - o->share_at), o->share_bytes,
+                           link_bytes(o, b, 0), o->comm->size, b->rows, b->cols, link_of(o, b, 0),
+                           thread_scratch(o, ith));
+    assert(!bad), (void)bad; /* messages are this program's own */
+    memcpy(u, b->state[AGGREGATE], n * sizeof *u);
+    apply_map(o, g->server_map, b, u, ith);
+    sm_step_dense(x, u, n, (float)(g->rate * gain_of(&o->config, b->tensor, moves_by_sign(g))),
+                  keep_of(o, g, b));
+    ef_send(o->shifts + b->down, w, x, b->rows, b->cols, link_of(o, b, 1),
+            link_key(o, b, COMM_MAX_WORKERS), link_key(o, b, -1), b->state[WARM_DOWN],
+            thread_scratch(o, ith));
 }
 
 /* W += S, for the blocks that others serve */
-static void move_by_shift(void *context, int ith, int nth) {
-    SmWork *work = context;
-    SmOptimizer *o = work->o;
-    (void)nth;
-    for (size_t i = 0; i < work->g->count; i++) {
-        SmBlock *b = &work->g->blocks[i];
-        if (b->thread != ith || b->owner == o->comm->rank) continue;
-        int bad = ef_receive(o->params + b->offset, o->shifts + b->down, link_bytes(o, b, 1),
-                             b->rows, b->cols, link_of(o, b, 1), thread_scratch(o, ith));
-        assert(!bad), (void)bad;
-    }
+static void move_by_shift(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
+    (void)g;
+    if (b->owner == o->comm->rank) return;
+    int bad = ef_receive(o->params + b->offset, o->shifts + b->down, link_bytes(o, b, 1), b->rows,
+                         b->cols, link_of(o, b, 1), thread_scratch(o, ith));
+    assert(!bad), (void)bad;
 }
 
 // clang-format off
@@ -656,59 +603,39 @@ static void gossip(SmOptimizer *o, SmGroup *g, float *x, size_t n, int rounds) {
                             g->kind);
             for (size_t j = 0; j < sources; j++)
                 o->pieces[j] = (const float *)(void *)o->inbox + j * o->piece;
-            run(o, g, mix_piece);
+            run_slices(o, g, mix_piece);
         }
     }
 }
 
 /* U_i <- V_i + M_i - M_i's last */
-static void correct_tracker(void *context, int ith, int nth) {
-    SmWork *work = context;
-    SmOptimizer *o = work->o;
-    (void)nth;
-    for (size_t i = 0; i < work->g->count; i++) {
-        SmBlock *b = &work->g->blocks[i];
-        if (b->thread != ith) continue;
-        float *u = o->direction + b->element, *last = b->state[ESTIMATE];
-        estimate(o, work->g, b, u);
-        dm_track(b->state[TRACKER], u, last, block_size(b));
-        memcpy(last, u, block_size(b) * sizeof *u);
-    }
+static void correct_tracker(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
+    (void)ith;
+    float *u = o->direction + b->element, *last = b->state[ESTIMATE];
+    estimate(o, g, b, u);
+    dm_track(b->state[TRACKER], u, last, block_size(b));
+    memcpy(last, u, block_size(b) * sizeof *u);
 }
 
 /* Y <- (1 - lr wd) X - lr s LMO(V), V being M where nothing is tracked; AdamW takes this worker's own
  * gradient; u <- Y */
-static void step_locally(void *context, int ith, int nth) {
-    SmWork *work = context;
-    SmOptimizer *o = work->o;
-    SmGroup *g = work->g;
-    (void)nth;
-    for (size_t i = 0; i < g->count; i++) {
-        SmBlock *b = &g->blocks[i];
-        if (b->thread != ith) continue;
-        float *u = o->direction + b->element, *v = b->state[TRACKER];
-        size_t n = block_size(b);
-        if (v)
-            memcpy(u, v, n * sizeof *u);
-        else
-            estimate(o, g, b, u);
-        if (g->method->update == SM_UNIT) sm__scale(u, n, o->length > 0 ? 1 / o->length : 0);
-        apply_map(o, g->worker_map, b, u, ith);
-        move(o, g, b, u);
-        memcpy(u, o->params + b->offset, n * sizeof *u);
-    }
+static void step_locally(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
+    float *u = o->direction + b->element, *v = b->state[TRACKER];
+    size_t n = block_size(b);
+    if (v)
+        memcpy(u, v, n * sizeof *u);
+    else
+        estimate(o, g, b, u);
+    if (g->method->update == SM_UNIT) sm__scale(u, n, o->length > 0 ? 1 / o->length : 0);
+    apply_map(o, g->worker_map, b, u, ith);
+    move(o, g, b, u);
+    memcpy(u, o->params + b->offset, n * sizeof *u);
 }
 
 /* X <- what gossip made of Y */
-static void take_mixed(void *context, int ith, int nth) {
-    SmWork *work = context;
-    (void)nth;
-    for (size_t i = 0; i < work->g->count; i++) {
-        SmBlock *b = &work->g->blocks[i];
-        if (b->thread == ith)
-            memcpy(work->o->params + b->offset, work->o->direction + b->element,
-                   block_size(b) * sizeof(float));
-    }
+static void take_mixed(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
+    (void)g, (void)ith;
+    memcpy(o->params + b->offset, o->direction + b->element, block_size(b) * sizeof(float));
 }
 
 /* |V| over all tensors, for steps of unit length. */
@@ -755,7 +682,7 @@ static void squares_of_tensors(void *context, int ith, int nth) {
 static float shrink_of(SmOptimizer *o) {
     double sum = 0, clip = o->config.clip * pow((double)o->step + 1, o->config.clip_power);
     if (o->config.clip <= 0) return 1;
-    run(o, NULL, squares_of_tensors);
+    run_slices(o, NULL, squares_of_tensors);
     for (size_t t = 0; t < o->tensor_count; t++) sum += o->square[t];
     return sum > clip * clip ? (float)(clip / sqrt(sum)) : 1;
 }
@@ -1099,7 +1026,7 @@ static SmBytes build(Carver *c, SmOptimizer *o, const SmTensor *tensors, size_t 
     o->residuals = carve(c, up);
     o->shifts = carve(c, down);
     o->cut_byte = carve(c, (n + 1) * sizeof(size_t));
-    o->confirmed = carve(c, (size_t)threads * sizeof(double));
+    o->differ = carve(c, (size_t)threads * sizeof(double));
     o->square = carve(c, count * sizeof(double));
     messages = c->used - state;
     o->scratch_floats = (scratch + 15) / 16 * 16;

@@ -2278,7 +2278,7 @@ static int write_model(const Worker *w, const float *params, const char *folder,
     meta_add(m, "format", "train_gpt " GPT_VERSION);
     meta_add(m, "vocabulary", w->run->vocab_text);
     meta_whole(m, "step", (uint64_t)w->step);
-    meta_real(m, "val_loss", w->val);
+    meta_real(m, "val_loss", params == w->exact ? w->exact_val : w->val);
     meta_real(m, "best_val_loss", w->best);
     meta_real(m, "evaluated", (double)w->evaluated);
     path_of(path, "%s/%s.safetensors", folder, file);
