@@ -32,11 +32,11 @@ run() {
     echo "$out"
 }
 
-# reach LOSS COLUMN LOG: megabytes of a column when the loss was first reached
+# reach LOSS COLUMN LOG: megabytes of a column, or steps, when the loss was first reached
 reach() {
     awk -F, -v target="$1" -v column="$2" 'NR == 1 { for (i = 1; i <= NF; i++) at[$i] = i; next }
         $at["val_loss"] != "" { v = $at["val_loss"]
-            b = column == "round" ? $at["uplink_bytes"] + $at["downlink_bytes"] : $at[column]
+            b = column == "steps" ? 1e6 * $1 : column == "round" ? $at["uplink_bytes"] + $at["downlink_bytes"] : $at[column]
             if (v <= target) { print seen ? (b0 + (b - b0) * (v0 - target) / (v0 - v)) / 1e6 : b / 1e6; exit }
             v0 = v; b0 = b; seen = 1 }' "$3"
 }
@@ -47,9 +47,11 @@ echo "\`make bytes\` (\`sh bench/bytes.sh TEXT $steps\`): 3 workers, nanoGPT's C
 echo "validation loss in nats per character. Each method at two learning rates, placed by runs of 500 steps; the better by final loss counts."
 echo "Megabytes are one worker's: sent up to the owners of shards (of which it is one itself), received from"
 echo "them, and both; between two validations, 200 steps apart, they are interpolated linearly in the loss."
-echo "Embeddings travel as fp32 under AdamW in every row and are counted."
+echo "Embeddings travel as fp32 under AdamW in every row and are counted. The last column is what Muon sends up until"
+echo "1.75 and until 1.65, over what the method sends up; in brackets as arXiv 2510.00643 would count the method's"
+echo "messages, with indices of 26 bits and Natural of 16."
 echo
-echo "| method | rates tried: final loss | best | to 1.75: up | down | round trip | to 1.65: up | down | round trip | uplink against Muon's |"
+echo "| method | rates tried: final loss | best | to 1.75: up | down | round trip | to 1.65: up | down | round trip | Muon's uplink over it |"
 echo "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 echo "$methods" | while IFS='|' read -r name flags rates; do
     best= tried=
@@ -70,11 +72,15 @@ echo "$methods" | while IFS='|' read -r name flags rates; do
             [ $column = uplink_bytes ] && eval "up_$(echo $target | tr -d .)=\"$mb\""
         done
     done
-    if [ "$name" = Muon ]; then printf '%s %s\n' "$up_175" "$up_165" >"$runs/muon"; fi
+    s175=$(reach 1.75 steps "$chosen/log.csv") s165=$(reach 1.65 steps "$chosen/log.csv")
+    if [ "$name" = Muon ]; then echo "$up_175 $up_165 $s175 $s165" >"$runs/muon"; fi
     if [ -f "$runs/muon" ]; then
-        read -r m175 m165 <"$runs/muon"
-        row="$row $(awk -v a="$up_175" -v b="$up_165" -v m="$m175" -v n="$m165" \
-            'BEGIN { printf "%s, %s", a ? sprintf("%.1fx", m / a) : "-", b ? sprintf("%.1fx", n / b) : "-" }') |"
+        read -r m175 m165 ms175 ms165 <"$runs/muon"
+        # shellcheck disable=SC2086
+        paper=$("$train" --data "$text" --workers 3 --dry-run $flags | sed -n 's/^uplink.*16-bit Natural) //p')
+        row="$row $(awk -v a="$up_175" -v b="$up_165" -v m="$m175" -v n="$m165" -v s="$s175" -v t="$s165" -v ms="$ms175" \
+            -v mt="$ms165" -v paper="$paper" 'BEGIN { printf "%s, %s", a ? sprintf("%.1fx", m / a) : "-", b ? sprintf("%.1fx", n / b) : "-"
+                if (paper && b) printf " (%.1fx, %.1fx)", ms / s / paper, mt / t / paper }') |"
     else
         row="$row |"
     fi

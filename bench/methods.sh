@@ -1,10 +1,11 @@
 #!/bin/sh
 # Trains every method at its defaults on one recipe and prints the README's table; about ninety seconds a row on
-# two cores. Call it from the root of the repository: sh bench/methods.sh TEXT [WORKERS [STEPS]] > docs/METHODS.md
+# two cores. Call it from the root of the repository: sh bench/methods.sh TEXT [WORKERS [STEPS [PATTERN]]] > docs/METHODS.md
+# PATTERN (of grep -E) chooses among the rows' names.
 # Milliseconds come from a run of 100 steps of their own: the median over the intervals between log rows without an
 # evaluation.
-text=$1 workers=${2:-3} steps=${3:-2000} out=${TMPDIR:-/tmp}/signmuon-methods.$$
-[ -r "$text" ] || { echo "usage: sh bench/methods.sh TEXT [WORKERS [STEPS]]" >&2; exit 2; }
+text=$1 workers=${2:-3} steps=${3:-2000} pattern=${4:-.} out=${TMPDIR:-/tmp}/signmuon-methods.$$
+[ -r "$text" ] || { echo "usage: sh bench/methods.sh TEXT [WORKERS [STEPS [PATTERN]]]" >&2; exit 2; }
 trap 'rm -rf "$out"' EXIT
 
 # name, then the flags
@@ -29,7 +30,7 @@ Written by \`make table\`.
 | --- | --- | --- | --- | --- |
 EOF
 parameters=$(./train_gpt --data "$text" --dry-run | sed -n 's/.*: \([0-9]*\) parameters/\1/p')
-runs | while read -r name flags; do
+runs | grep -E "^($pattern)" | while read -r name flags; do
     run="./train_gpt --data $text --out $out/$name --workers $workers --threads 2 --quiet --overwrite --save-every 0 $flags"
     last=$($run --steps "$steps") && $run --steps 100 >/dev/null || exit 1
     ms=$(awk -F, 'NR > 2 && $4 != "" && seen && !evaluated { print 1000 * ($3 - seconds) / ($1 - step) }
