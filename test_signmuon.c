@@ -4740,7 +4740,8 @@ static double sm_spectral_norm(const float *x, size_t m, size_t n) {
 /* Norm of a block in the norm that Scion gives its role. */
 static double sm_role_norm(const float *x, size_t m, size_t n, SmRole role) {
     double most = 0;
-    for (size_t i = 0; i < m * n; i++) most = fmax(most, fabs((double)x[i]));
+    for (size_t i = 0; i < m * n; i++)
+        if (fabs((double)x[i]) > most) most = fabs((double)x[i]);
     if (role == SM_HIDDEN) return sqrt((double)n / (double)m) * sm_spectral_norm(x, m, n);
     if (role == SM_VECTOR) return sqrt(sm_sum_squares(x, n) / (double)n);
     return role == SM_OUTPUT ? (double)n * most : most;
