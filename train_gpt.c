@@ -642,7 +642,8 @@ static void resolve_links(Options *o, SmConfig *c, EfLink *up, EfLink *down) {
     o->up = unless_auto(o->up, c->method->up);
     o->down = unless_auto(o->down, c->method->down);
     if (ef_parse(up, o->up, error, sizeof error)) die(EXIT_USAGE, "--up %s: %s", o->up, error);
-    if (ef_parse(down, o->down, error, sizeof error)) die(EXIT_USAGE, "--down %s: %s", o->down, error);
+    if (ef_parse(down, o->down, error, sizeof error))
+        die(EXIT_USAGE, "--down %s: %s", o->down, error);
     c->up = up;
     c->down = down;
 }
@@ -671,6 +672,7 @@ static void resolve_graph(Options *o, SmConfig *c, DmGraph *graph) {
     o->eval_nodes = unless_auto(o->eval_nodes, "end");
     o->topology = unless_auto(o->topology, "ring");
     double *weights = allocate(dm_graph_doubles(nodes) * sizeof *weights);
+    graph->weight = weights;
     if (dm_graph_build(graph, weights, o->topology, o->mixing, nodes, error, sizeof error))
         die(EXIT_USAGE, "%s", error);
     c->graph = graph;
