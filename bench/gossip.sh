@@ -49,8 +49,8 @@ echo "# DeMuon and its baselines"
 echo
 echo "\`make gossip\` (\`sh bench/gossip.sh TEXT $steps\`): 8 nodes, 2 sequences of 64 characters each per step, 2 layers of"
 echo "width 96, $steps steps, linear decay to zero, seed 1337; loss of the mean model on the whole validation split, nats per character."
-echo "Rates tuned on the exponential graph with iid shards: tried rates and their losses below. The fourth"
-echo "loss column is what the method has reached when a node has sent as many bytes as dsgd sends in half of the"
+echo "Rates tuned on the exponential graph with iid shards: tried rates and their losses below. At equal"
+echo "bytes: what the method has reached when a node has sent as many bytes as dsgd sends in half of the"
 echo "steps; spread is greatest minus least loss over the nodes; distance is sqrt(sum |X_i - mean|^2) at the last"
 echo "validation before the end, when the rate is $(awk -v s="$steps" 'BEGIN { printf "%.3g", 100 / s }') of its peak."
 echo
