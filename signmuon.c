@@ -101,7 +101,7 @@ struct SmOptimizer {
     float *scratch;                          /* `scratch_floats` for each thread */
     size_t scratch_floats;
     double *differ; /* per thread: signs that the vote did not confirm */
-    double *square; /* per tensor: squared norm of the gradient or the tracker */
+    double *square; /* per tensor: squared norm of the gradient */
     double agreement, length;
     float *params; /* of the step under way */
     const float *grads;
@@ -1041,8 +1041,9 @@ SmConfig sm_config(const SmMethod *method, const SmMethod *aux) {
                       .worker_map = method->worker_map,
                       .server_map = method->server_map,
                       .local_map = "none",
-                      .role_norm = {lmo ? "rms" : "none", "none", lmo ? "sign" : "none",
-                                    lmo ? "sign-output" : "none"},
+                      .role_norm = {lmo ? sm_scion_norm(SM_VECTOR) : "none", "none",
+                                    lmo ? sm_scion_norm(SM_INPUT) : "none",
+                                    lmo ? sm_scion_norm(SM_OUTPUT) : "none"},
                       .radius = {1, 1, 1, 1},
                       .reply = method->reply,
                       .gain = sm_gain(method->gain),

@@ -868,6 +868,11 @@ static inline const SmGain *sm_gain(const char *name) {
     return NULL;
 }
 
+/* The norm that Scion gives a tensor that is not a hidden matrix. */
+static inline const char *sm_scion_norm(SmRole role) {
+    return role == SM_VECTOR ? "rms" : role == SM_INPUT ? "sign" : "sign-output";
+}
+
 /* Rows of --radii. NULL past the end. */
 static inline const SmRadii *sm_radii_row(size_t i) {
     static const SmRadii table[] = {

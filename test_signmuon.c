@@ -7505,6 +7505,8 @@ TEST(wrong_use_ends_with_status_2_and_a_sentence_that_names_the_flag) {
         {"--radii", "--data text.txt --radii huge"},
         {"--momentum-start", "--data text.txt --momentum-start now"},
         {"--mode", "--data text.txt --mode paper --method muon"},
+        {"--momentum", "--data text.txt --method gluon --momentum 0.9"},
+        {"--weight-decay", "--data text.txt --method scion-constrained --weight-decay 0.1"},
         {"--mode", "--data text.txt --mode papr --method demuon"},
         {"--exact", "--data text.txt --exact"},
         {"--exact", "--exact --resume --out a"},

@@ -583,7 +583,7 @@ static const char *unless_auto(const char *text, const char *otherwise) {
 /* What --aux says: the other tensors' method, and their norms by role. */
 static void resolve_aux(Options *o, SmConfig *c) {
     const SmMethod *m = c->method;
-    const char *role[SM_ROLES] = {o->vector_norm, "none", o->input_norm, o->output_norm};
+    const char *role[SM_ROLES] = {o->vector_norm, "auto", o->input_norm, o->output_norm};
     int paper = strcmp(o->mode, "paper") == 0, lmo;
     o->aux = unless_auto(o->aux, paper ? "lmo" : m->aux);
     lmo = strcmp(o->aux, "lmo") == 0;
@@ -597,12 +597,13 @@ static void resolve_aux(Options *o, SmConfig *c) {
     c->aux = lmo || strcmp(o->aux, "same") == 0
                  ? m
                  : sm_method(strcmp(o->aux, "sign") == 0 ? "signum" : "adamw");
-    static const char *const scion[] = {"rms", "none", "sign", "sign-output"};
-    static const char *const demuon[] = {"frobenius", "none", "spectral", "spectral"};
     for (int r = 0; r < SM_ROLES; r++) {
-        if (!lmo && strcmp(role[r], "auto") != 0 && r != SM_HIDDEN)
+        if (!lmo && strcmp(role[r], "auto") != 0)
             die(EXIT_USAGE, "--input-norm, --output-norm and --vector-norm go with --aux lmo");
-        c->role_norm[r] = !lmo ? "none" : unless_auto(role[r], (paper ? demuon : scion)[r]);
+        const char *norm = !paper           ? sm_scion_norm((SmRole)r)
+                           : r == SM_VECTOR ? "frobenius"
+                                            : "spectral";
+        c->role_norm[r] = lmo && r != SM_HIDDEN ? unless_auto(role[r], norm) : "none";
     }
 }
 
@@ -694,6 +695,12 @@ static void resolve_numbers(Options *o, SmConfig *c) {
     if (isnan(o->momentum))
         o->momentum = paper ? 0.8 : m->momentum > 0 || strcmp(o->aux, "sign") ? m->momentum : 0.95;
     if (isnan(o->weight_decay)) o->weight_decay = m->decay;
+    if (m->estimate == SM_GLUON && o->momentum > 0)
+        die(EXIT_USAGE, "--momentum %g: at step k that of --method %s is 1-(k+1)^-1/2; take scion",
+            o->momentum, o->method);
+    if (m->update == SM_FRANK_WOLFE && o->weight_decay > 0)
+        die(EXIT_USAGE, "--weight-decay %g: --method %s shrinks by its rate alone; take scion",
+            o->weight_decay, o->method);
     if (isnan(o->clip)) o->clip = m->clip;
     if (o->nesterov < 0) o->nesterov = m->nesterov;
     if (o->warmup < 0) o->warmup = o->steps / 2 < m->warmup ? o->steps / 2 : m->warmup;
@@ -2044,6 +2051,9 @@ typedef struct Run {
     double per_byte, per_message; /* of --link; 0 without */
 } Run;
 
+/* Does a server keep a model that is not the workers'? */
+static int has_exact(const Run *run) { return run->config.down && !run->down.row->replaces; }
+
 enum { SPARK = 60 }; /* columns of the sparkline */
 
 typedef struct Worker {
@@ -2510,9 +2520,7 @@ static void print_memory(const Run *run, Gpt *g, size_t B) {
     SmBytes s = sm_optimizer_bytes(&run->config, g->tensor, g->tensors, workers, threads);
     size_t scratch = model - g->activations - g->packed + s.scratch;
     size_t outbox = workers == 1 ? 0 : min_size(COMM_OUTBOX, P);
-    int more = sm_gossips(run->config.method)                         ? 2
-               : run->config.down && strcmp(o->down, "identity") != 0 ? 1
-                                                                      : 0;
+    int more = sm_gossips(run->config.method) ? 2 : has_exact(run);
     size_t worker =
                (2 + (size_t)more) * allocated(P) + allocated(model) + allocated(s.total) + outbox,
            tokens = (size_t)(run->data.train_tokens + run->data.val_tokens), mb = 1000000,
@@ -2979,8 +2987,7 @@ static int work(Comm *c, void *arg) {
             w->mean = floats(w->g.parameters);
             w->gathered = floats(w->g.parameters + (size_t)c->size);
         }
-        if (run->config.down && strcmp(o->down, "identity") != 0)
-            w->exact = floats(w->g.parameters);
+        if (has_exact(run)) w->exact = floats(w->g.parameters);
         if (o->resume) read_state(w);
         status = train(w);
     } else if (o->sample) {
