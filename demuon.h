@@ -557,7 +557,9 @@ static inline int dm_graph_survivors(DmGraph *g, double *storage, const DmGraph 
         }
         storage[i * n + i] = 1 - taken;
     }
-    *g = (DmGraph){nodes, 1, storage};
+    g->nodes = nodes;
+    g->period = 1;
+    g->weight = storage;
     return dm_graph_check(g, error, size);
 }
 

@@ -2490,27 +2490,38 @@ static void read_array(const StFile *f, const char *name, float *out, size_t n) 
     if (st_read_f32(f, name, out, n, error, sizeof error)) die(EXIT_FAILED, "%s", error);
 }
 
-/* What workers hold for themselves out of one file: the optimizer's state and, when they gossip, their
- * model. part = 1: all of it as it was. part < 1: that part of it is added, and what only the owner
- * of a block keeps is left out, since owners have changed. */
-static void read_own(Worker *w, const StFile *f, float part) {
-    size_t n = 0;
+/* This worker's arrays out of its file. */
+static void read_own(Worker *w, const StFile *f) {
     char name[96];
     SmState s;
-    float *one = part < 1 ? floats(w->g.parameters) : NULL;
     for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &s); i++) {
-        if (s.replicated || (one && s.block >= 0)) continue;
-        n = s.rows * s.cols;
         state_name(w, &s, name, sizeof name);
-        read_array(f, name, one ? one : s.data, n);
-        for (size_t k = 0; one && k < n; k++) s.data[k] += part * one[k];
+        if (!s.replicated) read_array(f, name, s.data, s.rows * s.cols);
     }
-    for (size_t i = 0; !one && gossips(w) && i < w->g.tensors; i++) {
+}
+
+/* The model of a node that gossips. */
+static void read_node(Worker *w, const StFile *f) {
+    char name[96];
+    for (size_t i = 0; gossips(w) && i < w->g.tensors; i++) {
         const SmTensor *t = &w->g.tensor[i];
         snprintf(name, sizeof name, "node.%s", t->name);
         read_array(f, name, w->g.params + t->offset, tensor_size(t));
     }
-    free(one);
+}
+
+/* Add `part` of the momenta in one file. */
+static void add_momenta(Worker *w, const StFile *f, float part) {
+    char name[96];
+    SmState s;
+    float *momentum = floats(w->g.parameters);
+    for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &s); i++) {
+        if (s.replicated || s.block >= 0) continue;
+        state_name(w, &s, name, sizeof name);
+        read_array(f, name, momentum, s.rows * s.cols);
+        for (size_t k = 0; k < s.rows * s.cols; k++) s.data[k] += part * momentum[k];
+    }
+    free(momentum);
 }
 
 /* --resume-workers: the momenta of a group that another number of workers left. A node's model that
@@ -2523,7 +2534,8 @@ static void read_resized(Worker *w) {
     for (int r = 0; r < saved && strcmp(policy, "zero") != 0; r++) {
         if (keeps && r != w->c->rank) continue;
         open_state(w, &f, r);
-        read_own(w, &f, keeps ? 1 : 1 / (float)saved);
+        add_momenta(w, &f, keeps ? 1 : 1 / (float)saved);
+        if (keeps) read_node(w, &f);
         st_close(&f);
     }
     if (w->c->rank == 0)
@@ -2550,7 +2562,7 @@ static void read_state(Worker *w) {
     if (resized) read_resized(w);
     if (w->c->rank < w->run->saved_workers) {
         open_state(w, &mine, w->c->rank);
-        if (!resized) read_own(w, &mine, 1);
+        if (!resized) read_own(w, &mine), read_node(w, &mine);
         for (size_t i = 0; i < COUNTERS; i++) {
             uint64_t *count = counter(w->c, i, name, sizeof name);
             *count = (uint64_t)meta_number(&mine, name);
@@ -2851,15 +2863,15 @@ static void take_snapshot(Worker *w) {
     s->val = w->val, s->best = w->best;
 }
 
-/* Model and state as they were; what only the owner of a block kept is there if it owned it before. */
+/* Model and state as they were, but for what belongs to a block: owners have changed. */
 static void return_to_snapshot(Worker *w) {
     const Snapshot *s = &w->snapshot;
     SmState state;
     memcpy(w->g.params, s->params, w->g.parameters * sizeof(float));
     for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &state); i++)
-        for (size_t j = 0; j < s->arrays; j++) {
+        for (size_t j = 0; j < s->arrays && state.block < 0; j++) {
             const SmState *kept = &s->array[j];
-            if (kept->tensor == state.tensor && kept->block == state.block &&
+            if (kept->block < 0 && kept->tensor == state.tensor &&
                 strcmp(kept->kind, state.kind) == 0)
                 memcpy(state.data, kept->data, state.rows * state.cols * sizeof(float));
         }
