@@ -4712,7 +4712,8 @@ TEST(without_a_tracker_nodes_end_at_the_median_of_their_minima_and_with_it_at_th
     for (int k = 0; k < 4; k++) {
         SmConfig config = sm_config(sm_method(methods[k % 2]), sm_method("adamw"));
         SmScalars s = {.config = &config, .steps = 800};
-        CommOptions options = {comm_backend("threads"), k < 2 ? 3 : 6, 1};
+        CommOptions options = {
+            .backend = comm_backend("threads"), .workers = k < 2 ? 3 : 6, .threads = 1};
         config.graph = sm_topology(&graph, k < 2 ? "complete" : "ring", options.workers);
         config.ns = sm_newton_schulz("exact"), config.gain = sm_gain("none");
         config.momentum = 0.8;
@@ -5524,7 +5525,7 @@ static int comm_test_neighbours(Comm *c, void *arg) {
         for (size_t i = 0; i < bytes; i++) message[i] = comm_test_byte(rank + 7 * k, i);
         memset(inbox, 0, 8 * bytes);
         inbox[count[k] * bytes] = 42;
-        comm_neighbours(c, message, bytes, sources[k], count[k], destinations[k], inbox,
+        comm_neighbours(c, message, bytes, sources[k], count[k], destinations[k], k, inbox,
                         COMM_MATRICES);
         for (size_t i = 0; i < count[k] * bytes; i++)
             bad += inbox[i] != comm_test_byte(sources[k][i / bytes] + 7 * k, i % bytes);
