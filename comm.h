@@ -668,6 +668,7 @@ enum { COMM__STARTING, COMM__AGREED, COMM__RUNNING };
 static struct CommMpi {
     int phase, status, rank, ranks, beside;
     MPI_Request *request; /* of the exchange under way */
+    MPI_Status *ended;    /* theirs: gcc objects to MPI_STATUSES_IGNORE, an array of none */
     int requests, room;
     CommGraph *graph; /* by key */
     int graphs;
@@ -741,6 +742,7 @@ static inline MPI_Request *comm__mpi_request(void) {
     if (m->requests == m->room) {
         m->room = m->room ? 2 * m->room : 256;
         m->request = comm__mpi_memory(m->request, (size_t)m->room * sizeof *m->request);
+        m->ended = comm__mpi_memory(m->ended, (size_t)m->room * sizeof *m->ended);
     }
     return &m->request[m->requests++];
 }
@@ -791,7 +793,7 @@ static inline void comm__mpi_advance(Comm *c, CommExchange *x, size_t ready) {
     int done;
     if (c->locals > 1) return;
     comm__mpi_send(x, c->rank, 1, ready);
-    COMM__MPI(MPI_Testall, comm__world.requests, comm__world.request, &done, MPI_STATUSES_IGNORE);
+    COMM__MPI(MPI_Testall, comm__world.requests, comm__world.request, &done, comm__world.ended);
 }
 
 /* Between two ranks, messages are matched in order: by sender, then by receiver. */
@@ -815,7 +817,7 @@ static inline void comm__mpi_end(Comm *c, CommExchange *x) {
             memcpy(x->inbox + (size_t)(j / x->stride) * mine,
                    ((const CommExchange *)c->shared->lent[j])->message + at, mine);
     if (comm__mpi_leads(c)) {
-        COMM__MPI(MPI_Waitall, comm__world.requests, comm__world.request, MPI_STATUSES_IGNORE);
+        COMM__MPI(MPI_Waitall, comm__world.requests, comm__world.request, comm__world.ended);
         comm__world.requests = 0;
     }
     comm__mpi_meet(c);
@@ -898,8 +900,9 @@ static inline void comm__mpi_make_graph(const Comm *c, CommGraph *g) {
             rank_out[g->out] = r;
             g->to[g->out++] = j * COMM_OUTBOX;
         }
-    COMM__MPI(MPI_Dist_graph_create_adjacent, MPI_COMM_WORLD, g->in, rank_in, MPI_UNWEIGHTED,
-              g->out, rank_out, MPI_UNWEIGHTED, MPI_INFO_NULL, 0, &g->ranks);
+    for (int k = 0; k < c->size; k++) g->bytes[k] = COMM_OUTBOX; /* weights: hints */
+    COMM__MPI(MPI_Dist_graph_create_adjacent, MPI_COMM_WORLD, g->in, rank_in, g->bytes, g->out,
+              rank_out, g->bytes, MPI_INFO_NULL, 0, &g->ranks);
     COMM__MPI(MPI_Comm_set_errhandler, g->ranks, MPI_ERRORS_RETURN);
     free(wants);
 }
@@ -929,7 +932,7 @@ static inline void comm__mpi_neighbours(Comm *c, const char *message, size_t byt
         size_t n = bytes - first < COMM_OUTBOX ? bytes - first : COMM_OUTBOX;
         memcpy(comm__outbox(c, c->rank), message + first, n);
         comm__mpi_meet(c);
-        for (int k = 0; g && k < g->in + g->out; k++) g->bytes[k] = (int)n;
+        for (int k = 0; g && k < c->size; k++) g->bytes[k] = (int)n;
         if (g)
             COMM__MPI(MPI_Neighbor_alltoallv, c->shared->outboxes, g->bytes, g->to, MPI_BYTE,
                       c->shared->outboxes, g->bytes, g->from, MPI_BYTE, g->ranks);
@@ -952,8 +955,8 @@ static inline void comm__mpi_forget(void) {
         COMM__MPI(MPI_Comm_free, &m->graph[k].ranks);
         free(m->graph[k].from);
     }
-    free(m->graph), free(m->request);
-    m->graph = NULL, m->request = NULL;
+    free(m->graph), free(m->request), free(m->ended);
+    m->graph = NULL, m->request = NULL, m->ended = NULL;
     m->graphs = m->room = 0;
 }
 
