@@ -58,11 +58,16 @@ define variant
 	@git ls-files -z | xargs -0 cp --parents -t build/$@
 endef
 
-check: check-gcc check-clang check-isa check-neon check-asan check-tsan check-valgrind check-tidy ## all tests again: two compilers, every instruction set, ASan, UBSan, TSan, valgrind, clang-tidy
+check: check-gcc check-clang check-mpi check-isa check-neon check-asan check-tsan check-valgrind check-tidy ## all tests again: two compilers, both MPIs, every instruction set, ASan, UBSan, TSan, valgrind, clang-tidy
 
 check-gcc check-clang: ## -Werror
 	$(variant)
 	$(MAKE) -s -C build/$@ CC=$(subst check-,,$@) EXTRA=-Werror all bench/bench bench/problem bench/claims test
+
+check-mpi: ## trainings over Open MPI and MPICH, where they are installed (two minutes)
+	$(variant)
+	$(MAKE) -s -C build/$@ OPT=-O1 train_gpt data/play
+	cd build/$@ && sh test/mpi.sh
 
 check-isa: test_signmuon train_gpt ## the kernels of older CPUs
 	for isa in avx2 portable; do echo "GEMM_ISA=$$isa"; GEMM_ISA=$$isa ./test_signmuon || exit 1; done
@@ -146,4 +151,4 @@ clean: ## remove what was built
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-.PHONY: all mpi train sample test check check-gcc check-clang check-isa check-neon check-asan check-tsan check-valgrind check-tidy bench claims bytes gossip plots table install clean help
+.PHONY: all mpi train sample test check check-gcc check-clang check-mpi check-isa check-neon check-asan check-tsan check-valgrind check-tidy bench claims bytes gossip plots table install clean help

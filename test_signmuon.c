@@ -3005,7 +3005,7 @@ enum {
     SM_BIAS,
     SM_TENSORS,
     SM_SIZE = 620,
-    SM_MAX_WORKERS = 5
+    SM_MAX_WORKERS = 8
 };
 static const SmTensor sm_tensors[SM_TENSORS] = {
     /* name, offset, rows, cols, blocks, role, decay, sparse */
