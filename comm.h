@@ -1047,8 +1047,10 @@ static inline int comm_last_words(int status, const char *text, char *who) {
     m->status = status;
     if (m->phase == COMM__STARTING) comm__mpi_agree(mine, &alike, &first);
     if (alike < m->ranks && m->ranks > 1) snprintf(who, 32, "rank %d: ", m->rank);
-    /* what all ranks find, rank 0 says: give it the time to do so and to end the others */
-    if (m->phase == COMM__RUNNING && m->rank) nanosleep(&(struct timespec){2, 0}, NULL);
+    /* what all ranks find, rank 0 says: give it the time to do so and to end the others, through
+     * the signals that mpirun sends them */
+    struct timespec left = {2, 500000000};
+    while (m->phase == COMM__RUNNING && m->rank && nanosleep(&left, &left)) continue;
     return m->rank == first || m->phase == COMM__RUNNING;
 #else
     (void)status, (void)text;

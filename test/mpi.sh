@@ -13,11 +13,11 @@ small="--data $tmp/text --quiet --layers 1 --heads 2 --width 32 --context 16 --b
 --threads 1 --eval-every 0"
 
 check() { # check SENTENCE COMMAND...
-    sentence=$1 && shift
+    claim=$1 && shift
     if "$@"; then
         passed=$((passed + 1))
     else
-        failed=$((failed + 1)) && echo "FAIL $sentence"
+        failed=$((failed + 1)) && echo "FAIL $claim"
     fi
 }
 
