@@ -1,8 +1,10 @@
 # make            the program and its library          make help   every target
+#   MPICC=mpicc.mpich  another MPI
 #   CC=clang      another compiler                     NATIVE=0    code for any CPU of this family
 #   TRAIN='...'   flags after those of make train
 
 CC = gcc
+MPICC = mpicc
 NATIVE = 1
 OPT = -O3
 WARN = -Wall -Wextra -Wpedantic -Wshadow -Wconversion
@@ -15,6 +17,11 @@ all: train_gpt libsignmuon.a libsignmuon.so ## the program, and the optimizer as
 
 train_gpt: train_gpt.c signmuon.c $(HEADERS)
 	$(CC) $(CFLAGS) -o $@ train_gpt.c signmuon.c $(LDLIBS)
+
+mpi: train_gpt_mpi ## the program over MPI: mpirun -n 4 train_gpt_mpi (libopenmpi-dev or libmpich-dev)
+
+train_gpt_mpi: train_gpt.c signmuon.c $(HEADERS)
+	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(CFLAGS) -DCOMM_MPI -o $@ train_gpt.c signmuon.c $(LDLIBS)
 
 signmuon.o: signmuon.c $(HEADERS)
 	$(CC) $(CFLAGS) -fPIC -c -o $@ signmuon.c
@@ -51,11 +58,16 @@ define variant
 	@git ls-files -z | xargs -0 cp --parents -t build/$@
 endef
 
-check: check-gcc check-clang check-isa check-neon check-asan check-tsan check-valgrind check-tidy ## all tests again: two compilers, every instruction set, ASan, UBSan, TSan, valgrind, clang-tidy
+check: check-gcc check-clang check-mpi check-isa check-neon check-asan check-tsan check-valgrind check-tidy ## all tests again: two compilers, both MPIs, every instruction set, ASan, UBSan, TSan, valgrind, clang-tidy
 
 check-gcc check-clang: ## -Werror
 	$(variant)
 	$(MAKE) -s -C build/$@ CC=$(subst check-,,$@) EXTRA=-Werror all bench/bench bench/problem bench/claims test
+
+check-mpi: ## trainings over Open MPI and MPICH, where they are installed (two minutes)
+	$(variant)
+	$(MAKE) -s -C build/$@ OPT=-O1 train_gpt data/play
+	cd build/$@ && sh test/mpi.sh
 
 check-isa: test_signmuon train_gpt ## the kernels of older CPUs
 	for isa in avx2 portable; do echo "GEMM_ISA=$$isa"; GEMM_ISA=$$isa ./test_signmuon || exit 1; done
@@ -134,9 +146,9 @@ install: all ## into PREFIX (/usr/local)
 	install -m 644 signmuon.h ef21muon.h demuon.h comm.h gemm.h $(PREFIX)/include
 
 clean: ## remove what was built
-	rm -rf train_gpt test_signmuon data/play bench/bench bench/problem bench/claims build *.o *.a *.so
+	rm -rf train_gpt train_gpt_mpi test_signmuon data/play bench/bench bench/problem bench/claims build *.o *.a *.so
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-.PHONY: all train sample test check check-gcc check-clang check-isa check-neon check-asan check-tsan check-valgrind check-tidy bench claims bytes gossip plots table install clean help
+.PHONY: all mpi train sample test check check-gcc check-clang check-mpi check-isa check-neon check-asan check-tsan check-valgrind check-tidy bench claims bytes gossip plots table install clean help

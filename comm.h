@@ -6,8 +6,10 @@
      a vote or a mean is: all-to-all, reduce the shard one owns in rank order, all-gather.
      Each worker then sends 2 (N-1)/N of the message, whatever N is, as in a ring all-reduce.
 
-   A back end is a row of comm_backend_row: how workers start, how they end. What passes between
-   them goes through outboxes in memory that all of them map, made before they start.
+   A back end is a row of comm_backend_row: how workers start, how they end, and its transport: what
+   carries bytes between them. Threads and processes go through outboxes in memory that all of them
+   map, made before they start. With -DCOMM_MPI there is a third row, mpi: every rank is a machine,
+   its workers are threads of it, and the first of them alone talks to the other ranks.
 
      static int hello(Comm *c, void *arg) {      // runs once per worker; returns an exit status
          double mine = c->rank, all[8];
@@ -21,6 +23,15 @@
              the file system, so nothing can be left behind
    THREADS   collectives are called by a worker's first thread, by all workers in the same order;
              team_run spreads a function over the compute threads of one worker
+   MACHINES  workers machine * locals + 0 .. locals - 1 share a machine and may read each other's
+             memory (comm_lend); majority is not associative, so a vote that is counted machine by
+             machine passes counts on, not verdicts (comm_alltoall_across)
+   MPI       all-to-all    point to point, without blocking: what is ready leaves while the rest is
+                           computed (comm_alltoall_begin, _advance, _end), with one worker per rank
+             all-gather    MPI_Allgatherv between ranks, memory inside them
+             neighbours    MPI_Neighbor_alltoallv on a graph of the ranks, an edge for each worker
+                           whose message another rank wants: it crosses once, whoever wants it there
+             MPI's counts are int: longer messages go in pieces of COMM_MPI_PIECE bytes
    FAILURE   processes: the parent notices within 20 ms that a worker died, and after `timeout`
              seconds that one keeps the others waiting, which it then kills. It ends the others,
              and comm_run returns COMM_DIED with a sentence naming the worker and its signal. With
@@ -29,6 +40,8 @@
              they call comm_regroup, after which ranks and size are those of the survivors.
              comm_leave does the same of a worker's own will, threads included.
              A waiting worker never spins for long: it sleeps in the kernel.
+             mpi: a rank that leaves out of order takes the others with it by MPI_Abort and its
+             own exit status; an MPI call that fails is named, with its rank.
    NUMERICS  every worker and every compute thread runs with the same rounding and with denormals
              flushed (the caller's thread keeps that setting); data are only copied here
 */
@@ -58,6 +71,10 @@
 #endif
 #if defined(__x86_64__) || defined(__i386__)
 #include <xmmintrin.h>
+#endif
+#ifdef COMM_MPI
+#include <limits.h>
+#include <mpi.h>
 #endif
 
 enum {
@@ -98,12 +115,16 @@ typedef struct Team {
 } Team;
 
 typedef struct CommBackend CommBackend;
+typedef struct CommTransport CommTransport;
 
 typedef struct CommOptions {
     const CommBackend *backend;
     int workers, threads; /* compute threads per worker, its first thread included */
     int least;            /* survivors that may go on after a death; 0: a death ends the run */
     double timeout;       /* seconds a worker may keep the others waiting; 0: for ever */
+    int machines;         /* that the workers are spread over evenly: MPI's ranks; threads: any
+                             number, to count votes as if on so many; 0 is 1 */
+    int hold;             /* comm_alltoall_advance sends nothing */
 } CommOptions;
 
 /* A worker that is no longer of the group. */
@@ -114,12 +135,19 @@ typedef struct CommGone {
     int8_t left; /* it took itself out */
 } CommGone;
 
+/* Where this process stands among those that were started together. */
+typedef struct CommPlace {
+    int machine, machines;
+    int beside; /* processes on the same node that share its cores, itself included */
+} CommPlace;
+
 /* Lives in memory shared by all workers. */
 typedef struct CommShared {
     _Atomic int spoken; /* a worker is telling why it ends the run */
     _Atomic int stop;   /* the signal that asked for an orderly end, or 0 */
     const CommBackend *backend;
-    int workers, threads, spin, least;
+    const CommTransport *transport;
+    int workers, threads, spin, least, machines, hold;
     double timeout;
     char *outboxes;                              /* workers * COMM_OUTBOX bytes */
     _Atomic uint32_t epoch;                      /* workers that are gone */
@@ -128,6 +156,7 @@ typedef struct CommShared {
     CommBarrier barrier[COMM_MAX_WORKERS + 1];   /* one for each epoch */
     _Atomic uint32_t arrivals[COMM_MAX_WORKERS]; /* at barriers, by id */
     _Atomic char state[COMM_MAX_WORKERS];        /* CommLife, by id */
+    const void *lent[COMM_MAX_WORKERS];          /* by threads, between two barriers */
 } CommShared;
 
 /* How far a worker has come. */
@@ -140,9 +169,11 @@ typedef enum CommLife {
 
 /* One worker's end of the line. */
 typedef struct Comm {
-    int rank, size; /* among those who are left */
-    int id;         /* rank at the start */
+    int rank, size;       /* among those who are left */
+    int id;               /* rank at the start */
+    int machines, locals; /* size = machines * locals; this one is machine rank / locals */
     CommShared *shared;
+    const CommTransport *transport;
     uint32_t epoch;                   /* that rank and size are of */
     int16_t member[COMM_MAX_WORKERS]; /* ids by rank */
     jmp_buf *recover;                 /* see FAILURE; NULL: wait for the end. comm_can_recover */
@@ -154,10 +185,34 @@ typedef struct Comm {
 
 typedef int (*CommWorker)(Comm *comm, void *arg);
 
+/* An all-to-all under way, between the workers whose ranks leave the same rest over `stride`. */
+typedef struct CommExchange {
+    const char *message;
+    char *inbox;
+    const size_t *cuts; /* of the k-th such worker: bytes cuts[k] .. cuts[k+1] */
+    int stride, count;  /* count workers take part */
+    size_t longest;     /* message of any worker, in bytes */
+    size_t posted;      /* bytes of the message that are on their way, up to worker `to` */
+    int to;
+} CommExchange;
+
+/* What carries bytes between workers. Called by every worker, in the same order. */
+struct CommTransport {
+    void (*barrier)(Comm *c);
+    void (*meet)(Comm *c); /* a barrier between the workers of a machine is enough */
+    void (*begin)(Comm *c, CommExchange *x);
+    void (*advance)(Comm *c, CommExchange *x, size_t ready);
+    void (*end)(Comm *c, CommExchange *x);
+    void (*allgather)(Comm *c, char *message, const size_t *cuts);
+    void (*neighbours)(Comm *c, const char *message, size_t bytes, const int *sources, size_t count,
+                       int key, char *inbox);
+};
+
 struct CommBackend {
     const char *name;
     int (*run)(CommShared *shared, CommWorker worker, void *arg, char *error, size_t size);
     void (*leave)(CommShared *shared, int id); /* NULL: the parent sees it */
+    const CommTransport *transport;
     const char *doc;
 };
 
@@ -272,7 +327,7 @@ static inline void team_stop(Team *t) {
 }
 
 /* ------------------------------------------------------------------------------------------------
- * collectives */
+ * transport through memory: outboxes that all workers map */
 
 /* A barrier broke: go where this worker recovers, or wait to be ended. */
 __attribute__((noreturn)) static inline void comm__lost(const Comm *c) {
@@ -280,7 +335,7 @@ __attribute__((noreturn)) static inline void comm__lost(const Comm *c) {
     for (;;) pause();
 }
 
-static inline void comm_barrier(Comm *c) {
+static inline void comm__memory_barrier(Comm *c) {
     atomic_fetch_add_explicit(&c->shared->arrivals[c->id], 1, memory_order_relaxed);
     if (!comm__wait(&c->shared->barrier[c->epoch], c->size, c->shared->spin)) comm__lost(c);
 }
@@ -297,34 +352,29 @@ static inline void comm__take(char *out, const char *box, size_t from, size_t to
     if (a < b) memcpy(out + (a - from), box + (a - first), b - a);
 }
 
-/* Send bytes cuts[j] .. cuts[j+1] of message to worker j.
- * cuts     size + 1 ascending offsets, equal on all workers; cuts[0] = 0
- * inbox    receives shard `rank` of everybody, in rank order: size * (cuts[rank+1] - cuts[rank])
- *          bytes
- * sent     total - own shard bytes */
-static inline void comm_alltoall(Comm *c, const void *message, const size_t *cuts, void *inbox,
-                                 CommKind kind) {
-    size_t total = cuts[c->size], from = cuts[c->rank], mine = cuts[c->rank + 1] - from;
-    if (c->size == 1) memcpy(inbox, message, total);
-    for (size_t first = 0; first < total && c->size > 1; first += COMM_OUTBOX) {
-        size_t last = first + COMM_OUTBOX < total ? first + COMM_OUTBOX : total;
-        memcpy(comm__outbox(c, c->rank), (const char *)message + first, last - first);
-        comm_barrier(c);
-        for (int j = 0; j < c->size; j++)
-            comm__take((char *)inbox + (size_t)j * mine, comm__outbox(c, j), from, from + mine,
-                       first, last);
-        comm_barrier(c);
-    }
-    c->sent[kind] += total - mine;
-    c->up[kind] += total - mine;
-    c->received[kind] += (size_t)(c->size - 1) * mine;
-    c->messages[kind] += (size_t)(c->size - 1);
+static inline void comm__memory_begin(Comm *c, CommExchange *x) { (void)c, (void)x; }
+
+static inline void comm__memory_advance(Comm *c, CommExchange *x, size_t ready) {
+    (void)c, (void)x, (void)ready;
 }
 
-/* Fill message everywhere: worker j brings bytes cuts[j] .. cuts[j+1] and sends them to all
- * others. */
-static inline void comm_allgather(Comm *c, void *message, const size_t *cuts, CommKind kind) {
-    size_t total = cuts[c->size], mine = cuts[c->rank + 1] - cuts[c->rank], longest = 0;
+static inline void comm__memory_end(Comm *c, CommExchange *x) {
+    int me = c->rank / x->stride, rest = c->rank % x->stride;
+    size_t total = x->cuts[x->count], from = x->cuts[me], mine = x->cuts[me + 1] - from;
+    if (c->size == 1) memcpy(x->inbox, x->message, total);
+    for (size_t first = 0; first < x->longest && c->size > 1; first += COMM_OUTBOX) {
+        size_t last = first + COMM_OUTBOX < total ? first + COMM_OUTBOX : total;
+        if (first < last) memcpy(comm__outbox(c, c->rank), x->message + first, last - first);
+        comm__memory_barrier(c);
+        for (int k = 0; k < x->count; k++)
+            comm__take(x->inbox + (size_t)k * mine, comm__outbox(c, k * x->stride + rest), from,
+                       from + mine, first, last);
+        comm__memory_barrier(c);
+    }
+}
+
+static inline void comm__memory_allgather(Comm *c, char *message, const size_t *cuts) {
+    size_t longest = 0;
     for (int j = 0; j < c->size; j++)
         if (cuts[j + 1] - cuts[j] > longest) longest = cuts[j + 1] - cuts[j];
     for (size_t done = 0; done < longest && c->size > 1; done += COMM_OUTBOX) {
@@ -332,14 +382,110 @@ static inline void comm_allgather(Comm *c, void *message, const size_t *cuts, Co
             for (int j = 0; j < c->size; j++) {
                 size_t from = cuts[j] + done, left = cuts[j + 1] > from ? cuts[j + 1] - from : 0;
                 size_t n = left < COMM_OUTBOX ? left : COMM_OUTBOX;
-                if (pass == 0 && j == c->rank)
-                    memcpy(comm__outbox(c, j), (char *)message + from, n);
-                if (pass == 1 && j != c->rank)
-                    memcpy((char *)message + from, comm__outbox(c, j), n);
+                if (pass == 0 && j == c->rank) memcpy(comm__outbox(c, j), message + from, n);
+                if (pass == 1 && j != c->rank) memcpy(message + from, comm__outbox(c, j), n);
             }
-            comm_barrier(c);
+            comm__memory_barrier(c);
         }
     }
+}
+
+static inline void comm__memory_neighbours(Comm *c, const char *message, size_t bytes,
+                                           const int *sources, size_t count, int key, char *inbox) {
+    (void)key;
+    for (size_t first = 0; first < bytes && c->size > 1; first += COMM_OUTBOX) {
+        size_t n = bytes - first < COMM_OUTBOX ? bytes - first : COMM_OUTBOX;
+        memcpy(comm__outbox(c, c->rank), message + first, n);
+        comm__memory_barrier(c);
+        for (size_t k = 0; k < count; k++)
+            if (sources[k] != c->rank)
+                memcpy(inbox + k * bytes + first, comm__outbox(c, sources[k]), n);
+        comm__memory_barrier(c);
+    }
+}
+
+static const CommTransport comm__memory = {
+    comm__memory_barrier, comm__memory_barrier,   comm__memory_begin,     comm__memory_advance,
+    comm__memory_end,     comm__memory_allgather, comm__memory_neighbours};
+
+/* ------------------------------------------------------------------------------------------------
+ * collectives: counted here, carried by the back end's transport */
+
+static inline void comm_barrier(Comm *c) { c->transport->barrier(c); }
+
+/* Begin an all-to-all: bytes cuts[j] .. cuts[j+1] of message go to worker j. Message, cuts and
+ * inbox stay the caller's until the end, and only comm_alltoall_advance is called before.
+ * cuts     size + 1 ascending offsets, equal on all workers; cuts[0] = 0
+ * inbox    receives shard `rank` of everybody, in rank order: size * (cuts[rank+1] - cuts[rank])
+ *          bytes
+ * sent     total - own shard bytes */
+static inline void comm_alltoall_begin(Comm *c, CommExchange *x, const void *message,
+                                       const size_t *cuts, void *inbox, CommKind kind) {
+    size_t total = cuts[c->size], mine = cuts[c->rank + 1] - cuts[c->rank];
+    *x = (CommExchange){.message = message,
+                        .inbox = inbox,
+                        .cuts = cuts,
+                        .stride = 1,
+                        .count = c->size,
+                        .longest = total};
+    c->sent[kind] += total - mine;
+    c->up[kind] += total - mine;
+    c->received[kind] += (size_t)(c->size - 1) * mine;
+    c->messages[kind] += (size_t)(c->size - 1);
+    c->transport->begin(c, x);
+}
+
+/* The first `ready` bytes of the message are final: send what can be sent, without waiting. */
+static inline void comm_alltoall_advance(Comm *c, CommExchange *x, size_t ready) {
+    if (!c->shared->hold) c->transport->advance(c, x, ready);
+}
+
+/* All of the message is final; returns when the inbox is full. */
+static inline void comm_alltoall_end(Comm *c, CommExchange *x) { c->transport->end(c, x); }
+
+static inline void comm_alltoall(Comm *c, const void *message, const size_t *cuts, void *inbox,
+                                 CommKind kind) {
+    CommExchange x;
+    comm_alltoall_begin(c, &x, message, cuts, inbox, kind);
+    comm_alltoall_end(c, &x);
+}
+
+/* An all-to-all between the workers that have the same place on their machines; `cuts` has
+ * machines + 1 entries, equal on those workers.
+ * longest  bytes of the longest message of all workers */
+static inline void comm_alltoall_across(Comm *c, const void *message, const size_t *cuts,
+                                        size_t longest, void *inbox, CommKind kind) {
+    int me = c->rank / c->locals;
+    size_t total = cuts[c->machines], mine = cuts[me + 1] - cuts[me];
+    CommExchange x = {.message = message,
+                      .inbox = inbox,
+                      .cuts = cuts,
+                      .stride = c->locals,
+                      .count = c->machines,
+                      .longest = longest};
+    c->sent[kind] += total - mine;
+    c->up[kind] += total - mine;
+    c->received[kind] += (size_t)(c->machines - 1) * mine;
+    c->messages[kind] += (size_t)(c->machines - 1);
+    c->transport->begin(c, &x);
+    c->transport->end(c, &x);
+}
+
+/* peers (locals pointers) <- what the workers of this machine lend each other to read; lent until
+ * the reader has come to its next collective. Not between processes. */
+static inline void comm_lend(Comm *c, const void *mine, const void **peers) {
+    int first = c->rank / c->locals * c->locals;
+    c->shared->lent[c->rank] = mine;
+    c->transport->meet(c);
+    for (int k = 0; k < c->locals; k++) peers[k] = c->shared->lent[first + k];
+    c->transport->meet(c);
+}
+
+/* Fill message everywhere: worker j brings bytes cuts[j] .. cuts[j+1] and sends them to all
+ * others. */
+static inline void comm_allgather(Comm *c, void *message, const size_t *cuts, CommKind kind) {
+    size_t total = cuts[c->size], mine = cuts[c->rank + 1] - cuts[c->rank];
+    c->transport->allgather(c, message, cuts);
     c->sent[kind] += (size_t)(c->size - 1) * mine;
     c->received[kind] += total - mine;
     c->down[kind] += total - mine;
@@ -364,23 +510,17 @@ static inline void comm_broadcast(Comm *c, void *message, size_t bytes, int root
 /* inbox (count * bytes) <- the messages of `sources`, in the order given.
  * message        `bytes` bytes, as many from every worker; not in inbox
  * sources        may name the caller: its own message is copied, which is no traffic
- * destinations   how many others take the caller's message, for its counters */
+ * destinations   how many others take the caller's message, for its counters
+ * key            >= 0, equal on all workers: under one key, a worker's sources never change */
 static inline void comm_neighbours(Comm *c, const void *message, size_t bytes, const int *sources,
-                                   size_t count, size_t destinations, void *inbox, CommKind kind) {
+                                   size_t count, size_t destinations, int key, void *inbox,
+                                   CommKind kind) {
     size_t others = 0;
     for (size_t k = 0; k < count; k++) {
         others += sources[k] != c->rank;
         if (sources[k] == c->rank) memcpy((char *)inbox + k * bytes, message, bytes);
     }
-    for (size_t first = 0; first < bytes && c->size > 1; first += COMM_OUTBOX) {
-        size_t n = bytes - first < COMM_OUTBOX ? bytes - first : COMM_OUTBOX;
-        memcpy(comm__outbox(c, c->rank), (const char *)message + first, n);
-        comm_barrier(c);
-        for (size_t k = 0; k < count; k++)
-            if (sources[k] != c->rank)
-                memcpy((char *)inbox + k * bytes + first, comm__outbox(c, sources[k]), n);
-        comm_barrier(c);
-    }
+    c->transport->neighbours(c, message, bytes, sources, count, key, inbox);
     c->sent[kind] += destinations * bytes;
     c->received[kind] += others * bytes;
     c->messages[kind] += destinations;
@@ -415,6 +555,7 @@ static inline int comm_regroup(Comm *c) {
         c->member[c->size++] = (int16_t)id;
     }
     c->epoch = epoch;
+    if (news) c->machines = 1, c->locals = c->size; /* votes are counted as on one machine */
     return (int)news;
 }
 
@@ -475,7 +616,13 @@ static inline void comm__catch(void (*handler)(int)) {
 
 /* The life of one worker, from its own thread or process. */
 static inline int comm__work(CommShared *shared, int rank, CommWorker worker, void *arg) {
-    Comm c = {.rank = rank, .size = shared->workers, .id = rank, .shared = shared};
+    Comm c = {.rank = rank,
+              .size = shared->workers,
+              .id = rank,
+              .machines = shared->machines,
+              .locals = shared->workers / shared->machines,
+              .shared = shared,
+              .transport = shared->transport};
     for (int j = 0; j < c.size; j++) c.member[j] = (int16_t)j;
     c.team = calloc(1, sizeof *c.team);
     comm_float_environment();
@@ -506,26 +653,32 @@ static inline void *comm__thread_main(void *arg) {
     return NULL;
 }
 
-/* Workers are threads; the caller's thread is worker 0. */
-static inline int comm__run_threads(CommShared *shared, CommWorker worker, void *arg, char *error,
-                                    size_t size) {
-    struct comm__thread *t = calloc((size_t)shared->workers, sizeof *t);
-    if (!t) return snprintf(error, size, "no memory for %d workers", shared->workers), COMM_FAILED;
-    for (int r = 0; r < shared->workers; r++)
-        t[r] = (struct comm__thread){.shared = shared, .rank = r, .worker = worker, .arg = arg};
-    for (int r = 1; r < shared->workers; r++) {
-        int failed = pthread_create(&t[r].id, NULL, comm__thread_main, &t[r]);
+/* Workers first .. first + count - 1 are threads; the caller's thread is the first of them. */
+static inline int comm__run_some(CommShared *shared, int first, int count, CommWorker worker,
+                                 void *arg, char *error, size_t size) {
+    struct comm__thread *t = calloc((size_t)count, sizeof *t);
+    if (!t) return snprintf(error, size, "no memory for %d workers", count), COMM_FAILED;
+    for (int k = 0; k < count; k++)
+        t[k] = (struct comm__thread){
+            .shared = shared, .rank = first + k, .worker = worker, .arg = arg};
+    for (int k = 1; k < count; k++) {
+        int failed = pthread_create(&t[k].id, NULL, comm__thread_main, &t[k]);
         if (failed) { /* the others wait for this one: the caller must end the process */
-            snprintf(error, size, "cannot start worker %d as a thread: %s; lower --workers", r,
-                     strerror(failed));
+            snprintf(error, size, "cannot start worker %d as a thread: %s; lower --workers",
+                     first + k, strerror(failed));
             return COMM_FAILED;
         }
     }
     comm__thread_main(&t[0]);
-    for (int r = 1; r < shared->workers; r++) pthread_join(t[r].id, NULL);
+    for (int k = 1; k < count; k++) pthread_join(t[k].id, NULL);
     int status = t[comm__first(shared)].status;
     free(t);
     return status;
+}
+
+static inline int comm__run_threads(CommShared *shared, CommWorker worker, void *arg, char *error,
+                                    size_t size) {
+    return comm__run_some(shared, 0, shared->workers, worker, arg, error, size);
 }
 
 /* A thread that leaves says so itself. */
@@ -661,22 +814,6 @@ static inline int comm__run_processes(CommShared *shared, CommWorker worker, voi
     return w.status;
 }
 
-/* Rows of --backend. NULL past the end. */
-static inline const CommBackend *comm_backend_row(size_t i) {
-    static const CommBackend table[] = {
-        {"threads", comm__run_threads, comm__leave_threads, "workers are threads of this process"},
-        {"processes", comm__run_processes, NULL, "workers are forked processes over shared memory"},
-    };
-    return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
-}
-
-static inline const CommBackend *comm_backend(const char *name) {
-    const CommBackend *row;
-    for (size_t i = 0; (row = comm_backend_row(i)) != NULL; i++)
-        if (strcmp(row->name, name) == 0) return row;
-    return NULL;
-}
-
 /* Cores that this process may really use: affinity mask, then the cgroup's quota, at least 1. */
 static inline int comm_cores(void) {
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
@@ -694,11 +831,450 @@ static inline int comm_cores(void) {
     return cores > 0 ? (int)cores : 1;
 }
 
+/* ------------------------------------------------------------------------------------------------
+ * several processes that were started together */
+
+#ifdef COMM_MPI
+#ifndef COMM_MPI_PIECE
+#define COMM_MPI_PIECE ((size_t)1 << 30) /* longest message that MPI is given, in bytes */
+#endif
+enum {
+    COMM__PIECES = 64,
+    COMM__LEAST = 1 << 14
+}; /* an all-to-all is sent in so many parts, or
+    in fewer of so many bytes */
+
+/* A graph of the ranks, with an edge for every worker's message that another rank wants. */
+typedef struct CommGraph {
+    int in, out;
+    int *from, *to; /* the outbox of each edge that comes in, that goes out, in bytes */
+    int *bytes;     /* of each edge, in one call */
+    MPI_Comm ranks;
+} CommGraph;
+
+enum { COMM__STARTING, COMM__AGREED, COMM__RUNNING };
+
+/* One per process, as MPI itself is. */
+static struct CommMpi {
+    int phase, status, rank, ranks, beside;
+    MPI_Request *request; /* of the exchange under way */
+    MPI_Status *ended;    /* theirs: gcc objects to MPI_STATUSES_IGNORE, an array of none */
+    int requests, room;
+    CommGraph *graph; /* by key */
+    int graphs;
+} comm__world;
+
+/* A failed call of MPI ends the run. */
+static inline void comm__mpi_check(int code, const char *call) {
+    char text[MPI_MAX_ERROR_STRING] = "";
+    int length = 0;
+    if (code == MPI_SUCCESS) return;
+    MPI_Error_string(code, text, &length);
+    fprintf(stderr, "rank %d: %s failed: %s\n", comm__world.rank, call, text);
+    MPI_Abort(MPI_COMM_WORLD, 1);
+}
+#define COMM__MPI(function, ...) comm__mpi_check(function(__VA_ARGS__), #function)
+
+static inline void *comm__mpi_memory(void *old, size_t bytes) {
+    void *p = realloc(old, bytes);
+    if (!p) comm__mpi_check(MPI_ERR_NO_MEM, "realloc");
+    return p;
+}
+
+/* What a rank tells the others before all begin to work, or instead of it. */
+typedef struct CommWord {
+    int64_t leaves, status;
+    uint64_t text; /* a hash of what it has to say */
+} CommWord;
+
+/* Once per run and rank: returns the word of one that leaves, if any does.
+ * alike, first   how many ranks say the same as this one, and the lowest of them */
+static inline CommWord comm__mpi_agree(CommWord mine, int *alike, int *first) {
+    CommWord all[COMM_MAX_WORKERS], left = {0};
+    COMM__MPI(MPI_Allgather, &mine, sizeof mine, MPI_BYTE, all, sizeof mine, MPI_BYTE,
+              MPI_COMM_WORLD);
+    comm__world.phase = COMM__AGREED;
+    *alike = *first = 0;
+    for (int r = comm__world.ranks - 1; r >= 0; r--) {
+        if (all[r].leaves && (!left.leaves || all[r].status)) left = all[r];
+        if (all[r].status != mine.status || all[r].text != mine.text) continue;
+        *first = r;
+        ++*alike;
+    }
+    return left;
+}
+
+/* The way out of every rank: together when all is in order, else all go down with this one. */
+static inline void comm__mpi_exit(void) {
+    int alike, first, gone = 0;
+    MPI_Finalized(&gone);
+    if (gone) return;
+    if (comm__world.phase == COMM__STARTING) comm__mpi_agree((CommWord){1, 0, 0}, &alike, &first);
+    if (comm__world.phase == COMM__RUNNING)
+        MPI_Abort(MPI_COMM_WORLD, comm__world.status ? comm__world.status : 1);
+    MPI_Finalize();
+}
+
+static inline int comm__mpi_leads(const Comm *c) { return c->rank % c->locals == 0; }
+
+static inline void comm__mpi_meet(Comm *c) {
+    comm__wait(&c->shared->barrier[0], c->locals, c->shared->spin);
+}
+
+static inline void comm__mpi_barrier(Comm *c) {
+    comm__mpi_meet(c);
+    if (comm__mpi_leads(c)) COMM__MPI(MPI_Barrier, MPI_COMM_WORLD);
+    comm__mpi_meet(c);
+}
+
+static inline MPI_Request *comm__mpi_request(void) {
+    struct CommMpi *m = &comm__world;
+    if (m->requests == m->room) {
+        m->room = m->room ? 2 * m->room : 256;
+        m->request = comm__mpi_memory(m->request, (size_t)m->room * sizeof *m->request);
+        m->ended = comm__mpi_memory(m->ended, (size_t)m->room * sizeof *m->ended);
+    }
+    return &m->request[m->requests++];
+}
+
+/* Where the part of an exchange ends that begins at byte `at`, before `last`: sender and receiver
+ * cut the message alike. */
+static inline size_t comm__mpi_part(const CommExchange *x, size_t at, size_t last) {
+    size_t part = x->cuts[x->count] / COMM__PIECES + 1;
+    if (part < COMM__LEAST) part = COMM__LEAST;
+    if (part > COMM_MPI_PIECE) part = COMM_MPI_PIECE;
+    at = (at / part + 1) * part;
+    return at < last ? at : last;
+}
+
+/* Be ready for what worker `from` sends to worker `to`, whose exchange x is. */
+static inline void comm__mpi_receive(CommExchange *x, int from, int to, int locals) {
+    int me = to / x->stride, k = from / x->stride;
+    size_t first = x->cuts[me], last = x->cuts[me + 1], next;
+    if (from % x->stride != to % x->stride) return;
+    for (size_t at = first; at < last; at = next) {
+        next = comm__mpi_part(x, at, last);
+        COMM__MPI(MPI_Irecv, x->inbox + (size_t)k * (last - first) + (at - first), (int)(next - at),
+                  MPI_BYTE, from / locals, 0, MPI_COMM_WORLD, comm__mpi_request());
+    }
+}
+
+/* Send what worker `from` has ready of its exchange. */
+static inline void comm__mpi_send(CommExchange *x, int from, int locals, size_t ready) {
+    for (;;) {
+        while (x->to < x->count && x->cuts[x->to + 1] <= x->posted) x->to++;
+        if (x->to == x->count) return;
+        size_t next = comm__mpi_part(x, x->posted, x->cuts[x->to + 1]);
+        int rank = (x->to * x->stride + from % x->stride) / locals;
+        if (next > ready) return;
+        if (rank != comm__world.rank)
+            COMM__MPI(MPI_Isend, x->message + x->posted, (int)(next - x->posted), MPI_BYTE, rank, 0,
+                      MPI_COMM_WORLD, comm__mpi_request());
+        x->posted = next;
+    }
+}
+
+static inline void comm__mpi_begin(Comm *c, CommExchange *x) {
+    for (int j = 0; j < c->size && c->locals == 1; j++)
+        if (j != c->rank) comm__mpi_receive(x, j, c->rank, 1);
+}
+
+static inline void comm__mpi_advance(Comm *c, CommExchange *x, size_t ready) {
+    int done;
+    if (c->locals > 1) return;
+    comm__mpi_send(x, c->rank, 1, ready);
+    COMM__MPI(MPI_Testall, comm__world.requests, comm__world.request, &done, comm__world.ended);
+}
+
+/* Between two ranks, messages are matched in order: by sender, then by receiver. */
+static inline void comm__mpi_post(Comm *c) {
+    int first = c->rank, last = first + c->locals;
+    for (int from = 0; from < c->size && c->locals > 1; from++)
+        for (int to = first; to < last && (from < first || from >= last); to++)
+            comm__mpi_receive((CommExchange *)(uintptr_t)c->shared->lent[to], from, to, c->locals);
+    for (int from = first; from < last; from++)
+        comm__mpi_send((CommExchange *)(uintptr_t)c->shared->lent[from], from, c->locals, SIZE_MAX);
+}
+
+static inline void comm__mpi_end(Comm *c, CommExchange *x) {
+    int me = c->rank / x->stride, first = c->rank / c->locals * c->locals;
+    size_t at = x->cuts[me], mine = x->cuts[me + 1] - at;
+    c->shared->lent[c->rank] = x;
+    comm__mpi_meet(c);
+    if (comm__mpi_leads(c)) comm__mpi_post(c);
+    for (int j = first; j < first + c->locals; j++)
+        if (j % x->stride == c->rank % x->stride)
+            memcpy(x->inbox + (size_t)(j / x->stride) * mine,
+                   ((const CommExchange *)c->shared->lent[j])->message + at, mine);
+    if (comm__mpi_leads(c)) {
+        COMM__MPI(MPI_Waitall, comm__world.requests, comm__world.request, comm__world.ended);
+        comm__world.requests = 0;
+    }
+    comm__mpi_meet(c);
+}
+
+/* What the workers of each rank bring lies together: ranks gather, then workers copy. */
+static inline void comm__mpi_ranks_gather(const Comm *c, char *message, const size_t *cuts) {
+    int count[COMM_MAX_WORKERS], at[COMM_MAX_WORKERS];
+    for (int r = 0; r < c->machines && cuts[c->size] <= COMM_MPI_PIECE; r++) {
+        at[r] = (int)cuts[r * c->locals];
+        count[r] = (int)(cuts[(r + 1) * c->locals] - cuts[r * c->locals]);
+    }
+    if (cuts[c->size] <= COMM_MPI_PIECE) {
+        COMM__MPI(MPI_Allgatherv, MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, message, count, at, MPI_BYTE,
+                  MPI_COMM_WORLD);
+        return;
+    }
+    for (int r = 0; r < c->machines; r++) {
+        size_t last = cuts[(r + 1) * c->locals], next;
+        for (size_t from = cuts[r * c->locals]; from < last; from = next) {
+            next = last - from > COMM_MPI_PIECE ? from + COMM_MPI_PIECE : last;
+            COMM__MPI(MPI_Bcast, message + from, (int)(next - from), MPI_BYTE, r, MPI_COMM_WORLD);
+        }
+    }
+}
+
+static inline void comm__mpi_allgather(Comm *c, char *message, const size_t *cuts) {
+    int first = c->rank / c->locals * c->locals;
+    c->shared->lent[c->rank] = message;
+    comm__mpi_meet(c);
+    if (comm__mpi_leads(c)) {
+        for (int j = first + 1; j < first + c->locals; j++)
+            memcpy(message + cuts[j], (const char *)c->shared->lent[j] + cuts[j],
+                   cuts[j + 1] - cuts[j]);
+        comm__mpi_ranks_gather(c, message, cuts);
+    }
+    comm__mpi_meet(c);
+    if (!comm__mpi_leads(c)) memcpy(message, c->shared->lent[first], cuts[c->size]);
+    comm__mpi_meet(c);
+}
+
+/* Whose messages a worker takes. */
+typedef struct CommWant {
+    const int *sources;
+    size_t count;
+} CommWant;
+
+/* wants (machines, size) <- 1 where a worker of that rank takes the message of that worker. */
+static inline char *comm__mpi_wants(const Comm *c) {
+    size_t size = (size_t)c->size;
+    char *wants = comm__mpi_memory(NULL, (size_t)c->machines * size),
+         *mine = comm__mpi_memory(NULL, size);
+    memset(mine, 0, size);
+    for (int j = c->rank; j < c->rank + c->locals; j++) {
+        const CommWant *w = c->shared->lent[j];
+        for (size_t k = 0; k < w->count; k++) mine[w->sources[k]] = 1;
+    }
+    COMM__MPI(MPI_Allgather, mine, c->size, MPI_BYTE, wants, c->size, MPI_BYTE, MPI_COMM_WORLD);
+    free(mine);
+    return wants;
+}
+
+/* The edges between this rank and the others, by worker: two ranks list those between them in the
+ * same order. */
+static inline void comm__mpi_make_graph(const Comm *c, CommGraph *g) {
+    int rank_in[COMM_MAX_WORKERS], rank_out[COMM_MAX_WORKERS], me = c->rank / c->locals;
+    size_t size = (size_t)c->size;
+    char *wants = comm__mpi_wants(c);
+    *g = (CommGraph){.from = comm__mpi_memory(NULL, 3 * size * sizeof(int))};
+    g->to = g->from + size;
+    g->bytes = g->to + size;
+    for (int j = 0; j < c->size; j++) {
+        if (j / c->locals == me || !wants[(size_t)me * size + (size_t)j]) continue;
+        rank_in[g->in] = j / c->locals;
+        g->from[g->in++] = j * COMM_OUTBOX;
+    }
+    for (int r = 0; r < c->machines; r++)
+        for (int j = c->rank; j < c->rank + c->locals; j++) {
+            if (r == me || !wants[(size_t)r * size + (size_t)j]) continue;
+            rank_out[g->out] = r;
+            g->to[g->out++] = j * COMM_OUTBOX;
+        }
+    for (int k = 0; k < c->size; k++) g->bytes[k] = COMM_OUTBOX; /* weights: hints */
+    COMM__MPI(MPI_Dist_graph_create_adjacent, MPI_COMM_WORLD, g->in, rank_in, g->bytes, g->out,
+              rank_out, g->bytes, MPI_INFO_NULL, 0, &g->ranks);
+    COMM__MPI(MPI_Comm_set_errhandler, g->ranks, MPI_ERRORS_RETURN);
+    free(wants);
+}
+
+/* The graph of that key, made at its first use; workers of this rank lend what they want. */
+static inline CommGraph *comm__mpi_graph(const Comm *c, int key) {
+    struct CommMpi *m = &comm__world;
+    while (m->graphs <= key) {
+        m->graph = comm__mpi_memory(m->graph, ((size_t)m->graphs + 1) * sizeof *m->graph);
+        m->graph[m->graphs++] = (CommGraph){.from = NULL};
+    }
+    if (!m->graph[key].from) comm__mpi_make_graph(c, &m->graph[key]);
+    return &m->graph[key];
+}
+
+/* As through memory, where every rank holds the outboxes of all workers; those that it wants are
+ * brought up to date. */
+static inline void comm__mpi_neighbours(Comm *c, const char *message, size_t bytes,
+                                        const int *sources, size_t count, int key, char *inbox) {
+    CommWant want = {sources, count};
+    CommGraph *g = NULL;
+    c->shared->lent[c->rank] = &want;
+    comm__mpi_meet(c);
+    if (comm__mpi_leads(c)) g = comm__mpi_graph(c, key);
+    comm__mpi_meet(c);
+    for (size_t first = 0; first < bytes; first += COMM_OUTBOX) {
+        size_t n = bytes - first < COMM_OUTBOX ? bytes - first : COMM_OUTBOX;
+        memcpy(comm__outbox(c, c->rank), message + first, n);
+        comm__mpi_meet(c);
+        for (int k = 0; g && k < c->size; k++) g->bytes[k] = (int)n;
+        if (g)
+            COMM__MPI(MPI_Neighbor_alltoallv, c->shared->outboxes, g->bytes, g->to, MPI_BYTE,
+                      c->shared->outboxes, g->bytes, g->from, MPI_BYTE, g->ranks);
+        comm__mpi_meet(c);
+        for (size_t k = 0; k < count; k++)
+            if (sources[k] != c->rank)
+                memcpy(inbox + k * bytes + first, comm__outbox(c, sources[k]), n);
+        comm__mpi_meet(c);
+    }
+}
+
+static const CommTransport comm__mpi = {comm__mpi_barrier,   comm__mpi_meet, comm__mpi_begin,
+                                        comm__mpi_advance,   comm__mpi_end,  comm__mpi_allgather,
+                                        comm__mpi_neighbours};
+
+static inline void comm__mpi_forget(void) {
+    struct CommMpi *m = &comm__world;
+    for (int k = 0; k < m->graphs; k++) {
+        if (!m->graph[k].from) continue;
+        COMM__MPI(MPI_Comm_free, &m->graph[k].ranks);
+        free(m->graph[k].from);
+    }
+    free(m->graph), free(m->request), free(m->ended);
+    m->graph = NULL, m->request = NULL, m->ended = NULL;
+    m->graphs = m->room = 0;
+}
+
+/* Workers are threads of MPI's ranks; the caller's thread talks to the others. */
+static inline int comm__run_mpi(CommShared *shared, CommWorker worker, void *arg, char *error,
+                                size_t size) {
+    struct CommMpi *m = &comm__world;
+    int locals = shared->workers / shared->machines, alike, first;
+    assert(shared->machines == m->ranks);
+    CommWord left = {0};
+    if (m->phase == COMM__STARTING) left = comm__mpi_agree(left, &alike, &first);
+    if (left.leaves) exit(left.status ? (int)left.status : 1); /* another rank has said why */
+    m->phase = COMM__RUNNING;
+    shared->spin = locals * shared->threads * m->beside <= comm_cores() ? 2000 : 0;
+    int status = comm__run_some(shared, m->rank * locals, locals, worker, arg, error, size);
+    if (status == COMM_FAILED) return status;
+    COMM__MPI(MPI_Barrier, MPI_COMM_WORLD);
+    m->phase = COMM__AGREED;
+    comm__mpi_forget();
+    return status;
+}
+
+/* Processes of a node that may run on the same cores as this one. */
+static inline int comm__mpi_beside(MPI_Comm node) {
+    int size, beside = 0;
+    COMM__MPI(MPI_Comm_size, node, &size);
+#ifdef __linux__
+    cpu_set_t mine, *all = comm__mpi_memory(NULL, (size_t)size * sizeof *all);
+    memset(&mine, 0, sizeof mine);
+    sched_getaffinity(0, sizeof mine, &mine);
+    COMM__MPI(MPI_Allgather, &mine, sizeof mine, MPI_BYTE, all, sizeof mine, MPI_BYTE, node);
+    for (int r = 0; r < size; r++) beside += CPU_EQUAL(&mine, &all[r]);
+    free(all);
+    return beside;
+#else
+    return size;
+#endif
+}
+
+/* Join the other processes of this launch; to be called first thing in main. */
+static inline CommPlace comm_init(int *argc, char ***argv) {
+    struct CommMpi *m = &comm__world;
+    CommPlace p = {0, 1, 1};
+    MPI_Comm node;
+    int provided;
+    if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided)) exit(1);
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+    COMM__MPI(MPI_Comm_rank, MPI_COMM_WORLD, &m->rank);
+    COMM__MPI(MPI_Comm_size, MPI_COMM_WORLD, &m->ranks);
+    COMM__MPI(MPI_Comm_split_type, MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
+    p.beside = comm__mpi_beside(node);
+    COMM__MPI(MPI_Comm_free, &node);
+    p.machine = m->rank, p.machines = m->ranks, m->beside = p.beside;
+    atexit(comm__mpi_exit);
+    if (m->ranks <= COMM_MAX_WORKERS) return p;
+    if (m->rank == 0)
+        fprintf(stderr, "%d ranks are too many: %d is the most\n", m->ranks, COMM_MAX_WORKERS);
+    m->phase = COMM__AGREED;
+    exit(2);
+}
+#else
+/* This process is alone; where a launcher has started it as one of several, without MPI they do not
+ * know each other, and `machines` says how many there are. */
+static inline CommPlace comm_init(int *argc, char ***argv) {
+    static const char *const launcher[][2] = {{"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"},
+                                              {"PMI_SIZE", "PMI_RANK"}};
+    CommPlace p = {0, 1, 1};
+    (void)argc, (void)argv;
+    for (size_t k = 0; k < 2; k++) {
+        const char *size = getenv(launcher[k][0]), *rank = getenv(launcher[k][1]);
+        if (size && atoi(size) > 1) p.machines = atoi(size), p.machine = rank ? atoi(rank) : 0;
+    }
+    return p;
+}
+#endif
+
+/* Is it for this worker to say why the run ends with `status`? Not when another one has, or on
+ * another rank will, with the same words. `who` (32 bytes) receives "" or the rank and a colon.
+ * Ranks that wait for each other at the start are let go; an exit has to follow. */
+static inline int comm_last_words(int status, const char *text, char *who) {
+    *who = 0;
+    if (comm__signalled && atomic_exchange(&comm__signalled->spoken, 1)) return 0;
+#ifdef COMM_MPI
+    struct CommMpi *m = &comm__world;
+    CommWord mine = {1, status, 5381};
+    int alike = 0, first = m->rank;
+    for (const char *at = text; *at; at++) mine.text = mine.text * 33 + (unsigned char)*at;
+    m->status = status;
+    if (m->phase == COMM__STARTING) comm__mpi_agree(mine, &alike, &first);
+    if (alike < m->ranks && m->ranks > 1) snprintf(who, 32, "rank %d: ", m->rank);
+    /* what all ranks find, rank 0 says: give it the time to do so and to end the others, through
+     * the signals that mpirun sends them */
+    struct timespec left = {2, 500000000};
+    while (m->phase == COMM__RUNNING && m->rank && nanosleep(&left, &left)) continue;
+    return m->rank == first || m->phase == COMM__RUNNING;
+#else
+    (void)status, (void)text;
+    return 1;
+#endif
+}
+
+/* Rows of --backend. NULL past the end. */
+static inline const CommBackend *comm_backend_row(size_t i) {
+    static const CommBackend table[] = {
+        {"threads", comm__run_threads, comm__leave_threads, &comm__memory,
+         "workers are threads of this process"},
+        {"processes", comm__run_processes, NULL, &comm__memory,
+         "workers are forked processes over shared memory"},
+#ifdef COMM_MPI
+        {"mpi", comm__run_mpi, NULL, &comm__mpi, "workers are threads of MPI's ranks"},
+#endif
+    };
+    return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
+}
+
+static inline const CommBackend *comm_backend(const char *name) {
+    const CommBackend *row;
+    for (size_t i = 0; (row = comm_backend_row(i)) != NULL; i++)
+        if (strcmp(row->name, name) == 0) return row;
+    return NULL;
+}
+
 /* Run worker(comm, arg) once per worker and return its exit status (worker 0's, when all end well).
  * error    COMM_DIED or COMM_FAILED, and a sentence. SIGINT and SIGTERM are caught meanwhile. */
 static inline int comm_run(const CommOptions *o, CommWorker worker, void *arg, char *error,
                            size_t size) {
     assert(o->workers >= 1 && o->workers <= COMM_MAX_WORKERS && o->threads >= 1);
+    assert(o->machines <= 1 || o->workers % o->machines == 0);
     size_t head = (sizeof(CommShared) + 4095) / 4096 * 4096,
            bytes = head + (size_t)o->workers * COMM_OUTBOX;
     CommShared *shared =
@@ -713,6 +1289,9 @@ static inline int comm_run(const CommOptions *o, CommWorker worker, void *arg, c
     shared->least = o->least;
     shared->timeout = o->timeout;
     shared->backend = o->backend;
+    shared->transport = o->backend->transport;
+    shared->machines = o->machines > 1 ? o->machines : 1;
+    shared->hold = o->hold;
     pthread_mutex_init(&shared->leaving, NULL);
     shared->spin =
         o->workers * o->threads <= comm_cores() ? 2000 : 0; /* never burn a core others need */

@@ -6,7 +6,8 @@
    Which stages a step has is data: a row of the method table, one row for the hidden matrices and
    one for all other tensors. What a worker does between two exchanges is spread over its compute
    threads block by block, a block being one matrix (a fused qkv is three), so that no result
-   depends on their number. */
+   depends on their number. Blocks lie in a message in the order in which threads work on them, so
+   that its first part can be under way while the rest is made (run_sending). */
 #include "comm.h"
 #include "demuon.h"
 #include "gemm.h"
@@ -86,6 +87,13 @@ typedef struct SmGroup {
     double rate;
 } SmGroup;
 
+/* The message of a group that leaves while it is made. */
+typedef struct SmSending {
+    CommExchange exchange;
+    size_t field, width; /* of SmBlock: where a block begins, in units of so many bytes */
+    int open;
+} SmSending;
+
 struct SmOptimizer {
     SmConfig config;
     Comm *comm;
@@ -95,7 +103,12 @@ struct SmOptimizer {
     EfLink identity, links[2]; /* vectors' link; up and down */
     float *direction;          /* dense message, or what a block's direction is made in */
     uint64_t *ballot, *present, *vote, *decided;
-    char *inbox, *residuals, *shifts;        /* the last two: compressed messages, up and down */
+    char *inbox, *residuals, *shifts;      /* the last two: compressed messages, up and down */
+    uint64_t *counts;                      /* of the ballots of this machine */
+    size_t *cut_machine;                   /* what of them each machine's owner gets, in bytes */
+    const void *lent[2][COMM_MAX_WORKERS]; /* ballots of this machine, and who is present */
+    SmSending sending;
+    _Atomic size_t *done;                    /* per thread: its blocks before this one are ready */
     int8_t *tally;                           /* wire int8: a ballot or a sum per weight */
     size_t *cut_byte, share_at, share_bytes; /* my shard of everybody's residuals */
     float *scratch;                          /* `scratch_floats` for each thread */
@@ -131,19 +144,51 @@ static void run_slices(SmOptimizer *o, SmGroup *g, void (*function)(void *, int,
     team_run(o->comm->team, function, &work);
 }
 
+/* Blocks before the first that a thread has not done are ready: let them go. */
+static void send_ready(SmOptimizer *o, const SmGroup *g, int nth) {
+    size_t first = g->count;
+    for (int t = 0; t < nth; t++) {
+        size_t done = atomic_load_explicit(&o->done[t], memory_order_acquire);
+        first = done < first ? done : first;
+    }
+    if (first == g->count) return; /* the end is near */
+    const char *b = (const char *)&g->blocks[first];
+    size_t at = *(const size_t *)(const void *)(b + o->sending.field);
+    comm_alltoall_advance(o->comm, &o->sending.exchange, at * o->sending.width);
+}
+
 static void each_block(void *context, int ith, int nth) {
     SmWork *work = context;
-    (void)nth;
-    for (size_t i = 0; i < work->g->count; i++)
-        if (work->g->blocks[i].thread == ith)
-            work->block(work->o, work->g, &work->g->blocks[i], ith);
+    SmOptimizer *o = work->o;
+    SmGroup *g = work->g;
+    for (size_t i = 0; i < g->count; i++) {
+        if (g->blocks[i].thread != ith) continue;
+        work->block(o, g, &g->blocks[i], ith);
+        atomic_store_explicit(&o->done[ith], i + 1, memory_order_release);
+        if (ith == 0 && o->sending.open) send_ready(o, g, nth);
+    }
+    atomic_store_explicit(&o->done[ith], g->count, memory_order_release);
 }
 
 /* Call function for every block of the group, each on the thread that works on it. */
 static void run(SmOptimizer *o, SmGroup *g,
                 void (*function)(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith)) {
     SmWork work = {o, g, function};
+    for (int t = 0; t < o->comm->team->threads; t++) atomic_store(&o->done[t], 0);
     team_run(o->comm->team, each_block, &work);
+}
+
+/* The same, and the all-to-all of the message that the blocks make, in cuts of bytes: what is ready
+ * leaves while the next blocks are worked on.
+ * field, width   which field of a block says where it begins, in units of so many bytes */
+static void run_sending(SmOptimizer *o, SmGroup *g,
+                        void (*function)(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith),
+                        const void *message, const size_t *cuts, size_t field, size_t width) {
+    o->sending = (SmSending){.field = field, .width = width, .open = 1};
+    comm_alltoall_begin(o->comm, &o->sending.exchange, message, cuts, o->inbox, g->kind);
+    run(o, g, function);
+    o->sending.open = 0;
+    comm_alltoall_end(o->comm, &o->sending.exchange);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -281,8 +326,8 @@ static void step_alone(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
 // clang-format off
 static void step_by_mean(SmOptimizer *o, SmGroup *g) {
     if (o->comm->size == 1) { run(o, g, step_alone); return; }
-    run(o, g, make_direction);                       /* D_j = M_j, or LMO(M_j)            */
-    comm_alltoall(o->comm, o->direction, in_bytes(o, g->cut_element, 4), o->inbox, g->kind);
+    run_sending(o, g, make_direction, o->direction,  /* D_j = M_j, or LMO(M_j)            */
+                in_bytes(o, g->cut_element, 4), offsetof(SmBlock, element), 4);
     run_slices(o, g, average_shard);                 /* D = mean D_j                      */
     if (g->server_map) run(o, g, map_shard);         /* D = LMO(D)                        */
     comm_allgather(o->comm, o->direction, in_bytes(o, g->cut_element, 4), g->kind);
@@ -308,6 +353,20 @@ static void make_ballot(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
         uint64_t here = sm_sum_squares(u + r * b->cols, b->cols) > 0;
         o->ballot[b->touched + r / 64] |= here << r % 64;
     }
+}
+
+/* Are ballots counted machine by machine, and counts sent? */
+static int counts_by_machine(const SmOptimizer *o) {
+    return o->config.machines > 1 && o->comm->locals > 1 && !o->config.int8_wire;
+}
+
+/* All S_j; where they travel as they are, those that are ready leave at once. */
+static void make_ballots(SmOptimizer *o, SmGroup *g) {
+    if (counts_by_machine(o) || o->config.int8_wire)
+        run(o, g, make_ballot);
+    else
+        run_sending(o, g, make_ballot, o->ballot, in_bytes(o, g->cut_word, 8),
+                    offsetof(SmBlock, word), 8);
 }
 
 /* One exchange of a bit plane: everybody's bits of my shard into `inbox`. */
@@ -429,14 +488,96 @@ static void gather_vote(SmOptimizer *o, SmGroup *g) {
     if (o->config.ties == SM_ABSTAIN) comm_allgather(o->comm, o->decided, o->cut_byte, g->kind);
 }
 
-/* The sharded vote: 2 (N-1)/N bits per weight sent, whatever N is. */
+/* The sharded vote: 2 (N-1)/N bits per weight sent, whatever N is. The ballots have arrived. */
 static void vote_by_shards(SmOptimizer *o, SmGroup *g) {
     size_t plane =
         (g->cut_word[o->comm->rank + 1] - g->cut_word[o->comm->rank]) * 8 * (size_t)o->comm->size;
-    exchange_ballots(o, g, o->ballot, o->inbox);
     if (o->config.zeros == SM_ABSTAIN) exchange_ballots(o, g, o->present, o->inbox + plane);
     run_slices(o, g, count_votes);
     if (!g->server_map) gather_vote(o, g); /* else the reply is not the vote */
+}
+
+/* Counts <- the ballots of this machine on the shards of those who have my place on any machine:
+ * for each shard, planes of its length. */
+static void count_machine(void *context, int ith, int nth) {
+    SmWork *work = context;
+    SmOptimizer *o = work->o;
+    const Comm *c = o->comm;
+    size_t locals = (size_t)c->locals;
+    const uint64_t *bits[COMM_MAX_WORKERS];
+    for (int m = 0; m < c->machines; m++) {
+        const size_t *cut = work->g->cut_word + m * c->locals + c->rank % c->locals;
+        size_t words = cut[1] - cut[0], lo = words * (size_t)ith / (size_t)nth,
+               hi = words * ((size_t)ith + 1) / (size_t)nth;
+        uint64_t *counts = o->counts + o->cut_machine[m] / 8 + lo;
+        for (int absent = 0; absent <= (o->config.zeros == SM_ABSTAIN); absent++) {
+            for (size_t k = 0; k < locals; k++)
+                bits[k] = (const uint64_t *)o->lent[absent][k] + cut[0] + lo;
+            sm_count(counts, words, bits, absent, locals, hi - lo);
+            counts += sm_planes(locals) * words;
+        }
+    }
+}
+
+/* V <- majority(S_1 .. S_N) on my shard from the counts of all machines; touched bits are merged
+ * by OR. */
+static void add_machines(void *context, int ith, int nth) {
+    SmWork *work = context;
+    SmOptimizer *o = work->o;
+    SmGroup *g = work->g;
+    size_t locals = (size_t)o->comm->locals, machines = (size_t)o->comm->machines,
+           from = g->cut_word[o->comm->rank], to = g->cut_word[o->comm->rank + 1], mine = to - from,
+           last = to < g->votes ? to : g->votes, votes = last > from ? last - from : 0,
+           planes = sm_planes(locals);
+    size_t lo = votes * (size_t)ith / (size_t)nth, hi = votes * ((size_t)ith + 1) / (size_t)nth;
+    int abstain = o->config.zeros == SM_ABSTAIN;
+    const uint64_t *in = (const uint64_t *)(void *)o->inbox, *plus[COMM_MAX_WORKERS],
+                   *absent[COMM_MAX_WORKERS];
+    for (size_t m = 0; m < machines; m++) {
+        plus[m] = in + m * mine * planes * (abstain ? 2 : 1) + lo;
+        absent[m] = plus[m] + mine * planes;
+    }
+    sm_vote_counts(o->vote + from + lo, o->decided + from + lo, plus, abstain ? absent : NULL, mine,
+                   machines, locals, hi - lo, o->config.ties, tie_key(o, g), from + lo);
+    if (ith != 0) return;
+    for (size_t w = votes; w < mine; w++) {
+        o->vote[from + w] = 0;
+        for (size_t m = 0; m < machines; m++)
+            for (size_t p = 0; p < planes; p++) o->vote[from + w] |= plus[m][p * mine + w];
+    }
+}
+
+/* The hierarchical vote: between machines, log2(L+1)/L as much as ballots of their L workers. */
+static void vote_by_machines(SmOptimizer *o, SmGroup *g) {
+    Comm *c = o->comm;
+    int abstain = o->config.zeros == SM_ABSTAIN;
+    size_t planes = sm_planes((size_t)c->locals) * (abstain ? 2 : 1), longest = 0;
+    for (int place = 0; place < c->locals; place++) {
+        size_t at = 0;
+        for (int m = 0; m < c->machines; m++) {
+            const size_t *cut = g->cut_word + m * c->locals + place;
+            if (place == c->rank % c->locals) o->cut_machine[m] = at;
+            at += (cut[1] - cut[0]) * planes * 8;
+        }
+        if (place == c->rank % c->locals) o->cut_machine[c->machines] = at;
+        longest = at > longest ? at : longest;
+    }
+    comm_lend(c, o->ballot, o->lent[0]);
+    if (abstain) comm_lend(c, o->present, o->lent[1]);
+    run_slices(o, g, count_machine);
+    comm_alltoall_across(c, o->counts, o->cut_machine, longest, o->inbox, g->kind);
+    run_slices(o, g, add_machines);
+    if (!g->server_map) gather_vote(o, g);
+}
+
+/* V <- majority(S_1 .. S_N), known to all unless its owners go on with a map */
+static void take_vote(SmOptimizer *o, SmGroup *g) {
+    if (o->config.int8_wire)
+        vote_by_sum(o, g);
+    else if (counts_by_machine(o))
+        vote_by_machines(o, g);
+    else
+        vote_by_shards(o, g);
 }
 
 static void count_agreement(SmOptimizer *o, const SmGroup *g) {
@@ -447,9 +588,8 @@ static void count_agreement(SmOptimizer *o, const SmGroup *g) {
 
 // clang-format off
 static void step_by_vote(SmOptimizer *o, SmGroup *g) {
-    run(o, g, make_ballot);                          /* S_j = sign(LMO(M_j)), packed      */
-    if (o->config.int8_wire) vote_by_sum(o, g);      /* V = majority(S_1 .. S_N)          */
-    else vote_by_shards(o, g);
+    make_ballots(o, g);                              /* S_j = sign(LMO(M_j)), packed      */
+    take_vote(o, g);                                 /* V = majority(S_1 .. S_N)          */
     if (g->server_map) {
         run(o, g, map_votes);                        /* D = LMO(V), or V = sign(LMO(V))   */
         if (g->reply == SM_DENSE) {
@@ -545,8 +685,8 @@ static void move_by_shift(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
 // clang-format off
 static void step_by_feedback(SmOptimizer *o, SmGroup *g) {
     const size_t *up = lay_out(o, g, 0);
-    run(o, g, make_residual);                        /* R_j = C(M_j - G_j), G_j += R_j    */
-    comm_alltoall(o->comm, o->residuals, up, o->inbox, g->kind);
+    run_sending(o, g, make_residual, o->residuals,   /* R_j = C(M_j - G_j), G_j += R_j    */
+                up, offsetof(SmBlock, up), 1);
     const size_t *down = lay_out(o, g, 1);
     run(o, g, serve);                                /* G += mean R_j, X -= lr s LMO(G),  */
     comm_allgather(o->comm, o->shifts, down, g->kind); /*                  S = C(X - W)   */
@@ -595,12 +735,13 @@ static void gossip(SmOptimizer *o, SmGroup *g, float *x, size_t n, int rounds) {
         uint64_t round = o->step * (uint64_t)rounds + (uint64_t)k;
         size_t sources = dm_sources(o->config.graph, round, o->comm->rank, source, o->weight);
         size_t out = dm_degree(o->config.graph, round, o->comm->rank, 1);
+        int key = (int)(round % (uint64_t)o->config.graph->period);
         o->sources = sources;
         for (size_t at = 0; at < n; at += piece) {
             o->mixed = x + at;
             o->piece = n - at < piece ? n - at : piece;
-            comm_neighbours(o->comm, o->mixed, o->piece * sizeof *x, source, sources, out, o->inbox,
-                            g->kind);
+            comm_neighbours(o->comm, o->mixed, o->piece * sizeof *x, source, sources, out, key,
+                            o->inbox, g->kind);
             for (size_t j = 0; j < sources; j++)
                 o->pieces[j] = (const float *)(void *)o->inbox + j * o->piece;
             run_slices(o, g, mix_piece);
@@ -1047,10 +1188,15 @@ static SmBytes build(Carver *c, SmOptimizer *o, const SmTensor *tensors, size_t 
     o->decided = carve(c, words * 8);
     o->tally = carve(c, config->int8_wire ? words * 64 : 0);
     o->inbox = carve(c, inbox);
+    int counted = config->machines > 1 && workers > config->machines && !config->int8_wire;
+    size_t each = counted ? sm_planes(n / (size_t)config->machines) * planes : 0;
+    o->counts = carve(c, each * (words + n) * 8);
+    o->cut_machine = carve(c, (n + 1) * sizeof(size_t));
     o->residuals = carve(c, up);
     o->shifts = carve(c, down);
     o->cut_byte = carve(c, (n + 1) * sizeof(size_t));
     o->differ = carve(c, (size_t)threads * sizeof(double));
+    o->done = carve(c, (size_t)threads * sizeof *o->done);
     o->square = carve(c, count * sizeof(double));
     messages = c->used - state;
     o->scratch_floats = (scratch + 15) / 16 * 16;
@@ -1097,6 +1243,7 @@ SmOptimizer *sm_optimizer_init(void *arena, const SmConfig *config, const SmTens
     Carver c = {arena, 0};
     SmOptimizer *o = carve(&c, sizeof *o);
     assert(!config->int8_wire || comm->size <= 127);
+    assert(config->machines <= 1 || config->machines == comm->machines);
     assert(!sm_gossips(config->method) || (config->graph && config->aux->combine != SM_VOTE));
     *o = (SmOptimizer){.config = *config,
                        .comm = comm,

@@ -62,6 +62,7 @@ int main(void) {
      sm_newton_schulz sm_polar          orthogonalisation: polynomial table, polar factor
      sm_norm, SmNorm.lmo                norms and their unit-ball LMOs
      sm_pack sm_unpack sm_vote sm_apply sign bits: make, expand, count, use
+     sm_count sm_vote_counts            the same vote, counted machine by machine
      sm_gain sm_method sm_norm_name     step gains and methods, as tables
      sm_adamw sm_step_dense             dense updates
 
@@ -768,23 +769,26 @@ sm__count(SmWide count[][SM__WIDES], size_t planes, const uint64_t *const *bits,
         }
 }
 
-/* The verdicts on `wides` registers of words from w on. A vote for + counts 2, an abstention 1, and
- * the count starts where more than `voters` reaches plane `top`; it ends below 2^(top+1), even if
- * absent voters said + (and count 3). */
-__attribute__((always_inline)) static inline void sm__decide(const SmPoll *poll, size_t top,
-                                                             size_t w, size_t wides, size_t lanes) {
-    SmWide count[SM__PLANES][SM__WIDES], none = {0};
-    size_t voters = poll->voters, bytes = lanes * sizeof(uint64_t);
+/* Where the count of a poll starts, so that more than half of the votes reaches plane `top`: a vote
+ * for + counts 2, an abstention 1, and the count ends below 2^(top+1), even if absent voters said +
+ * (and count 3). */
+static inline void sm__start(SmWide count[][SM__WIDES], size_t voters, size_t top, size_t wides) {
     uint64_t start = ((uint64_t)1 << top) - 1 - voters;
     for (size_t p = 0; p <= top; p++)
-        for (size_t k = 0; k < wides; k++) count[p][k] = none - (start >> p & 1);
-    sm__count(count + 1, top, poll->ballots, 0, voters, w, wides, lanes);
-    if (poll->presents)
-        sm__count(count, top + 1, poll->presents, ~(uint64_t)0, voters, w, wides, lanes);
+        for (size_t k = 0; k < wides; k++) count[p][k] = (SmWide){0} - (start >> p & 1);
+}
+
+/* The verdicts of such a count on `wides` registers of words from w on. */
+__attribute__((always_inline)) static inline void sm__verdict(SmWide count[][SM__WIDES],
+                                                              const SmPoll *poll, size_t top,
+                                                              size_t w, size_t wides,
+                                                              size_t lanes) {
+    SmWide none = {0};
+    size_t bytes = lanes * sizeof(uint64_t);
     for (size_t k = 0; k < wides; k++, w += SM__LANES) {
         SmWide more = count[top][k], same = ~more, fill;
         for (size_t p = 0; p < top; p++) same &= count[p][k];
-        if (poll->ties != SM_ABSTAIN && (poll->presents || voters % 2 == 0)) {
+        if (poll->ties != SM_ABSTAIN && (poll->presents || poll->voters % 2 == 0)) {
             /* sm_hash(key, i + l) is sm_hash(key + i * its multiplier, l): a product less a word */
             uint64_t key = poll->key + 0x9e3779b97f4a7c15u * (poll->first_word + w);
             uint64_t coin[SM__LANES];
@@ -796,6 +800,16 @@ __attribute__((always_inline)) static inline void sm__decide(const SmPoll *poll,
         memcpy(poll->vote + w, &more, bytes);
         if (poll->decided) memcpy(poll->decided + w, &same, bytes);
     }
+}
+
+__attribute__((always_inline)) static inline void sm__decide(const SmPoll *poll, size_t top,
+                                                             size_t w, size_t wides, size_t lanes) {
+    SmWide count[SM__PLANES][SM__WIDES];
+    sm__start(count, poll->voters, top, wides);
+    sm__count(count + 1, top, poll->ballots, 0, poll->voters, w, wides, lanes);
+    if (poll->presents)
+        sm__count(count, top + 1, poll->presents, ~(uint64_t)0, poll->voters, w, wides, lanes);
+    sm__verdict(count, poll, top, w, wides, lanes);
 }
 
 /* vote <- the majority of the voters' bits, word by word.
@@ -814,6 +828,70 @@ static inline void sm_vote(uint64_t *vote, uint64_t *decided, const uint64_t *co
         for (; w + wide <= words; w += wide) sm__decide(&poll, 4, w, 1, SM__LANES);
     for (; w + block <= words; w += block) sm__decide(&poll, top, w, SM__WIDES, SM__LANES);
     for (; w < words; w += wide) sm__decide(&poll, top, w, 1, words - w < wide ? words - w : wide);
+}
+
+/* Planes that a count of so many voters takes: ceil(log2(voters + 1)). */
+static inline size_t sm_planes(size_t voters) {
+    size_t planes = 0;
+    while (voters >> planes) planes++;
+    return planes;
+}
+
+/* counts <- how many of the voters' bits are 1, or are 0 with `zeros`: plane p, the words from
+ * counts + p * stride on, holds bit p of each count.
+ * voters   1 .. 65,535, in sm_planes(voters) planes */
+static inline void sm_count(uint64_t *counts, size_t stride, const uint64_t *const *bits, int zeros,
+                            size_t voters, size_t words) {
+    size_t planes = sm_planes(voters), most = planes < 3 ? 3 : planes, block = SM__LANES;
+    assert(voters >= 1 && voters < 65536);
+    for (size_t w = 0; w < words; w += block) {
+        SmWide count[SM__PLANES][SM__WIDES];
+        size_t lanes = words - w < block ? words - w : block;
+        for (size_t p = 0; p < most; p++) count[p][0] = (SmWide){0};
+        sm__count(count, most, bits, zeros ? ~(uint64_t)0 : 0, voters, w, 1, lanes);
+        for (size_t p = 0; p < planes; p++)
+            memcpy(counts + p * stride + w, &count[p][0], lanes * sizeof *counts);
+    }
+}
+
+/* count += the counts of one machine, their bit 0 in plane `low`. */
+static inline void sm__add_counts(SmWide count[][SM__WIDES], size_t low, size_t top,
+                                  const uint64_t *counts, size_t stride, size_t planes,
+                                  size_t lanes) {
+    for (size_t p = 0; p < planes; p++) {
+        SmWide carry = {0};
+        memcpy(&carry, counts + p * stride, lanes * sizeof *counts);
+        for (size_t q = low + p; q <= top; q++) {
+            SmWide both = count[q][0] & carry;
+            count[q][0] ^= carry;
+            carry = both;
+        }
+    }
+}
+
+/* sm_vote from counts: majority is not associative, so what is counted machine by machine travels
+ * as counts, and whoever adds them up decides; the verdicts are those of sm_vote on all ballots.
+ * plus, absent  one pointer per machine: sm_count of its ballots, and of the zeros of its
+ *               presents; absent NULL: nobody abstains
+ * locals        voters of each machine; machines * locals <= 65,535 */
+static inline void sm_vote_counts(uint64_t *vote, uint64_t *decided, const uint64_t *const *plus,
+                                  const uint64_t *const *absent, size_t stride, size_t machines,
+                                  size_t locals, size_t words, SmZero ties, uint64_t key,
+                                  size_t first_word) {
+    size_t voters = machines * locals, planes = sm_planes(locals), top = 4, block = SM__LANES;
+    const SmPoll poll = {vote, decided, plus, absent, voters, ties, key, first_word};
+    assert(voters >= 1 && voters < 65536);
+    while ((absent ? 2 * voters : voters) >> top) top++;
+    for (size_t w = 0; w < words; w += block) {
+        SmWide count[SM__PLANES][SM__WIDES];
+        size_t lanes = words - w < block ? words - w : block;
+        sm__start(count, voters, top, 1);
+        for (size_t m = 0; m < machines; m++) {
+            sm__add_counts(count, 1, top, plus[m] + w, stride, planes, lanes);
+            if (absent) sm__add_counts(count, 0, top, absent[m] + w, stride, planes, lanes);
+        }
+        sm__verdict(count, &poll, top, w, 1, lanes);
+    }
 }
 
 /* w <- keep w - step * (+-1 of bits), and only keep w where decided (may be NULL) is 0. */
@@ -992,6 +1070,7 @@ typedef struct SmConfig {
     const struct EfLink *up, *down; /* compressors of error feedback (ef21muon.h) */
     const struct DmGraph *graph;    /* who gossips with whom (demuon.h) */
     int rounds[2];                  /* of gossip per step: of the tracker, of the parameters */
+    int machines; /* that votes are counted on before counts travel; 0 or 1: ballots travel */
     uint64_t seed;
 } SmConfig;
 

@@ -3005,7 +3005,7 @@ enum {
     SM_BIAS,
     SM_TENSORS,
     SM_SIZE = 620,
-    SM_MAX_WORKERS = 5
+    SM_MAX_WORKERS = 8
 };
 static const SmTensor sm_tensors[SM_TENSORS] = {
     /* name, offset, rows, cols, blocks, role, decay, sparse */
@@ -3168,8 +3168,10 @@ static void sm_case_run(const SmCase *c, SmResult *out) {
     SmCase own = *c;
     if (sm_gossips(c->config.method) && !c->config.graph) own.config.graph = sm_graph(c->workers);
     SmRun run = {&own, shared};
-    CommOptions options = {
-        .backend = comm_backend(c->backend), .workers = c->workers, .threads = c->threads};
+    CommOptions options = {.backend = comm_backend(c->backend),
+                           .workers = c->workers,
+                           .threads = c->threads,
+                           .machines = c->config.machines};
     CHECK_EQ(comm_run(&options, sm_case_worker, &run, error, sizeof error), 0);
     if (*error) FAIL("%s", error);
     *out = *shared;
@@ -3747,6 +3749,76 @@ TEST(the_packed_vote_equals_a_byte_per_sign_for_any_number_of_voters_words_and_e
     }
 }
 
+TEST(counts_of_machines_added_up_give_the_vote_on_all_ballots) {
+    enum { LOCALS = 9, MACHINES = 5, WORDS = 37, MOST = LOCALS * MACHINES, PLANES = 4 };
+    static uint64_t bits[MOST][WORDS], present[MOST][WORDS];
+    static uint64_t plus[MACHINES][PLANES * WORDS + 1], absent[MACHINES][PLANES * WORDS + 1];
+    const uint64_t *ballots[MOST], *presents[MOST], *p[MACHINES], *a[MACHINES];
+    for (size_t v = 0; v < MOST; v++) ballots[v] = bits[v], presents[v] = present[v];
+    for (size_t locals = 1; locals <= LOCALS; locals++)
+        for (size_t machines = 1; machines <= MACHINES; machines++)
+            for (uint64_t rule = 0; rule < 6; rule++) {
+                size_t voters = locals * machines, planes = sm_planes(locals),
+                       words = 1 + test_hash(voters << 8 | rule) % WORDS;
+                uint64_t vote[2][WORDS + 1], decided[2][WORDS + 1];
+                int abstain = rule & 1, ties = (int)rule / 2, differ = 0;
+                for (size_t v = 0; v < voters; v++)
+                    for (size_t w = 0; w < words; w++) {
+                        uint64_t random = test_hash(voters << 40 | rule << 32 | v << 16 | w);
+                        if (v % 2 && w % 2) random = ~bits[v - 1][w]; /* many ties */
+                        if (w == 2) random = 0 - (rule & 1);          /* unanimous */
+                        bits[v][w] = random;
+                        present[v][w] = w == 2 ? 0 - (rule >> 1 & 1) : test_hash(random + w);
+                    }
+                for (size_t m = 0; m < machines; m++) {
+                    plus[m][planes * words] = absent[m][planes * words] = 42;
+                    sm_count(plus[m], words, ballots + m * locals, 0, locals, words);
+                    sm_count(absent[m], words, presents + m * locals, 1, locals, words);
+                    CHECK(plus[m][planes * words] == 42 && absent[m][planes * words] == 42);
+                    p[m] = plus[m], a[m] = absent[m];
+                    for (size_t i = 0; i < words * 64; i++) {
+                        size_t count = 0, sliced = 0;
+                        for (size_t v = m * locals; v < (m + 1) * locals; v++)
+                            count += bits[v][i / 64] >> i % 64 & 1;
+                        for (size_t q = 0; q < planes; q++)
+                            sliced |= (plus[m][q * words + i / 64] >> i % 64 & 1) << q;
+                        CHECK(count == sliced);
+                    }
+                }
+                vote[1][words] = decided[1][words] = 42;
+                sm_vote(vote[0], decided[0], ballots, abstain ? presents : NULL, voters, words,
+                        (SmZero)ties, 5, 7);
+                sm_vote_counts(vote[1], decided[1], p, abstain ? a : NULL, words, machines, locals,
+                               words, (SmZero)ties, 5, 7);
+                for (size_t w = 0; w < words; w++)
+                    differ |= vote[0][w] != vote[1][w] || decided[0][w] != decided[1][w];
+                if (differ || vote[1][words] != 42 || decided[1][words] != 42)
+                    FAIL("%d machines of %d, %d words, rule %d", (int)machines, (int)locals,
+                         (int)words, (int)rule);
+            }
+    CHECK_EQ(sm_planes(1), 1);
+    CHECK_EQ(sm_planes(3), 2);
+    CHECK_EQ(sm_planes(4), 3);
+}
+
+TEST(a_majority_of_majorities_is_not_the_majority_and_counts_are) {
+    /* + + -, + + -, - - -: two machines of three say +, five voters of nine say - */
+    uint64_t bits[9] = {1, 1, 0, 1, 1, 0, 0, 0, 0}, verdict[3], tree, flat, counted, counts[3][2];
+    const uint64_t *ballots[9], *verdicts[3], *plus[3];
+    for (size_t v = 0; v < 9; v++) ballots[v] = &bits[v];
+    for (size_t m = 0; m < 3; m++) {
+        sm_vote(&verdict[m], NULL, ballots + 3 * m, NULL, 3, 1, SM_COIN, 1, 0);
+        sm_count(counts[m], 1, ballots + 3 * m, 0, 3, 1);
+        verdicts[m] = &verdict[m], plus[m] = counts[m];
+    }
+    sm_vote(&tree, NULL, verdicts, NULL, 3, 1, SM_COIN, 1, 0);
+    sm_vote(&flat, NULL, ballots, NULL, 9, 1, SM_COIN, 1, 0);
+    sm_vote_counts(&counted, NULL, plus, NULL, 1, 3, 3, 1, SM_COIN, 1, 0);
+    CHECK_EQ(tree, 1);
+    CHECK_EQ(flat, 0);
+    CHECK_EQ(counted, 0);
+}
+
 TEST(the_vote_does_not_depend_on_where_a_shard_begins) {
     enum { WORDS = 37, VOTERS = 4 };
     uint64_t bits[VOTERS][WORDS], present[VOTERS][WORDS], whole[WORDS], sure[WORDS], part[WORDS],
@@ -4251,6 +4323,42 @@ TEST(back_end_compute_threads_and_wire_change_no_bit_whatever_zeros_and_ties_mea
                 if (memcmp(base.params, other.params, sizeof base.params) != 0 ||
                     memcmp(base.agreement, other.agreement, sizeof base.agreement) != 0)
                     FAIL("%s: variant %d, rules %d", c.config.method->name, variant, rule);
+            }
+        }
+}
+
+TEST(votes_counted_machine_by_machine_are_the_flat_votes_bit_for_bit_and_send_fewer_bytes) {
+    static SmResult base, other;
+    static const int spread[][2] = {{2, 2}, {2, 3}, {3, 2}, {2, 4}, {1, 4}, {4, 1}}; /* machines */
+    for (size_t row = 0; sm_method_row(row); row++)
+        for (int rule = 0; rule < 9; rule++) {
+            int machines = spread[(row + (size_t)rule) % 6][0],
+                locals = spread[(row + (size_t)rule) % 6][1];
+            SmCase c =
+                sm_case(sm_method_row(row)->name, rule & 1 ? "signum" : "adamw", machines * locals);
+            if (c.config.method->combine != SM_VOTE && c.config.aux->combine != SM_VOTE) continue;
+            c.steps = 3;
+            c.config.zeros = (SmZero)(rule % 3), c.config.ties = (SmZero)(rule / 3);
+            if (rule & 2) c.gradient = sm_gradient_lone;
+            if (rule & 4) c.gradient = sm_gradient_opposed;
+            sm_case_run(&c, &base);
+            for (int variant = 0; variant < 3; variant++) {
+                SmCase d = c;
+                d.config.machines = machines;
+                d.threads = variant == 1 ? 2 : 1;
+                d.config.int8_wire = variant == 2;
+                sm_case_run(&d, &other);
+                if (memcmp(base.params, other.params, sizeof base.params) != 0 ||
+                    memcmp(base.agreement, other.agreement, sizeof base.agreement) != 0)
+                    FAIL("%s: %d machines of %d, variant %d, rules %d", c.config.method->name,
+                         machines, locals, variant, rule);
+                if (locals == 1 && variant < 2)
+                    CHECK(memcmp(base.sent, other.sent, sizeof base.sent) == 0);
+                if (locals > 2 && machines > 1 && variant < 2) {
+                    CommKind kind =
+                        c.config.method->combine == SM_VOTE ? COMM_MATRICES : COMM_AUXILIARY;
+                    CHECK(other.sent[0][kind] < base.sent[0][kind]);
+                }
             }
         }
 }
@@ -5650,7 +5758,7 @@ static int comm_test_neighbours(Comm *c, void *arg) {
         for (size_t i = 0; i < bytes; i++) message[i] = comm_test_byte(rank + 7 * k, i);
         memset(inbox, 0, 8 * bytes);
         inbox[count[k] * bytes] = 42;
-        comm_neighbours(c, message, bytes, sources[k], count[k], destinations[k], inbox,
+        comm_neighbours(c, message, bytes, sources[k], count[k], destinations[k], k, inbox,
                         COMM_MATRICES);
         for (size_t i = 0; i < count[k] * bytes; i++)
             bad += inbox[i] != comm_test_byte(sources[k][i / bytes] + 7 * k, i % bytes);

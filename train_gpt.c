@@ -37,15 +37,18 @@ __attribute__((noreturn)) static void await_the_end(void) {
 /* A user's mistake, or the outside world's: one sentence on stderr, then the end. */
 __attribute__((format(printf, 2, 3))) __attribute__((noreturn)) static void
 die(int status, const char *format, ...) {
-    char text[1024];
+    char text[1024], who[32];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
     for (char *c = text; *c; c++)
         if ((unsigned char)*c < 32) *c = '?'; /* what a user typed never controls the terminal */
-    if (comm__signalled && atomic_exchange(&comm__signalled->spoken, 1)) await_the_end();
-    fprintf(stderr, "%strain_gpt: %s\n", isatty(2) && comm__signalled ? "\r\033[K" : "", text);
+    if (comm_last_words(status, text, who))
+        fprintf(stderr, "%strain_gpt: %s%s\n", isatty(2) && comm__signalled ? "\r\033[K" : "", who,
+                text);
+    else if (comm__signalled)
+        await_the_end();
     exit(status);
 }
 
@@ -99,6 +102,7 @@ typedef struct Options {
     const char *backend, *wire, *link, *on_death, *resume_workers;
     long check_every, min_workers;
     double timeout;
+    int overlap;
     const char *dtype;
     long batch, steps, seed, eval_every, log_every, save_every;
     const char *eval_nodes;
@@ -135,7 +139,11 @@ static const char *choice_ns(size_t i) {
     return sm_newton_schulz_row(i) ? sm_newton_schulz_row(i)->name : NULL;
 }
 static const char *choice_backend(size_t i) {
-    return comm_backend_row(i) ? comm_backend_row(i)->name : NULL;
+    size_t rows = 0;
+    while (comm_backend_row(rows)) rows++;
+    return i < rows                            ? comm_backend_row(i)->name
+           : i == rows && !comm_backend("mpi") ? "mpi" /* known, if not built */
+                                               : NULL;
 }
 static const char *choice_norm(size_t i) {
     if (i < 2) return i ? "none" : "auto";
@@ -261,13 +269,15 @@ static const Flag flags[] = {
     {RULE, "ties", FLAG_CHOICE, AT(ties), KEEP, "coin", 0, 0, choice_zero, "RULE",
      "a tied vote; none with an odd number of workers"},
     {WORK, "workers", FLAG_WHOLE, AT(workers), KEEP_FIXED, "1", 1, COMM_MAX_WORKERS, NULL, "N",
-     "of the vote; odd numbers cannot tie"},
+     "of the vote, on each rank of an mpirun; odd numbers cannot tie"},
     {WORK, "backend", FLAG_CHOICE, AT(backend), KEEP, "threads", 0, 0, choice_backend, "NAME",
-     "what a worker is; results do not depend on it"},
+     "what a worker is, mpi under mpirun; results do not depend on it"},
     {WORK, "threads", FLAG_WHOLE, AT(threads), KEEP_NOT, "0", 0, 256, NULL, "N",
      "compute threads per worker; 0: usable cores / workers. Results do not depend on it"},
     {WORK, "wire", FLAG_CHOICE, AT(wire), KEEP, "sharded", 0, 0, choice_wire, "KIND",
      "votes as bits in shards, or as a sum of int8; same result"},
+    {WORK, "overlap", FLAG_SWITCH, AT(overlap), KEEP_NOT, "on", 0, 0, NULL, "on|off",
+     "mpi, one worker per rank: send what is ready while the rest is computed; same result"},
     {WORK, "up", FLAG_TEXT, AT(up), KEEP, "auto", 0, 0, NULL, "COMPRESSOR",
      "ef21: of what workers send, e.g. topk:0.1+natural; --list compressors"},
     {WORK, "down", FLAG_TEXT, AT(down), KEEP, "auto", 0, 0, NULL, "COMPRESSOR",
@@ -518,15 +528,18 @@ static int flag_agrees(const Options *o, const Flag *f, const char *stored) {
 static void print_help(void) {
     char words[512];
     const char *group = "";
-    printf("train_gpt - a GPT in plain C, trained by workers that send one bit per weight\n\n"
-           "  train_gpt --workers 3 --aux sign          train; the whole model travels at one bit "
-           "per weight\n"
-           "  train_gpt --method adamw --lr 3e-3        the same with AdamW\n"
-           "  train_gpt --resume --steps 4000           go on from out/last, further\n"
-           "  train_gpt --sample 300 --prompt 'ROMEO:'  write text from out/last\n"
-           "  train_gpt --list methods                  explain the rules\n\n"
-           "--name value or --name=value; - and _ are alike; switches take on or off and mean on "
-           "when bare.\n");
+    printf(
+        "train_gpt - a GPT in plain C, trained by workers that send one bit per weight\n\n"
+        "  train_gpt --workers 3 --aux sign          train; the whole model travels at one bit "
+        "per weight\n"
+        "  train_gpt --method adamw --lr 3e-3        the same with AdamW\n"
+        "  train_gpt --resume --steps 4000           go on from out/last, further\n"
+        "  train_gpt --sample 300 --prompt 'ROMEO:'  write text from out/last\n"
+        "  train_gpt --list methods                  explain the rules\n"
+        "  mpirun -n 4 train_gpt_mpi --aux sign      four workers (make mpi); all ranks must see "
+        "--out\n\n"
+        "--name value or --name=value; - and _ are alike; switches take on or off and mean on "
+        "when bare.\n");
     for (size_t i = 0; i < FLAG_COUNT; i++) {
         const Flag *f = &flags[i];
         if (strcmp(group, f->group) != 0) printf("\n%s\n", group = f->group);
@@ -2072,6 +2085,7 @@ typedef struct Run {
     char folder[PATH_SIZE];       /* where that checkpoint lies */
     int saved_workers;            /* that wrote it */
     char topology[PATH_SIZE];     /* of the survivors' graph, when it is a file */
+    CommPlace place;              /* among the ranks of an mpirun */
     double per_byte, per_message; /* of --link; 0 without */
 } Run;
 
@@ -3120,6 +3134,14 @@ static void gather_statistics(Worker *w) {
     w->consensus = gossips(w) ? consensus_distance(w) : NAN;
 }
 
+/* The signal that asked any worker for an end, as all learn it here; 0 for none. */
+static int signal_of_all(const Worker *w) {
+    int32_t mine = comm_stop_requested(w->c), all[COMM_MAX_WORKERS], stop = 0;
+    comm_gather(w->c, &mine, sizeof mine, all, COMM_OTHER);
+    for (int j = 0; j < w->c->size; j++) stop = all[j] ? all[j] : stop;
+    return stop;
+}
+
 static int due(long step, long every) { return every > 0 && step % every == 0; }
 
 /* One step, with its evaluation, log and checkpoint. Returns -1 to go on, else an exit status. */
@@ -3153,11 +3175,7 @@ static int train_step(Worker *w) {
         w->counted[column]++;
         if (isatty(2) || validate || now() - w->shown > 10) progress(w, last);
     }
-    if (!complete) { /* evaluation was interrupted: all workers know, and one of them why */
-        int32_t signals[COMM_MAX_WORKERS], mine_now = comm_stop_requested(w->c);
-        comm_gather(w->c, &mine_now, sizeof mine_now, signals, COMM_OTHER);
-        for (int j = 0; j < w->c->size; j++) stop = signals[j] ? signals[j] : stop;
-    }
+    if (!complete) stop = signal_of_all(w); /* all workers know, and one of them why */
     if (stop || last || due(w->step, o->save_every)) save(w, "last", 1);
     if (stop && (!last || !complete)) {
         if (w->c->rank == 0)
@@ -3191,10 +3209,7 @@ static int train(Worker *w) {
     if (w->c->rank == 0) open_log(w, o->resume), write_command(w->run);
     gather_statistics(w);
     if (w->evaluated < w->step && (due(w->step, o->eval_every) || w->step >= o->steps)) {
-        if (!evaluate_now(w)) { /* nothing has been trained: nothing to save */
-            while (!comm_stop_requested(w->c)) sched_yield();
-            return 128 + comm_stop_requested(w->c);
-        }
+        if (!evaluate_now(w)) return 128 + signal_of_all(w); /* nothing has been trained */
         if (w->c->rank == 0) log_row(w, NAN, w->val, NAN), progress(w, 0);
     }
     jmp_buf lost;
@@ -3210,6 +3225,30 @@ static int train(Worker *w) {
     }
     conclude(w);
     return EXIT_OK;
+}
+
+/* Ranks on several machines must write into one folder: does everybody see a file that rank 0 has
+ * just made there? */
+static void check_shared_out(Worker *w) {
+    char name[64] = "", path[PATH_SIZE];
+    int32_t blind, all[COMM_MAX_WORKERS];
+    if (w->c->rank == 0) {
+        snprintf(name, sizeof name, ".ranks-%ld-%.0f", (long)getpid(), now() * 1e6);
+        path_of(path, "%s/%s", w->run->o.out, name);
+        FILE *f = fopen(path, "w");
+        if (!f || fclose(f)) die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
+    }
+    comm_broadcast(w->c, name, sizeof name, 0, COMM_OTHER);
+    path_of(path, "%s/%s", w->run->o.out, name);
+    blind = access(path, F_OK) != 0;
+    comm_gather(w->c, &blind, sizeof blind, all, COMM_OTHER);
+    if (w->c->rank == 0) unlink(path);
+    for (int j = 0; j < w->c->size; j++)
+        if (all[j])
+            die(EXIT_FAILED,
+                "--out %s: rank %d does not see what rank 0 writes there: name a folder on a file "
+                "system that all ranks share",
+                w->run->o.out, j / w->c->locals);
 }
 
 /* The life of a worker: build the model, then train, evaluate or sample. */
@@ -3259,6 +3298,7 @@ static int work(Comm *c, void *arg) {
             w->gathered = floats(w->g.parameters + (size_t)c->size);
         }
         if (has_exact(run)) w->exact = floats(w->g.parameters);
+        if (c->machines > 1) check_shared_out(w);
         if (o->resume) read_state(w);
         status = train(w);
     } else if (o->sample) {
@@ -3268,7 +3308,7 @@ static int work(Comm *c, void *arg) {
             if (c->rank == 0) printf("val_loss %.6f\n", w->val);
             if (fflush(stdout)) die(EXIT_FAILED, "cannot write the result: %s", strerror(errno));
         } else
-            status = 128 + comm_stop_requested(c);
+            status = 128 + signal_of_all(w);
     }
     gpt_free(&w->g);
     free(w->in), free(w->target), free(w->window_loss), free(w->tensor_square), free(w->arena);
@@ -3410,22 +3450,75 @@ static int told(void) {
     return EXIT_OK;
 }
 
+/* Several processes that do not know each other would all train the same into one folder. */
+static void refuse_strangers(CommPlace place) {
+    if (place.machines == 1 || comm_backend("mpi")) return;
+    if (place.machine > 0) exit(EXIT_USAGE);
+    die(EXIT_USAGE,
+        "started %d times over, but built without MPI: make mpi, then mpirun -n %d train_gpt_mpi",
+        place.machines, place.machines);
+}
+
+/* --workers counts those of one rank; from here on, those of all ranks. */
+static void count_workers(Options *o, int ranks) {
+    if (o->workers * ranks > COMM_MAX_WORKERS)
+        die(EXIT_USAGE, "--workers %ld on each of %d ranks: %d in all is the most", o->workers,
+            ranks, COMM_MAX_WORKERS);
+    o->workers *= ranks;
+}
+
+static int was_given(const int *given, size_t field) {
+    size_t i = 0;
+    while (flags[i].field != field) i++;
+    return given[i];
+}
+
+/* Under mpirun workers live on its ranks, else here, whatever a checkpoint says. */
+static void place_workers(Options *o, const int *given, CommPlace place) {
+    int chosen = was_given(given, AT(backend)), mpi = strcmp(o->backend, "mpi") == 0;
+    if (chosen && mpi && !comm_backend("mpi"))
+        die(EXIT_USAGE,
+            "--backend mpi: built without MPI: make mpi, then mpirun -n %ld "
+            "train_gpt_mpi",
+            o->workers);
+    if (chosen && !mpi && place.machines > 1)
+        die(EXIT_USAGE, "--backend %s: %d ranks were started, which takes mpi", o->backend,
+            place.machines);
+    if (place.machines > 1)
+        o->backend = "mpi";
+    else if (!chosen && mpi)
+        o->backend = "threads";
+    if (o->workers % place.machines && !o->sample)
+        die(EXIT_USAGE, "%ld workers cannot be spread evenly over %d ranks: start another number",
+            o->workers, place.machines);
+    long beside = o->workers / place.machines * place.beside;
+    if (o->threads == 0) o->threads = comm_cores() / beside > 0 ? comm_cores() / beside : 1;
+    if (o->threads > 256) o->threads = 256;
+}
+
 int main(int argc, char **argv) {
     static Run run;
     Options *o = &run.o;
     int given[FLAG_COUNT];
     char error[1024];
+    run.place = comm_init(&argc, &argv);
+    if (run.place.machine > 0 && !freopen("/dev/null", "w", stdout)) /* rank 0 speaks */
+        die(EXIT_FAILED, "/dev/null: %s", strerror(errno));
     comm_float_environment();
     parse_flags(o, argc, argv, given);
     if (o->help) return print_help(), told();
     if (o->version) return printf("train_gpt %s (%s)\n", GPT_VERSION, __VERSION__), told();
     if (*o->list) return print_list(o->list), told();
+    refuse_strangers(run.place);
+    count_workers(o, run.place.machines);
     if ((o->resume != 0) + (o->sample != 0) + (o->eval != 0) > 1)
         die(EXIT_USAGE, "--resume, --sample and --eval are three different calls: name one");
     if (o->exact && !o->sample && !o->eval) die(EXIT_USAGE, "--exact goes with --sample or --eval");
     if (o->resume || o->sample || o->eval) open_checkpoint(&run, given);
+    place_workers(o, given, run.place);
     check_together(o);
     run.config = resolve_method(o, &run.up, &run.down, &run.graph);
+    run.config.machines = run.place.machines;
     if (noise_parse(&run.noise, o->gradient_noise, error, sizeof error))
         die(EXIT_USAGE, "--gradient-noise: %s", error);
     parse_link(o->link, &run.per_byte, &run.per_message);
@@ -3433,8 +3526,6 @@ int main(int argc, char **argv) {
         if (!st_is_utf8(text))
             die(EXIT_USAGE, "a path that is not UTF-8 cannot be noted in a checkpoint: rename it, "
                             "or use a link");
-    if (o->threads == 0) o->threads = comm_cores() / o->workers > 0 ? comm_cores() / o->workers : 1;
-    if (o->threads > 256) o->threads = 256;
     if (o->sample) {
         const char *vocabulary = st_meta(&run.checkpoint, "vocabulary");
         if (!vocabulary || data_vocab_import(&run.vocab, vocabulary, strlen(vocabulary)))
@@ -3448,7 +3539,7 @@ int main(int argc, char **argv) {
     if (o->dry_run) return print_dry_run(&run), told();
     if (!o->sample && !o->eval) {
         prepare_out(&run);
-        if (!o->quiet) {
+        if (!o->quiet && run.place.machine == 0) {
             Gpt g;
             gpt_layout(&g, &run.shape);
             fprintf(stderr,
@@ -3465,7 +3556,9 @@ int main(int argc, char **argv) {
                            .workers = o->sample ? 1 : (int)o->workers,
                            .threads = o->sample ? 1 : (int)o->threads,
                            .least = goes_on ? (int)o->min_workers : 0,
-                           .timeout = o->timeout};
+                           .timeout = o->timeout,
+                           .machines = o->sample ? 1 : run.place.machines,
+                           .hold = !o->overlap};
     int status = comm_run(&options, work, &run, error, sizeof error);
     if (status == COMM_DIED)
         die(EXIT_FAILED, "%s; --resume goes on from %s/last if that was saved", error, o->out);
