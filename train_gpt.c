@@ -2631,6 +2631,17 @@ static const char log_header[] = "step,tokens,seconds,train_loss,val_loss,lr,aux
                                  "downlink_bytes,exact_val_loss,model_gap,consensus,node_val_min,"
                                  "node_val_mean,node_val_max\n";
 
+/* Is this line a whole row, of a step up to this one? A killed run may have left half a row, whose
+ * number is half a number. */
+static int is_row_until(const char *line, long step) {
+    size_t columns = 0, expected = 0;
+    char *end;
+    for (const char *c = line; *c; c++) columns += *c == ',';
+    for (const char *c = log_header; *c; c++) expected += *c == ',';
+    return isdigit((unsigned char)*line) && strtol(line, &end, 10) <= step && *end == ',' &&
+           columns == expected;
+}
+
 /* Open OUT/log.csv: anew, or without the rows after the step that is resumed from. */
 static void open_log(Worker *w) {
     char path[PATH_SIZE], temporary[PATH_SIZE], line[1024];
@@ -2640,8 +2651,10 @@ static void open_log(Worker *w) {
     w->log = fopen(temporary, "w");
     if (!w->log) die(EXIT_FAILED, "%s: cannot be written: %s", temporary, strerror(errno));
     fputs(log_header, w->log);
-    while (old && fgets(line, sizeof line, old))
-        if (strchr("0123456789", line[0]) && strtol(line, NULL, 10) <= w->step) fputs(line, w->log);
+    for (int ends, begins = 1; old && fgets(line, sizeof line, old); begins = ends) {
+        ends = strchr(line, '\n') != NULL;
+        if (begins && ends && is_row_until(line, w->step)) fputs(line, w->log);
+    }
     if (old) fclose(old);
     if (fflush(w->log) || rename(temporary, path))
         die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
