@@ -93,11 +93,11 @@ check-tidy: ## clang-tidy with .clang-tidy
 # libFuzzer comes with clang; Debian: apt-get install clang libclang-rt-dev
 FUZZ_SECONDS = 60
 FUZZ_TARGETS = $(patsubst test/fuzz/%.c,%,$(filter-out %/make_seeds.c,$(wildcard test/fuzz/*.c)))
-FUZZ_BUILD = clang $(CFLAGS) -O2 -g -I. -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all
+FUZZ_BUILD = clang $(CFLAGS) -O2 -g -Wno-pass-failed -I. -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all
 
-build/fuzz/%: test/fuzz/%.c test/fuzz/fuzz.h train_gpt.c $(HEADERS)
+build/fuzz/%: test/fuzz/%.c test/fuzz/fuzz.h test/fuzz/program.h train_gpt.c signmuon.c $(HEADERS)
 	@mkdir -p $(@D)
-	$(FUZZ_BUILD) -o $@ $< $(if $(filter flags log,$*),signmuon.c) $(LDLIBS)
+	$(FUZZ_BUILD) -o $@ $< $(if $(filter checkpoint flags log,$*),signmuon.c) $(LDLIBS)
 
 fuzz: ## libFuzzer on every reader of foreign bytes, FUZZ_SECONDS=60 each (clang)
 	@mkdir -p build/fuzz && echo 'int LLVMFuzzerTestOneInput(const char *p, long n); int LLVMFuzzerTestOneInput(const char *p, long n) { return p && n < 0; }' \

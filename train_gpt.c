@@ -802,7 +802,7 @@ static int parse_link(const char *text, double *per_byte, double *per_message) {
     if (value[0] <= 0) return 0;
     *per_byte = 8 / (value[0] * factor[0]);
     *per_message = value[1] * factor[1];
-    return 1;
+    return *per_byte > 0 && isfinite(*per_byte); /* a double has neither 1e308gbit nor 1e-320bit */
 }
 
 /* Does this CPU execute a row that it does not announce, as under a hypervisor that hides it? Tried
@@ -2419,6 +2419,13 @@ static double meta_number(const StFile *f, const char *key) {
     return value;
 }
 
+/* A whole number of them, from `least` to 2^53. */
+static int64_t meta_integer(const StFile *f, const char *key, int64_t least) {
+    double value = meta_number(f, key);
+    if (value >= (double)least && value <= 0x1p53 && value == floor(value)) return (int64_t)value;
+    die(EXIT_FAILED, "%s: '%s' is %g, which no checkpoint of train_gpt says", f->path, key, value);
+}
+
 /* Fill the tensors of the model from a checkpoint. */
 static void read_model(Gpt *g, const StFile *f) {
     char error[PATH_SIZE + 512];
@@ -2443,9 +2450,8 @@ static void read_state(Worker *w) {
     StFile mine = {0}, shared = {0};
     path_of(path, "%s/worker-%d.safetensors", w->run->folder, w->c->rank);
     if (st_open(&mine, path, error, sizeof error)) die(EXIT_FAILED, "%s", error);
-    w->step = (long)meta_number(&w->run->checkpoint, "step");
-    if ((long)meta_number(&mine, "step") != w->step ||
-        (int)meta_number(&mine, "rank") != w->c->rank)
+    w->step = meta_integer(&w->run->checkpoint, "step", 0);
+    if (meta_integer(&mine, "step", 0) != w->step || meta_integer(&mine, "rank", 0) != w->c->rank)
         die(EXIT_FAILED, "%s: belongs to another step or worker than model.safetensors beside it",
             path);
     path_of(path, "%s/worker-0.safetensors", w->run->folder);
@@ -2463,13 +2469,13 @@ static void read_state(Worker *w) {
         if (st_read_f32(&mine, name, w->g.params + t->offset, tensor_size(t), error, sizeof error))
             die(EXIT_FAILED, "%s", error);
     }
-    w->evaluated = (long)meta_number(&w->run->checkpoint, "evaluated");
+    w->evaluated = meta_integer(&w->run->checkpoint, "evaluated", -1);
     w->val = meta_number(&w->run->checkpoint, "val_loss");
     w->best = meta_number(&w->run->checkpoint, "best_val_loss");
     w->seconds = meta_number(&mine, "seconds");
     for (size_t i = 0; i < COUNTERS; i++) {
         uint64_t *count = counter(w->c, i, name, sizeof name);
-        *count = (uint64_t)meta_number(&mine, name);
+        *count = (uint64_t)meta_integer(&mine, name, 0);
     }
     st_close(&mine);
     st_close(&shared);

@@ -1,12 +1,6 @@
 /* log.c - any bytes as the log.csv of a run that is resumed. What stays are whole rows, up to the
    step that is resumed from. */
-#include <errno.h>
-#include <fcntl.h>
-#include <math.h>
-#include "fuzz.h"
-#define TESTING
-#pragma clang diagnostic ignored "-Wunused-function"
-#include "train_gpt.c"
+#include "program.h"
 
 static size_t commas(const char *line) {
     size_t n = 0;
@@ -14,24 +8,22 @@ static size_t commas(const char *line) {
     return n;
 }
 
+static void open_it(void *worker) { open_log(worker); }
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static Run run;
     static Worker w;
-    static char folder[200], path[220], line[4096];
-    if (!run.o.out) { /* run.sh removes it */
-        const char *where = getenv("TMPDIR");
-        snprintf(folder, sizeof folder, "%.150s/fuzz_log_XXXXXX", where ? where : "/tmp");
-        run.o.out = mkdtemp(folder);
-        if (!run.o.out) abort();
-        snprintf(path, sizeof path, "%s/log.csv", folder);
-    }
+    char path[256], line[4096];
     FuzzInput input = {data, size};
-    w.run = &run;
     w.step = (long)fuzz_byte(&input);
+    w.run = &run;
+    run.o.out = fuzz_folder();
     run.o.resume = 1;
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    snprintf(path, sizeof path, "%s/log.csv", run.o.out);
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd < 0 || (input.left && write(fd, input.at, input.left) < 0) || close(fd)) abort();
-    open_log(&w);
+    fuzz_run(open_it, &w);
+    FUZZ_CHECK(fuzz_program.status == -1);
     fclose(w.log);
     FILE *f = fopen(path, "r");
     if (!f) abort();

@@ -174,6 +174,14 @@ static void seed_flags(void) {
               "--nesterov=on\n--untied\noff\n--bias\n--polar_after_vote=off\n");
 }
 
+static void seed_checkpoints(void) {
+    save_text("checkpoint", "sample", "\0", 1, "temperature=0.8\nvocabulary=chars:a,20,61\n");
+    save_text("checkpoint", "resume", "\200", 1,
+              "step=100\nevaluated=100\nval_loss=2.5\nmethod=ef21-muon\nup=topk:0.1\n");
+    save_text("checkpoint", "shape", "\3", 1, "layers=2\nwidth=16\nheads=4\nuntied=on\n");
+    save_text("checkpoint", "counts", "\200", 1, "step=1e300\nrank=-1\nevaluated=nan\n");
+}
+
 static void seed_log(void) {
     Seed s = {.n = 0};
     put_byte(&s, 100);
@@ -193,6 +201,7 @@ int main(void) {
     seed_messages();
     seed_votes();
     seed_flags();
+    seed_checkpoints();
     seed_log();
     return 0;
 }
