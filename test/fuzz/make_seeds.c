@@ -99,41 +99,38 @@ static void seed_graphs(void) {
               "file:\n.333333 .333333 .333333\n.333333 .333333 .333333\n.333333 .333333 .333333\n");
 }
 
-/* Messages of two workers, 10 x 20, by every row of the table and every way of values to travel. */
+/* Messages of two workers on one link. */
+static void seed_message(const char *text, size_t rows, size_t cols) {
+    EfLink l;
+    unsigned char message[1024];
+    char name[64];
+    if (ef_parse(&l, text, NULL, 0)) die(EXIT_FAILED, "%s", text);
+    float *x = floats(rows * cols), *warm = floats(ef_warm(&l, rows, cols));
+    float *scratch = floats(ef_scratch(&l, rows, cols));
+    Seed s = {.n = 0};
+    put_byte(&s, (unsigned)rows - 1), put_byte(&s, (unsigned)cols - 1), put_byte(&s, 1);
+    put_text(&s, text), put_text(&s, "\n");
+    for (uint64_t worker = 0; worker < 2; worker++) {
+        for (uint64_t i = 0; i < rows * cols; i++) x[i] = (float)noise__gaussian(worker + 1, i, 0);
+        ef_compress(message, x, x, rows, cols, &l, worker, 0, warm, scratch);
+        put(&s, message, ef_bytes(&l, rows, cols, 0));
+    }
+    snprintf(name, sizeof name, "%zux%zu_%s", rows, cols, text);
+    save_seed(&s, "messages", name);
+    free(x), free(warm), free(scratch);
+}
+
+/* Every row of the table, and every way for values and indices to travel. */
 static void seed_messages(void) {
-    enum { HIGH = 10, WIDE = 20 };
-    static const char *const links[] = {"identity",
-                                        "topk:0.02",
-                                        "topk:0.5+natural",
-                                        "rankk:0.2",
-                                        "rankk:20%+natural",
-                                        "natural",
-                                        "natural:stochastic",
-                                        "sign",
-                                        "dropout:0.9",
-                                        "damping:0.5",
-                                        "coltopk:0.1",
-                                        "coltopk:0.5+natural",
-                                        "svdtopk:0.2+natural:stochastic"};
+    static const char *const links[] = {
+        "identity",         "topk:0.02",           "topk:0.5",
+        "topk:0.5+natural", "rankk:0.2",           "rankk:20%+natural",
+        "natural",          "natural:stochastic",  "sign",
+        "dropout:0.9",      "damping:0.5",         "coltopk:0.1",
+        "coltopk:0.5",      "coltopk:0.5+natural", "svdtopk:0.2+natural:stochastic"};
     for (size_t k = 0; k < sizeof links / sizeof *links; k++) {
-        EfLink l;
-        float x[HIGH * WIDE];
-        unsigned char message[4 * HIGH * WIDE + 8];
-        if (ef_parse(&l, links[k], NULL, 0)) die(EXIT_FAILED, "%s", links[k]);
-        float *warm = floats(ef_warm(&l, HIGH, WIDE)),
-              *scratch = floats(ef_scratch(&l, HIGH, WIDE));
-        Seed s = {.n = 0};
-        put(&s, (char[]){HIGH - 1, WIDE - 1, 1}, 3);
-        put_text(&s, links[k]);
-        put_byte(&s, '\n');
-        for (uint64_t worker = 0; worker < 2; worker++) {
-            for (uint64_t i = 0; i < HIGH * WIDE; i++)
-                x[i] = (float)noise__gaussian(worker + 1, i, 0);
-            ef_compress(message, x, x, HIGH, WIDE, &l, worker, 0, warm, scratch);
-            put(&s, message, ef_bytes(&l, HIGH, WIDE, 0));
-        }
-        save_seed(&s, "messages", links[k]);
-        free(warm), free(scratch);
+        seed_message(links[k], 3, 5);
+        seed_message(links[k], 10, 20);
     }
 }
 
