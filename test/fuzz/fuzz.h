@@ -46,6 +46,18 @@ static inline const char *fuzz_file(const void *data, size_t size) {
     return path;
 }
 
+/* A file is "mapped" into a block of exactly its size, so that a read behind its end is seen. */
+static inline void *fuzz_mmap(void *at, size_t size, int protection, int flags, int fd,
+                              off_t from) {
+    char *copy = fd < 0 ? NULL : malloc(size);
+    if (!copy) return mmap(at, size, protection, flags, fd, from);
+    if (pread(fd, copy, size, from) != (ssize_t)size) abort();
+    return copy;
+}
+static inline int fuzz_munmap(void *at, size_t size) { return (void)size, free(at), 0; }
+#define mmap fuzz_mmap
+#define munmap fuzz_munmap
+
 /* The input's next bytes up to a newline, or all, as a string in text; returns its length. */
 static inline size_t fuzz_line(FuzzInput *in, char *text, size_t size) {
     size_t n = 0;

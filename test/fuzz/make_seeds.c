@@ -42,6 +42,47 @@ static void save_text(const char *target, const char *name, const char *lead, si
     save_seed(&s, target, name);
 }
 
+/* A file whose header is `text`, its length off by so much, and so many bytes of tensors. */
+static void seed_header(const char *name, const char *text, uint64_t off, size_t bytes) {
+    Seed s = {.n = 0};
+    uint64_t length = strlen(text) + off;
+    put(&s, &length, 8);
+    put_text(&s, text);
+    while (bytes--) put_byte(&s, 7);
+    save_seed(&s, "safetensors", name);
+}
+
+/* What is refused for one reason each. */
+static void seed_wrong_headers(void) {
+    static const char one[] = "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]}}";
+    seed_header("one", one, 0, 2);
+    seed_header("short", one, 0, 1);
+    seed_header("long", one, 0, 3);
+    seed_header("cut", one, 3, 2);
+    seed_header("huge", one, (uint64_t)1 << 63, 2);
+    seed_header("hole", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[1,3]}}", 0, 3);
+    seed_header("back", "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[2,0]}}", 0, 2);
+    seed_header("overlap",
+                "{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},"
+                "\"b\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}",
+                0, 2);
+    seed_header("twice",
+                "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
+                "\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}",
+                0, 2);
+    seed_header("overflow",
+                "{\"a\":{\"dtype\":\"F64\",\"shape\":[4294967296,536870912],"
+                "\"data_offsets\":[0,0]}}",
+                0, 0);
+    seed_header("product",
+                "{\"a\":{\"dtype\":\"U8\",\"shape\":[4294967296,4294967296],"
+                "\"data_offsets\":[0,0]}}",
+                0, 0);
+    seed_header("meta", "{\"__metadata__\":{\"k\":\"v\",\"k\":\"w\"}}", 0, 0);
+    seed_header("pair", "{\"__metadata__\":{\"k\":\"\\ud83d\"}}", 0, 0);
+    seed_header("open", "{\"__metadata__\":{\"k\":\"\\u12", 0, 0);
+}
+
 static void seed_safetensors(void) {
     static const float x[6] = {1, -2, 3, -4, 5, -6};
     static const char foreign[] = "{\"a\\u00e9\\ud83d\\ude00\":{\"dtype\":\"U8\",\"shape\":[],"
@@ -78,12 +119,19 @@ static void seed_data(void) {
     save_text("text", "wide", "\1", 1, "caf\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80\n");
     save_text("text", "bytes", "\2", 1, "\xff\xfe ascii\x80");
     save_text("text", "fixed", "\3", 1, "caf\xc3\xa9 \xe2\x82\xac\n");
+    save_text("text", "cut", "\1", 1, "cut \xe2\x82");
+    save_text("text", "surrogate", "\1", 1, "\xed\xa0\x80");
+    save_text("vocabulary", "descending", "", 0, "chars:41,20\n");
+    save_text("vocabulary", "beyond", "", 0, "chars:10fff0-110000\n");
+    save_text("vocabulary", "byte", "", 0, "bytes:80-100\n");
     save_text("vocabulary", "chars", "", 0,
               "chars:a,20-7e,e9,20ac,1f600\ncaf\xc3\xa9 \xe2\x82\xac");
     save_text("vocabulary", "bytes", "", 0, "bytes:0-ff\nany \xff");
     save_text("vocabulary", "gpt2", "", 0, "gpt2:50257\n");
     save_text("shards", "file", "\3\5\1\0", 4,
               "file:\n0 0 90 # first\n1 90 180\n2 200 256\n0 7 9\n");
+    save_text("shards", "beyond", "\1\1\1\0", 4, "file:\n0 200 257\n");
+    save_text("shards", "worker", "\1\1\1\0", 4, "file:\n0 0 9\n1 0 9\n");
     save_text("shards", "dirichlet", "\3\4\3\0", 4, "dirichlet:0.3\n");
     save_text("shards", "contiguous", "\2\4\3\0", 4, "contiguous\n");
     save_text("shards", "iid", "\5\4\3\0", 4, "iid\n");
@@ -193,6 +241,7 @@ int main(void) {
     if (mkdir("test/fuzz/seeds", 0777) && errno != EEXIST)
         die(EXIT_FAILED, "test/fuzz/seeds: %s; run it in the root of the sources", strerror(errno));
     seed_safetensors();
+    seed_wrong_headers();
     seed_data();
     seed_graphs();
     seed_messages();
