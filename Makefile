@@ -102,6 +102,27 @@ check-valgrind: ## valgrind on a small training and a sample
 check-tidy: ## clang-tidy with .clang-tidy
 	clang-tidy --quiet train_gpt.c signmuon.c data/play.c bench/bench.c bench/problem.c bench/claims.c bench/claims_gpt.c -- $(filter-out -W%,$(CFLAGS)) -I.
 
+# libFuzzer comes with clang; Debian: apt-get install clang libclang-rt-dev
+FUZZ_SECONDS = 60
+FUZZ_TARGETS = $(patsubst test/fuzz/%.c,%,$(filter-out %/make_seeds.c,$(wildcard test/fuzz/*.c)))
+FUZZ_BUILD = clang $(CFLAGS) -O2 -g -Wno-pass-failed -I. -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all
+
+build/fuzz/%: test/fuzz/%.c test/fuzz/fuzz.h test/fuzz/program.h train_gpt.c signmuon.c $(HEADERS)
+	@mkdir -p $(@D)
+	$(FUZZ_BUILD) -o $@ $< $(if $(filter checkpoint flags log,$*),signmuon.c) $(LDLIBS)
+
+fuzz: ## libFuzzer on every reader of foreign bytes, FUZZ_SECONDS=60 each (clang)
+	@mkdir -p build/fuzz && echo 'int LLVMFuzzerTestOneInput(const char *p, long n); int LLVMFuzzerTestOneInput(const char *p, long n) { return p && n < 0; }' \
+	    | clang -x c -fsanitize=fuzzer,address,undefined -o build/fuzz/probe - >build/fuzz/probe.log 2>&1 || \
+	    { echo 'make fuzz: clang with its fuzzer runtime is not here (see build/fuzz/probe.log); Debian has it in clang and libclang-rt-dev' >&2; exit 1; }
+	@$(MAKE) -s $(FUZZ_TARGETS:%=build/fuzz/%)
+	@sh test/fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+fuzz-seeds: test/fuzz/make_seeds.c train_gpt.c signmuon.c $(HEADERS)
+	@mkdir -p build
+	$(CC) $(CFLAGS) -I. -o build/make_seeds $< signmuon.c $(LDLIBS)
+	build/make_seeds
+
 bench/bench: bench/bench.c bench/roofline.h train_gpt.c signmuon.c $(HEADERS)
 	$(CC) $(CFLAGS) -I. -o $@ bench/bench.c signmuon.c $(LDLIBS) -ldl
 
@@ -151,4 +172,4 @@ clean: ## remove what was built
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-.PHONY: all mpi train sample test check check-gcc check-clang check-mpi check-isa check-neon check-asan check-tsan check-valgrind check-tidy bench claims bytes gossip plots table install clean help
+.PHONY: all mpi train sample test check check-gcc check-clang check-mpi check-isa check-neon check-asan check-tsan check-valgrind check-tidy fuzz fuzz-seeds bench claims bytes gossip plots table install clean help

@@ -223,15 +223,22 @@ static inline void data_vocab_free(DataVocab *v) {
     *v = (DataVocab){0};
 }
 
+/* the first code from c on that is marked nonzero, or DATA__CODES; most of Unicode is in no text */
+static inline uint32_t data__marked(const uint16_t *id, uint32_t c) {
+    static const uint16_t none[512];
+    while (c < DATA__CODES && !id[c])
+        c += c % 512 == 0 && !memcmp(id + c, none, sizeof none) ? 512 : 1;
+    return c;
+}
+
 /* every code marked nonzero in id becomes a token, in ascending order */
 static inline int data__number(DataVocab *v) {
     v->size = 0;
-    for (uint32_t c = 0; c < DATA__CODES; c++) v->size += v->id[c] != 0;
+    for (uint32_t c = 0; (c = data__marked(v->id, c)) < DATA__CODES; c++) v->size++;
     if (v->size > DATA_MAX_VOCAB) return DATA_UNKNOWN;
     v->code = malloc((v->size + 1) * sizeof *v->code);
     if (!v->code) return DATA_NO_MEMORY;
-    for (uint32_t c = 0, token = 0; c < DATA__CODES; c++) {
-        if (!v->id[c]) continue;
+    for (uint32_t c = 0, token = 0; (c = data__marked(v->id, c)) < DATA__CODES; c++) {
         v->code[token] = c;
         v->id[c] = (uint16_t)++token;
     }

@@ -7682,6 +7682,8 @@ TEST(wrong_use_ends_with_status_2_and_a_sentence_that_names_the_flag) {
         {"--link", "--data text.txt --link=-1mbit,5ms"},
         {"--link", "--data text.txt --link 100mbit,5ms,"},
         {"--link", "--data text.txt --link nanmbit,5ms"},
+        {"--link", "--data text.txt --link 1e308gbit,5ms"},
+        {"--link", "--data text.txt --link 1e-320bit,5ms"},
         {"--bias", "--bias=maybe"},
         {"maybe", "--bias maybe"},
         {"stray", "stray"},
@@ -7919,6 +7921,53 @@ TEST(a_damaged_or_incomplete_checkpoint_is_refused_and_left_alone) {
     for (int k = 0; k < 6; k++) /* when all workers fail, still one speaks */
         CLI_REFUSED(1, "b/last/worker-", "--resume --out b --steps 9 --quiet --backend %s",
                     backend[k % 2]);
+    cli_end();
+}
+
+/* Rewrite a checkpoint with another value of a key, and a checksum that is right. */
+static void cli_forge(const char *name, const char *key, const char *value) {
+    static StTensor tensor[200];
+    static StPair meta[300];
+    StFile f;
+    char error[512] = "";
+    size_t n = 0;
+    int failed = st_open(&f, cli_path("%s", name), error, sizeof error);
+    for (size_t i = 0; !failed && i < f.n; i++) {
+        const StEntry *e = &f.entries[i];
+        tensor[i] = (StTensor){.name = e->name, .dtype = e->dtype, .rank = e->rank};
+        memcpy(tensor[i].shape, e->shape, sizeof e->shape);
+        tensor[i].data = st_data(&f, e);
+    }
+    for (size_t i = 0; !failed && i < f.n_meta; i++)
+        if (strncmp(f.meta[i].key, "checksum", 8))
+            meta[n++] =
+                (StPair){f.meta[i].key, strcmp(f.meta[i].key, key) ? f.meta[i].value : value};
+    if (failed || st_write(cli_path("%s", name), tensor, f.n, meta, n, error, sizeof error))
+        FAIL("%s", error);
+    st_close(&f);
+}
+
+TEST(a_forged_step_rank_or_counter_that_no_integer_holds_is_refused) {
+    static const char *const file[] = {"a/last/model.safetensors", "a/last/worker-0.safetensors"};
+    static const char *const forged[][2] = {
+        {"step", "1e300"}, {"step", "-3"}, {"step", "2.5"}, {"step", "nan"}};
+    cli_begin();
+    CLI_OK(CLI_TINY "--out a --steps 3");
+    for (size_t i = 0; i < 2 * sizeof forged / sizeof *forged; i++) {
+        cli_forge(file[i % 2], forged[i / 2][0], forged[i / 2][1]);
+        CLI_REFUSED(1, "'step' is", "--resume --out a --steps 9 --quiet");
+        cli_forge(file[i % 2], "step", "3");
+    }
+    cli_forge(file[0], "evaluated", "inf");
+    CLI_REFUSED(1, "'evaluated' is inf", "--resume --out a --steps 9 --quiet");
+    cli_forge(file[0], "evaluated", "3");
+    cli_forge(file[1], "sent_control", "-1");
+    CLI_REFUSED(1, "'sent_control' is -1", "--resume --out a --steps 9 --quiet");
+    cli_forge(file[1], "sent_control", "0");
+    cli_forge(file[1], "rank", "4294967296"); /* 0 as an int */
+    CLI_REFUSED(1, "another step or worker", "--resume --out a --steps 9 --quiet");
+    cli_forge(file[1], "rank", "0");
+    CLI_OK("--resume --out a --steps 4 --quiet");
     cli_end();
 }
 
@@ -8517,6 +8566,37 @@ TEST(the_log_has_one_row_per_step_even_after_a_resume) {
     CHECK_EQ(cli_closing().steps, 0);
     CHECK_EQ(cli_log("c", 0), 1);
     cli_end();
+}
+
+TEST(half_a_row_that_a_killed_run_left_in_the_log_is_not_resumed) {
+    static const char row[] = "0,0,0.000,,4.17,,,,0,0,,,0,0,,,,,,\n";
+    char text[4000], got[4000];
+    data_test_begin();
+    Run *run = calloc(1, sizeof *run);
+    Worker w = {.run = run, .step = 20};
+    if (!run) abort();
+    run->o.out = data_test_folder;
+    run->o.resume = 1;
+    for (int damage = 0; damage < 5; damage++) {
+        int n = snprintf(text, sizeof text, "%s%s", log_header, row);
+        if (damage == 1) snprintf(text + n, sizeof text - (size_t)n, "1"); /* of 100 */
+        if (damage == 2)
+            snprintf(text + n, sizeof text - (size_t)n, "10,921,0.1"); /* in a number */
+        if (damage == 3) snprintf(text + n, sizeof text - (size_t)n, "100%s10,,\n", row + 1);
+        if (damage == 4) /* longer than is read at once, and what is behind that looks like a row */
+            snprintf(text + n, sizeof text - (size_t)n, "%01023d%s", 1, row);
+        data_test_write("log.csv", text, strlen(text));
+        open_log(&w);
+        fclose(w.log);
+        FILE *f = fopen(data_test_path("log.csv"), "r");
+        size_t length = f ? fread(got, 1, sizeof got - 1, f) : 0;
+        if (f) fclose(f);
+        got[length] = 0;
+        text[n] = 0;
+        if (strcmp(got, text)) FAIL("damage %d: %s", damage, got + n);
+    }
+    free(run);
+    data_test_end();
 }
 
 /* ------------------------------------------------------------------------------------------------

@@ -828,7 +828,7 @@ static int parse_link(const char *text, double *per_byte, double *per_message) {
     if (value[0] <= 0) return 0;
     *per_byte = 8 / (value[0] * factor[0]);
     *per_message = value[1] * factor[1];
-    return 1;
+    return *per_byte > 0 && isfinite(*per_byte); /* a double has neither 1e308gbit nor 1e-320bit */
 }
 
 /* Does this CPU execute a row that it does not announce, as under a hypervisor that hides it? Tried
@@ -2471,6 +2471,13 @@ static double meta_number(const StFile *f, const char *key) {
     return value;
 }
 
+/* A whole number of them, from `least` to 2^53. */
+static int64_t meta_integer(const StFile *f, const char *key, int64_t least) {
+    double value = meta_number(f, key);
+    if (value >= (double)least && value <= 0x1p53 && value == floor(value)) return (int64_t)value;
+    die(EXIT_FAILED, "%s: '%s' is %g, which no checkpoint of train_gpt says", f->path, key, value);
+}
+
 /* Fill the tensors of the model from a checkpoint. */
 static void read_model(Gpt *g, const StFile *f) {
     char error[PATH_SIZE + 512];
@@ -2494,7 +2501,7 @@ static void open_state(const Worker *w, StFile *f, int r) {
     char path[PATH_SIZE], error[PATH_SIZE + 512];
     path_of(path, "%s/worker-%d.safetensors", w->run->folder, r);
     if (st_open(f, path, error, sizeof error)) die(EXIT_FAILED, "%s", error);
-    if ((long)meta_number(f, "step") != w->step || (int)meta_number(f, "rank") != r)
+    if (meta_integer(f, "step", 0) != w->step || meta_integer(f, "rank", 0) != r)
         die(EXIT_FAILED, "%s: belongs to another step or worker than model.safetensors beside it",
             path);
 }
@@ -2567,7 +2574,7 @@ static void read_state(Worker *w) {
     char name[96];
     SmState s;
     int resized = w->run->saved_workers != w->c->size || strcmp(w->run->o.resume_workers, "refuse");
-    w->step = (long)meta_number(&w->run->checkpoint, "step");
+    w->step = meta_integer(&w->run->checkpoint, "step", 0);
     open_state(w, &shared, 0);
     for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &s); i++) {
         state_name(w, &s, name, sizeof name);
@@ -2579,12 +2586,12 @@ static void read_state(Worker *w) {
         if (!resized) read_own(w, &mine), read_node(w, &mine);
         for (size_t i = 0; i < COUNTERS; i++) {
             uint64_t *count = counter(w->c, i, name, sizeof name);
-            *count = (uint64_t)meta_number(&mine, name);
+            *count = (uint64_t)meta_integer(&mine, name, 0);
         }
         st_close(&mine);
     }
     if (resized) sm_optimizer_regroup(w->optimizer, w->g.params);
-    w->evaluated = (long)meta_number(&w->run->checkpoint, "evaluated");
+    w->evaluated = meta_integer(&w->run->checkpoint, "evaluated", -1);
     w->val = meta_number(&w->run->checkpoint, "val_loss");
     w->best = meta_number(&w->run->checkpoint, "best_val_loss");
     w->seconds = meta_number(&shared, "seconds");
@@ -2747,6 +2754,17 @@ static const char log_header[] = "step,tokens,seconds,train_loss,val_loss,lr,aux
                                  "downlink_bytes,exact_val_loss,model_gap,consensus,node_val_min,"
                                  "node_val_mean,node_val_max,workers\n";
 
+/* Is this line a whole row, of a step up to this one? A killed run may have left half a row, whose
+ * number is half a number. */
+static int is_row_until(const char *line, long step) {
+    size_t columns = 0, expected = 0;
+    char *end;
+    for (const char *c = line; *c; c++) columns += *c == ',';
+    for (const char *c = log_header; *c; c++) expected += *c == ',';
+    return isdigit((unsigned char)*line) && strtol(line, &end, 10) <= step && *end == ',' &&
+           columns == expected;
+}
+
 /* Open OUT/log.csv: anew, or without the rows after the step that is resumed from. */
 static void open_log(Worker *w, int goes_on) {
     char path[PATH_SIZE], temporary[PATH_SIZE], line[1024];
@@ -2756,8 +2774,10 @@ static void open_log(Worker *w, int goes_on) {
     w->log = fopen(temporary, "w");
     if (!w->log) die(EXIT_FAILED, "%s: cannot be written: %s", temporary, strerror(errno));
     fputs(log_header, w->log);
-    while (old && fgets(line, sizeof line, old))
-        if (strchr("0123456789", line[0]) && strtol(line, NULL, 10) <= w->step) fputs(line, w->log);
+    for (int ends, begins = 1; old && fgets(line, sizeof line, old); begins = ends) {
+        ends = strchr(line, '\n') != NULL;
+        if (begins && ends && is_row_until(line, w->step)) fputs(line, w->log);
+    }
     if (old) fclose(old);
     if (fflush(w->log) || rename(temporary, path))
         die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
