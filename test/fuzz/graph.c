@@ -40,6 +40,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             double weight[MOST];
             size_t count = dm_sources(&g, (uint64_t)p, i, source, weight);
             FUZZ_CHECK(count >= 1 && count <= (size_t)n);
+            for (size_t k = 0; k < count; k++) FUZZ_CHECK(weight[k] > 0);
         }
     }
     double rho = dm_graph_rho(&g), rounds = dm_rounds_to_shrink(&g, 1000);

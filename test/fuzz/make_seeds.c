@@ -211,6 +211,10 @@ static void seed_flags(void) {
         save_text("flags", sm_method_row(i)->name, "--method\n", 9, sm_method_row(i)->name);
     save_text("flags", "links", "", 0,
               "--method\nef21-muon\n--up\nrankk:0.2+natural\n--down=topk:10%\n--link\n1gbit,5us\n");
+    save_text("flags", "digits", "", 0, "--lr=0.12345678901234567\n");
+    save_text("flags", "most", "", 0, "--dropout=1\n");
+    save_text("flags", "fast", "", 0, "--link\n1e308gbit,5ms\n");
+    save_text("flags", "slow", "", 0, "--link=1e-320bit,5ms\n");
     save_text("flags", "graph", "", 0,
               "--method\ndemuon\n--workers=4\n--batch\n12\n--topology\ntorus\n--mixing=metropolis\n"
               "--gossip_rounds\n2,3\n--mode=paper\n--gradient-noise\nstudent:1.5,1e-3\n");
