@@ -8586,7 +8586,7 @@ TEST(half_a_row_that_a_killed_run_left_in_the_log_is_not_resumed) {
         if (damage == 4) /* longer than is read at once, and what is behind that looks like a row */
             snprintf(text + n, sizeof text - (size_t)n, "%01023d%s", 1, row);
         data_test_write("log.csv", text, strlen(text));
-        open_log(&w);
+        open_log(&w, 1);
         fclose(w.log);
         FILE *f = fopen(data_test_path("log.csv"), "r");
         size_t length = f ? fread(got, 1, sizeof got - 1, f) : 0;
