@@ -827,6 +827,14 @@ static inline void sm_apply(float *w, const uint64_t *bits, const uint64_t *deci
     }
 }
 
+/* How many steps in a row a worker has voted against the majority on more than half of its entries,
+ * after one more step. Suppose that at each step, whatever came before, this happens to an honest
+ * worker with probability 1/2 at most (it is a voice of the majority). Then it happens on K steps in
+ * a row somewhere in T steps with probability T 2^-K at most: 2e-9 for T = 2000 and K = 40. */
+static inline uint32_t sm_dissent(uint32_t steps, uint64_t against, uint64_t entries) {
+    return against > entries - against ? steps + 1 : 0;
+}
+
 /* ------------------------------------------------------------------------------------------------
  * step gains */
 
@@ -976,6 +984,22 @@ typedef struct SmTensor {
     int sparse; /* an embedding: rows that no worker has touched stay put */
 } SmTensor;
 
+/* How a worker lies: what it sends in place of its direction u (n entries). NULL where u stays as it
+ * is.
+ * last  n entries kept from step to step, where `remembers` is set; at first u itself
+ * key   of this block, worker and step */
+typedef struct SmAttack {
+    const char *name, *argument; /* what follows the name and a colon, or NULL */
+    void (*lie)(float *u, float *last, size_t n, double scale, uint64_t key);
+    int remembers;
+    int garbles; /* sets every bit of a packed message that is not a value */
+    int reports; /* says NaN of its gradient where no message can carry one */
+    const char *doc;
+} SmAttack;
+
+/* Rows of --attack. NULL past the end. */
+const SmAttack *sm_attack_row(size_t i);
+
 typedef struct SmConfig {
     const SmMethod *method, *aux;
     const char *worker_map, *server_map; /* norms of the hidden matrices' LMOs, or "none" */
@@ -993,6 +1017,10 @@ typedef struct SmConfig {
     const struct DmGraph *graph;    /* who gossips with whom (demuon.h) */
     int rounds[2];                  /* of gossip per step: of the tracker, of the parameters */
     uint64_t seed;
+    int adversaries; /* the last so many workers lie, all tensors, by `attack` */
+    const SmAttack *attack;
+    double attack_scale;
+    int expel; /* steps in a row against the majority that put a worker out; 0: nobody counts */
 } SmConfig;
 
 /* The configuration that a method's row says: its maps and defaults, radii 1, one round of gossip,
@@ -1040,6 +1068,23 @@ int sm_optimizer_state(const SmOptimizer *o, size_t i, SmState *state);
  * where it keeps one, params elsewhere; on every worker together. Returns 0, out untouched, when X is
  * params. */
 int sm_optimizer_exact(SmOptimizer *o, float *out, const float *params, uint64_t steps);
+
+/* What was wrong with a message. */
+typedef enum SmFault { SM_SOUND, SM_NAN, SM_MALFORMED } SmFault;
+
+/* A message that this worker refused in the last step. What a step makes of it is refused too: the
+ * run cannot go on. Of all workers' complaints the one about the earliest exchange is right: who
+ * sends NaN in a later one may have been given it. */
+typedef struct SmComplaint {
+    int32_t fault; /* SmFault */
+    int32_t exchange, sender, tensor;
+} SmComplaint;
+SmComplaint sm_optimizer_complaint(const SmOptimizer *o);
+
+/* Steps in a row, up to the last one, in which worker `rank` has voted against the majority on more
+ * than half of the hidden matrices' entries, and the most so far; 0 unless SmConfig.expel is set. The
+ * same on every worker. */
+uint32_t sm_optimizer_dissent(const SmOptimizer *o, int rank, uint32_t *most);
 
 /* Fraction of this worker's hidden-matrix signs that the last vote confirmed; NaN without a
  * vote. */
