@@ -108,8 +108,9 @@ struct SmOptimizer {
     int *odd;       /* per thread: it met a message that it cannot use */
     SmComplaint complaint;
     int exchange;      /* messages exchanged in this step */
-    uint64_t *dissent; /* per owner of a shard: entries against the vote, by worker; entries */
-    float *dissenters; /* per worker: steps in a row against the vote, and the most so far */
+    uint64_t *entries; /* bits of the hidden matrices' ballots that are no padding */
+    uint64_t *dissent; /* per owner of a shard: entries against the others and entries, by worker */
+    float *dissenters; /* per worker: steps of dissent in a row, and the most so far */
     double agreement, length;
     float *params; /* of the step under way */
     const float *grads;
@@ -476,34 +477,24 @@ static void refuse_ballots(SmOptimizer *o, const SmGroup *g) {
     o->exchange++;
 }
 
-/* --expel: how many entries of my shard each worker and the vote differ on, to everybody; then who
- * dissents once more. Entries that are tied or abstained from do not count. */
+/* --expel: on how many entries of my shard each worker is against the others, to everybody; then who
+ * has dissented once more. Padding, which all leave 0, does not count. */
 static void count_dissent(SmOptimizer *o, const SmGroup *g) {
     size_t size = (size_t)o->comm->size, rank = (size_t)o->comm->rank, from = g->cut_word[rank];
     size_t mine = g->cut_word[rank + 1] - from,
            last = from + mine < g->votes ? from + mine : g->votes;
-    const uint64_t *in = (const uint64_t *)(void *)o->inbox;
-    int zeros = o->config.zeros == SM_ABSTAIN, ties = o->config.ties == SM_ABSTAIN;
-    uint64_t *my = o->dissent + rank * 2 * size, one;
-    memset(my, 0, 2 * size * sizeof *my);
-    for (size_t j = 0; j < size; j++)
-        for (size_t w = from; w < last; w++) {
-            uint64_t counts = ties ? o->decided[w] : ~(uint64_t)0;
-            if (zeros) counts &= in[(size + j) * mine + w - from];
-            one = (in[j * mine + w - from] ^ o->vote[w]) & counts;
-            my[2 * j] += (uint64_t)__builtin_popcountll(one);
-            my[2 * j + 1] += (uint64_t)__builtin_popcountll(counts);
-        }
-    for (size_t j = 0; j <= size; j++) o->cut_byte[j] = j * 2 * size * sizeof *my;
+    const uint64_t *in = (const uint64_t *)(void *)o->inbox, *ballots[COMM_MAX_WORKERS];
+    uint64_t *against = o->dissent + rank * 2 * size;
+    for (size_t j = 0; j < size; j++) ballots[j] = in + j * mine;
+    sm_count_dissent(against, against + size, o->vote + from, ballots, size,
+                     last > from ? last - from : 0, o->entries + from);
+    for (size_t j = 0; j <= size; j++) o->cut_byte[j] = j * 2 * size * sizeof *against;
     comm_allgather(o->comm, o->dissent, o->cut_byte, COMM_CONTROL);
     for (size_t j = 0; j < size; j++) {
-        uint64_t against = 0, entries = 0;
-        for (size_t k = 0; k < size; k++) {
-            against += o->dissent[(k * size + j) * 2];
-            entries += o->dissent[(k * size + j) * 2 + 1];
-        }
+        uint64_t all[2] = {0};
+        for (size_t k = 0; k < 2 * size; k++) all[k % 2] += o->dissent[k * size + j];
         float *steps = &o->dissenters[2 * j], *most = steps + 1;
-        *steps = (float)sm_dissent((uint32_t)*steps, against, entries);
+        *steps = (float)sm_dissent((uint32_t)*steps, all[0], all[1]);
         *most = *steps > *most ? *steps : *most;
     }
 }
@@ -1296,6 +1287,7 @@ static SmBytes build(Carver *c, SmOptimizer *o, const SmTensor *tensors, size_t 
     o->differ = carve(c, (size_t)threads * sizeof(double));
     o->square = carve(c, count * sizeof(double));
     o->odd = carve(c, (size_t)threads * sizeof(int));
+    o->entries = carve(c, config->expel ? o->group[0].words * 8 : 0);
     o->dissent = carve(c, config->expel ? 2 * n * n * sizeof(uint64_t) : 0);
     o->dissenters = carve(c, config->expel ? 2 * n * sizeof(float) : 0);
     messages = c->used - state;
@@ -1344,7 +1336,8 @@ SmOptimizer *sm_optimizer_init(void *arena, const SmConfig *config, const SmTens
     SmOptimizer *o = carve(&c, sizeof *o);
     assert(!config->int8_wire || comm->size <= 127);
     assert(!sm_gossips(config->method) || (config->graph && config->aux->combine != SM_VOTE));
-    assert(!config->expel || (config->method->combine == SM_VOTE && !config->int8_wire));
+    assert(!config->expel || (config->method->combine == SM_VOTE && !config->int8_wire &&
+                              config->zeros != SM_ABSTAIN));
     assert(!config->adversaries || config->attack);
     *o = (SmOptimizer){.config = *config,
                        .comm = comm,
@@ -1352,6 +1345,13 @@ SmOptimizer *sm_optimizer_init(void *arena, const SmConfig *config, const SmTens
                        .tensor_count = count,
                        .agreement = NAN};
     build(&c, o, tensors, count, comm->size, comm->team->threads);
+    const SmGroup *g = &o->group[0];
+    for (size_t i = 0; config->expel && i < g->count; i++) {
+        const SmBlock *b = &g->blocks[i];
+        size_t words = sm_words(block_size(b));
+        memset(o->entries + b->word, 255, words * 8);
+        o->entries[b->word + words - 1] &= ~behind(block_size(b));
+    }
     return o;
 }
 

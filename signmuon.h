@@ -827,12 +827,53 @@ static inline void sm_apply(float *w, const uint64_t *bits, const uint64_t *deci
     }
 }
 
-/* How many steps in a row a worker has voted against the majority on more than half of its entries,
- * after one more step. Suppose that at each step, whatever came before, this happens to an honest
- * worker with probability 1/2 at most (it is a voice of the majority). Then it happens on K steps in
- * a row somewhere in T steps with probability T 2^-K at most: 2e-9 for T = 2000 and K = 40. */
+/* How often a voter is against the majority of the others: against[j] of entries[j], over all entries
+ * of `words` words in which the others have a majority. Its own vote must not help it: with noise
+ * alone, one of seven is with the majority that it is part of on 66 % of all entries.
+ * vote     what sm_vote said without abstentions; ties as they may be
+ * counted  bits that are entries, the same for all; NULL: all
+ * voters   1 .. 1024
+ * Where all N votes sum to 1 or -1 (N odd), the others of who won are tied. Where they sum to 0 (N
+ * even), everybody is against the others. Adding two voters, or one, who always say the same finds
+ * these entries. */
+static inline void sm_count_dissent(uint64_t *against, uint64_t *entries, const uint64_t *vote,
+                                    const uint64_t *const *ballots, size_t voters, size_t words,
+                                    const uint64_t *counted) {
+    enum { CHUNK = 64, MOST = 1024 };
+    uint64_t same[2][CHUNK], won[2][CHUNK];
+    const uint64_t *all[MOST + 2];
+    size_t more = voters % 2 ? 2 : 1;
+    assert(voters <= MOST);
+    memset(same[0], 0, sizeof same[0]);
+    memset(same[1], 255, sizeof same[1]);
+    for (size_t j = 0; j < voters; j++) against[j] = entries[j] = 0;
+    for (size_t w = 0; w < words; w += CHUNK) {
+        size_t n = words - w < CHUNK ? words - w : CHUNK;
+        for (size_t j = 0; j < voters; j++) all[j] = ballots[j] + w;
+        for (size_t k = 0; k < 2; k++) {
+            for (size_t j = 0; j < more; j++) all[voters + j] = same[k];
+            sm_vote(won[k], NULL, all, NULL, voters + more, n, SM_PLUS, 0, 0);
+        }
+        for (size_t j = 0; j < voters; j++)
+            for (size_t i = 0; i < n; i++) {
+                uint64_t close = won[1][i] & ~won[0][i], differ = all[j][i] ^ vote[w + i];
+                uint64_t tied = voters % 2 ? close & ~differ : 0, mask = ~(uint64_t)0;
+                if (counted) mask = counted[w + i];
+                if (voters % 2 == 0) differ |= close;
+                against[j] += (uint64_t)__builtin_popcountll(differ & mask);
+                entries[j] += (uint64_t)__builtin_popcountll(~tied & mask);
+            }
+    }
+}
+
+/* Steps in a row in which a worker has been against the majority of the others beyond chance, after
+ * one more step: on more than half of the entries by four standard deviations of fair coins. Suppose
+ * that at each step, whatever came before, this happens to an honest worker with probability 1/2 at
+ * most. Then it happens on K steps in a row somewhere in T steps with probability T 2^-K at most:
+ * 2e-9 for T = 2000 and K = 40. */
 static inline uint32_t sm_dissent(uint32_t steps, uint64_t against, uint64_t entries) {
-    return against > entries - against ? steps + 1 : 0;
+    double n = (double)entries;
+    return (double)against - n / 2 > 2 * sqrt(n) ? steps + 1 : 0;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -1020,7 +1061,7 @@ typedef struct SmConfig {
     int adversaries; /* the last so many workers lie, all tensors, by `attack` */
     const SmAttack *attack;
     double attack_scale;
-    int expel; /* steps in a row against the majority that put a worker out; 0: nobody counts */
+    int expel; /* steps in a row of dissent that put a worker out; 0: nobody counts */
 } SmConfig;
 
 /* The configuration that a method's row says: its maps and defaults, radii 1, one round of gossip,
@@ -1081,9 +1122,9 @@ typedef struct SmComplaint {
 } SmComplaint;
 SmComplaint sm_optimizer_complaint(const SmOptimizer *o);
 
-/* Steps in a row, up to the last one, in which worker `rank` has voted against the majority on more
- * than half of the hidden matrices' entries, and the most so far; 0 unless SmConfig.expel is set. The
- * same on every worker. */
+/* Steps in a row, up to the last one, in which worker `rank` has been against the majority of the
+ * others beyond chance (sm_dissent, over the hidden matrices), and the most so far; 0 unless
+ * SmConfig.expel is set. The same on every worker. */
 uint32_t sm_optimizer_dissent(const SmOptimizer *o, int rank, uint32_t *most);
 
 /* Fraction of this worker's hidden-matrix signs that the last vote confirmed; NaN without a

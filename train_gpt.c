@@ -288,9 +288,9 @@ static const Flag flags[] = {
     {WORK, "attack", FLAG_TEXT, AT(attack), KEEP_FIXED, "auto", 0, 0, NULL, "HOW",
      "what they send: flip, random, zero, nan, replay, scale:S or garble; --list attacks"},
     {WORK, "expel", FLAG_SWITCH, AT(expel), KEEP_FIXED, "off", 0, 0, NULL, NULL,
-     "count every worker's votes against the majority, and put out who is always against it"},
+     "count each worker's votes against the majority of the others; put out who goes on so"},
     {WORK, "expel-after", FLAG_WHOLE, AT(expel_after), KEEP, "40", 1, 1e6, NULL, "STEPS",
-     "in a row, on more than half of the hidden matrices' entries"},
+     "in a row on which the others outvote it in more than half of all entries, beyond chance"},
     {WORK, "check-every", FLAG_WHOLE, AT(check_every), KEEP, "100", 0, HUGE_COUNT, NULL, "STEPS",
      "compare the workers' parameters by hash; 0 never"},
     {RUN, "batch", FLAG_WHOLE, AT(batch), KEEP_FIXED, "12", 1, 1e6, NULL, "N",
@@ -819,6 +819,8 @@ static void resolve_liars(Options *o, SmConfig *c) {
             o->method);
     if (c->int8_wire)
         die(EXIT_USAGE, "--expel compares ballots of bits: take --wire sharded, not int8");
+    if (c->zeros == SM_ABSTAIN)
+        die(EXIT_USAGE, "--expel counts votes for and against: take --zeros coin or plus");
     if (o->workers < 3)
         die(EXIT_USAGE, "--expel: %ld workers have no majority against one; take 3 or more",
             o->workers);
@@ -2886,9 +2888,8 @@ static void judge_now(Worker *w) {
 /* Worker `rank` goes, all others stay. All workers call this at the same step. */
 static void expel(const Worker *w, int rank) {
     die(EXIT_FAILED,
-        "worker %d has voted against the majority on more than half of all entries for %ld steps "
-        "in a row, up to step %ld, and is expelled; start again without it, or go on from the last "
-        "checkpoint of %s",
+        "worker %d has voted against the majority of the others for %ld steps in a row, up to step "
+        "%ld, and is expelled; replace it and go on from the last checkpoint of %s with --resume",
         rank, w->run->o.expel_after, w->step, w->run->o.out);
 }
 
@@ -2900,7 +2901,7 @@ static void expel_dissenters(const Worker *w) {
             expel(w, j);
 }
 
-/* The longest row of steps in which a worker has been against the majority, and whose. */
+/* The longest row of steps of dissent, and whose. */
 static uint32_t longest_dissent(const Worker *w, int *rank) {
     uint32_t longest = 0, most;
     *rank = 0;
@@ -3065,7 +3066,7 @@ static void conclude(Worker *w) {
     if (w->run->config.expel && !w->run->o.quiet) {
         uint32_t longest = longest_dissent(w, &rank);
         fprintf(stderr,
-                "longest row of steps against the majority: %u, of worker %d; %ld would expel it\n",
+                "longest row of steps against the others: %u, of worker %d; %ld would expel it\n",
                 longest, rank, w->run->o.expel_after);
     }
     if (!w->run->o.quiet && w->c->size > 1)
