@@ -425,6 +425,7 @@ static uint64_t behind(size_t bits) { return bits % 64 ? ~(uint64_t)0 << bits % 
 static void garble_ballot(SmOptimizer *o, const SmBlock *b) {
     size_t n = block_size(b);
     o->ballot[b->word + sm_words(n) - 1] |= behind(n);
+    if (o->config.zeros == SM_ABSTAIN) o->present[b->word + sm_words(n) - 1] |= behind(n);
     if (b->tensor->sparse) o->ballot[b->touched + sm_words(b->rows) - 1] |= behind(b->rows);
 }
 
@@ -450,10 +451,12 @@ static void make_ballot(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
  * int8, a bit is 1 or -1. */
 static int speaks_behind(const SmOptimizer *o, const SmGroup *g, int j, size_t w, size_t bits) {
     size_t from = g->cut_word[o->comm->rank], mine = g->cut_word[o->comm->rank + 1] - from;
-    size_t at = (size_t)j * mine + w - from;
+    size_t at = (size_t)j * mine + w - from, plane = (size_t)o->comm->size * mine;
+    const uint64_t *in = (const uint64_t *)(void *)o->inbox;
+    int abstain = o->config.zeros == SM_ABSTAIN && w < g->votes;
     uint64_t word = 0;
     if (!o->config.int8_wire)
-        word = ((const uint64_t *)(void *)o->inbox)[at];
+        word = in[at] | (abstain ? in[plane + at] : 0);
     else
         for (size_t i = 0; i < 64; i++)
             word |= (uint64_t)(((const int8_t *)o->inbox)[at * 64 + i] > 0) << i;
