@@ -286,7 +286,8 @@ const SmAttack *sm_attack_row(size_t i) {
         {"replay", NULL, lie_replay, 1, 0, 0, "what it would have sent the step before"},
         {"scale", "S", lie_scale, 0, 0, 0, "S times as much"},
         {"garble", NULL, NULL, 0, 1, 0,
-         "packed messages with every bit set that is not a value: padding, positions"},
+         "packed messages with every bit set that is no value: padding, positions; int8: 127 "
+         "votes"},
     };
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
 }
@@ -444,23 +445,16 @@ static void make_ballot(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
         uint64_t here = sm_sum_squares(u + r * b->cols, b->cols) > 0;
         o->ballot[b->touched + r / 64] |= here << r % 64;
     }
-    if (garbles(o)) garble_ballot(o, b);
+    if (garbles(o) && !o->config.int8_wire) garble_ballot(o, b);
 }
 
-/* Does worker j's ballot say something in word w of my shard behind the end of what it is about? As
- * int8, a bit is 1 or -1. */
+/* Does worker j's ballot say something in word w of my shard behind the end of what it is about? */
 static int speaks_behind(const SmOptimizer *o, const SmGroup *g, int j, size_t w, size_t bits) {
     size_t from = g->cut_word[o->comm->rank], mine = g->cut_word[o->comm->rank + 1] - from;
     size_t at = (size_t)j * mine + w - from, plane = (size_t)o->comm->size * mine;
     const uint64_t *in = (const uint64_t *)(void *)o->inbox;
     int abstain = o->config.zeros == SM_ABSTAIN && w < g->votes;
-    uint64_t word = 0;
-    if (!o->config.int8_wire)
-        word = in[at] | (abstain ? in[plane + at] : 0);
-    else
-        for (size_t i = 0; i < 64; i++)
-            word |= (uint64_t)(((const int8_t *)o->inbox)[at * 64 + i] > 0) << i;
-    return (word & behind(bits)) != 0;
+    return ((in[at] | (abstain ? in[plane + at] : 0)) & behind(bits)) != 0;
 }
 
 /* A ballot whose padding is not 0 is malformed. */
@@ -475,6 +469,24 @@ static void refuse_ballots(SmOptimizer *o, const SmGroup *g) {
             if (bits[k] % 64 == 0 || last < from || last >= to) continue;
             for (int j = 0; j < o->comm->size; j++)
                 if (speaks_behind(o, g, j, last, bits[k])) complain(o, SM_MALFORMED, j, b->tensor);
+        }
+    }
+    o->exchange++;
+}
+
+/* So is one of int8 that stuffs the box: more than one vote for an entry. */
+static void refuse_stuffing(SmOptimizer *o, const SmGroup *g) {
+    size_t from = g->cut_word[o->comm->rank] * 64,
+           mine = g->cut_word[o->comm->rank + 1] * 64 - from;
+    for (int j = 0; j < o->comm->size; j++) {
+        const int8_t *in = (const int8_t *)o->inbox + (size_t)j * mine;
+        int wrong = 0;
+        for (size_t i = 0; i < mine; i++) wrong |= (uint8_t)(in[i] + 1) > 2;
+        for (size_t i = 0, k = 0; wrong && i < mine; i++) {
+            while (k + 1 < g->count && g->blocks[k + 1].word * 64 <= from + i) k++;
+            if (in[i] >= -1 && in[i] <= 1) continue;
+            complain(o, SM_MALFORMED, j, g->blocks[k].tensor);
+            break;
         }
     }
     o->exchange++;
@@ -601,8 +613,10 @@ static void vote_by_sum(SmOptimizer *o, SmGroup *g) {
         int here = !abstain || i >= g->votes * 64 || (o->present[i / 64] >> i % 64 & 1);
         o->tally[i] = (int8_t)(here ? ((o->ballot[i / 64] >> i % 64 & 1) ? 1 : -1) : 0);
     }
+    for (size_t i = 0; garbles(o) && i < g->words * 64; i++)
+        o->tally[i] = (int8_t)(127 * o->tally[i]);
     comm_alltoall(c, o->tally, in_bytes(o, g->cut_word, 64), o->inbox, g->kind);
-    refuse_ballots(o, g);
+    refuse_stuffing(o, g);
     for (size_t i = 0; i < mine; i++) {
         int sum = 0;
         for (int j = 0; j < c->size; j++) sum += ((const int8_t *)o->inbox)[(size_t)j * mine + i];
