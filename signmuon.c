@@ -282,7 +282,7 @@ const SmAttack *sm_attack_row(size_t i) {
         {"flip", NULL, lie_flip, 0, 0, 0, "the negative"},
         {"random", NULL, lie_random, 0, 0, 0, "normal numbers of the same Frobenius norm"},
         {"zero", NULL, lie_zero, 0, 0, 0, "zeros"},
-        {"nan", NULL, lie_nan, 0, 0, 1, "NaN"},
+        {"nan", NULL, lie_nan, 0, 0, 1, "NaN in every entry"},
         {"replay", NULL, lie_replay, 1, 0, 0, "what it would have sent the step before"},
         {"scale", "S", lie_scale, 0, 0, 0, "S times as much"},
         {"garble", NULL, NULL, 0, 1, 0,

@@ -7393,6 +7393,9 @@ static const struct CliVariant {
     {4, "--workers 4 --method demuon --topology one-peer --gossip-rounds 3,1"},
     {3, "--workers 3 --method gt-nsgdm --topology directed-ring --gradient-noise student:1.5,1e-4"},
     {3, "--workers 3 --method demuon --mode paper --shards dirichlet:0.3 --eval-nodes always"},
+    {4, "--workers 4 --aux sign --adversaries 2 --attack replay"},
+    {3, "--workers 3 --method ef21-muon --aux same --adversaries 1 --attack random"},
+    {3, "--workers 3 --method demuon --adversaries 1 --attack replay"},
 };
 enum { CLI_VARIANTS = sizeof cli_variants / sizeof *cli_variants };
 
@@ -7752,6 +7755,21 @@ TEST(wrong_use_ends_with_status_2_and_a_sentence_that_names_the_flag) {
         {"--out", "--data text.txt --out="},
         {"--prompt", "--sample 5 --out a --prompt 'aXb'"},
         {"UTF-8", "--data \xff.txt"},
+        {"--adversaries", "--workers 3 --adversaries 3"},
+        {"--adversaries", "--workers 3 --adversaries -1"},
+        {"--adversaries", "--attack flip"},
+        {"'flip'", "--workers 3 --adversaries 1 --attack flop"},
+        {"scale:-10", "--workers 3 --adversaries 1 --attack scale"},
+        {"scale:-10", "--workers 3 --adversaries 1 --attack scale:1x"},
+        {"scale:-10", "--workers 3 --adversaries 1 --attack scale:inf"},
+        {"no argument", "--workers 3 --adversaries 1 --attack zero:1"},
+        {"--expel", "--workers 3 --method muon --expel"},
+        {"--expel", "--workers 3 --method demuon --expel"},
+        {"--wire", "--workers 3 --expel --wire int8"},
+        {"--zeros", "--workers 3 --expel --zeros abstain"},
+        {"3 or more", "--workers 2 --expel"},
+        {"--expel", "--workers 3 --expel-after 9"},
+        {"--expel-after", "--workers 3 --expel --expel-after 0"},
     };
     static const char row[] = "0.5 0.5 0\n0.5 0.25 0.25\n0 0.25 0.7\n",
                       column[] = "0.5 0.5 0\n0.25 0.25 0.5\n0 0.5 0.5\n", two[] = ".5 .5\n.5 .5\n";
@@ -8010,6 +8028,85 @@ TEST(a_run_that_diverges_at_its_last_step_does_not_end_well) {
         else
             cli_refused(status, 3, "transformer.");
     }
+    cli_end();
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * liars: who sends what cannot be used is named, who dissents is put out */
+
+TEST(who_sends_nan_ends_the_run_with_status_3_and_is_named_and_nothing_of_it_is_saved) {
+    static const struct {
+        const char *where, *line;
+    } rows[] = {
+        {"weight at step 1:", "--method sgd"},
+        {"weight at step 1:", "--method signmuon --aux adamw --backend processes"},
+        {"the report of its gradient's norm at step 1:", "--method signmuon --aux sign"},
+        {"the report of its gradient's norm at step 1:", "--method ef21-muon --aux sign"},
+        {"weight at step 1:", "--method ef21-muon --aux adamw"},
+        {"weight at step 1:", "--method ef21-muonsign --aux same --backend processes"},
+        {"weight at step 1:", "--method demuon --gossip-rounds 3"},
+        {"weight at step 1:", "--method dsgd --topology star --backend processes"},
+    };
+    cli_begin();
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        for (int steps = 1; steps <= 5; steps += 4) {
+            int status = cli(CLI_TINY "--out a --steps %d --save-every 1 --eval-every %d "
+                                      "--workers 6 --adversaries 2 --attack nan %s",
+                             steps, steps % 2, rows[i].line);
+            cli_refused(status, 3, rows[i].where);
+            cli_refused(status, 3, "worker 4 sent NaN in ");
+            CHECK(access(cli_path("a/last"), F_OK)); /* and best is of before the first step */
+            CHECK_NEAR(cli_meta("a/best/model.safetensors", "step"), 0, 0);
+        }
+    cli_end();
+}
+
+TEST(who_sends_a_malformed_message_ends_the_run_with_status_1_and_is_named) {
+    static const char *const lines[] = {"--method signmuon --aux sign --width 30",
+                                        "--method muonsign --backend processes --width 30",
+                                        "--method signum --wire int8", "--method ef21-muon",
+                                        "--method ef21-muon --aux sign --save-every 1"};
+    cli_begin();
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
+        CLI_REFUSED(
+            1, "worker 4 sent a malformed message in transformer.h.0.attn.c_attn.weight at step 1:",
+            CLI_TINY "--out a --steps 3 --workers 6 --adversaries 2 --attack garble %s", lines[i]);
+    CHECK(access(cli_path("a/last"), F_OK));
+    cli_end();
+}
+
+/* A row of 40 is what honest workers never come near. */
+TEST(honest_workers_are_never_long_against_the_others_and_flippers_are_out_at_exactly_step_k) {
+    static const char *const lines[] = {
+        "--workers 3 --aux sign --batch 12", "--workers 6 --batch 12",
+        "--workers 7 --method signum --batch 14", "--workers 4 --method muonsign --batch 12"};
+    cli_begin();
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        unsigned longest = 99;
+        CLI_OK("--data text.txt --layers 1 --heads 2 --width 32 --context 16 --eval-every 0 "
+               "--overwrite --out a --steps 200 --expel %s",
+               lines[i]);
+        const char *told = strstr(cli_err, "longest row of steps");
+        CHECK(told && sscanf(told, "longest row of steps against the others: %u", &longest) == 1);
+        if (longest >= 20) FAIL("a row of %u steps: %s", longest, lines[i]);
+    }
+    CLI_REFUSED(
+        1,
+        "worker 6 has voted against the majority of the others for 40 steps in a row, up to "
+        "step 40,",
+        CLI_TINY "--out b --width 64 --batch 14 --workers 7 --adversaries 1 --expel --steps 60");
+    CLI_REFUSED(1, "for 9 steps in a row, up to step 9,",
+                CLI_TINY "--out b --batch 14 --workers 7 --adversaries 3 --expel --expel-after 9 "
+                         "--steps 60 --backend processes --method signum --aux same");
+    /* the row goes on after a resume */
+    CLI_OK(CLI_TINY
+           "--out c --batch 14 --workers 7 --adversaries 1 --expel --steps 25 --method signum");
+    CLI_REFUSED(
+        1,
+        "worker 6 has voted against the majority of the others for 40 steps in a row, up to "
+        "step 40,",
+        "--resume --quiet --out c --steps 60 --backend processes");
+    CHECK_EQ(cli_step("c"), 25);
     cli_end();
 }
 
@@ -8603,6 +8700,8 @@ TEST(lists_have_every_compressor_topology_radius_noise_and_method_with_a_word_on
     for (size_t i = 0; sm_radii_row(i); i++) CHECK(cli_listed(sm_radii_row(i)->name));
     CLI_OK("--list noises");
     for (size_t i = 0; noise_row(i); i++) CHECK(cli_listed(noise_row(i)->name));
+    CLI_OK("--list attacks");
+    for (size_t i = 0; sm_attack_row(i); i++) CHECK(cli_listed(sm_attack_row(i)->name));
     CLI_OK("--list methods");
     for (size_t i = 0; sm_method_row(i); i++) CHECK(cli_listed(sm_method_row(i)->name));
     cli_end();
@@ -8646,6 +8745,17 @@ TEST(a_dry_run_tells_the_graph_of_a_gossip_and_the_uplink_of_error_feedback) {
     CHECK_NEAR(share, (0.125 * 9 + 1) / 32 * (1 - vectors) + vectors, 6e-5);
     CHECK_NEAR(paper, 0.125 * (16 + 26) / 32 * (1 - vectors) + vectors, 6e-5);
     CHECK_NEAR(bytes, share * 4 * parameters * 2 / 3, 1e-3 * bytes);
+    cli_end();
+}
+
+TEST(a_dry_run_tells_who_lies) {
+    cli_begin();
+    CLI_OK(CLI_TINY "--dry-run --workers 6 --adversaries 2 --attack scale:-3");
+    CHECK(strstr(cli_out, "workers 4 to 5 lie, by --attack scale:-3\n") != NULL);
+    CLI_OK(CLI_TINY "--dry-run --workers 6 --adversaries 1");
+    CHECK(strstr(cli_out, "worker 5 lies, by --attack flip\n") != NULL);
+    CLI_OK(CLI_TINY "--dry-run --workers 6");
+    CHECK(strstr(cli_out, "lie") == NULL);
     cli_end();
 }
 
