@@ -848,7 +848,7 @@ static inline void sm_count_dissent(uint64_t *against, uint64_t *entries, const 
     memset(same[1], 255, sizeof same[1]);
     for (size_t j = 0; j < voters; j++) against[j] = entries[j] = 0;
     for (size_t w = 0; w < words; w += CHUNK) {
-        size_t n = words - w < CHUNK ? words - w : CHUNK;
+        size_t n = words - w < CHUNK ? words - w : (size_t)CHUNK;
         for (size_t j = 0; j < voters; j++) all[j] = ballots[j] + w;
         for (size_t k = 0; k < 2; k++) {
             for (size_t j = 0; j < more; j++) all[voters + j] = same[k];
