@@ -159,6 +159,10 @@ gossip: train_gpt ## DeMuon and its baselines on three graphs, as docs/GOSSIP.md
 	@mkdir -p docs
 	text=$(TEXT) && sh bench/gossip.sh "$$text" >gossip.tmp && mv gossip.tmp docs/GOSSIP.md
 
+liars: train_gpt ## workers that lie, and what a vote and a mean make of it, as docs/LIARS.md (an hour on two cores)
+	@mkdir -p docs
+	text=$(TEXT) && sh bench/liars.sh "$$text" >liars.tmp && mv liars.tmp docs/LIARS.md
+
 install: all ## into PREFIX (/usr/local)
 	install -d $(PREFIX)/bin $(PREFIX)/lib $(PREFIX)/include
 	install train_gpt $(PREFIX)/bin
@@ -172,4 +176,4 @@ clean: ## remove what was built
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-.PHONY: all mpi train sample test check check-gcc check-clang check-mpi check-isa check-neon check-asan check-tsan check-valgrind check-tidy fuzz fuzz-seeds bench claims bytes gossip plots table install clean help
+.PHONY: all mpi train sample test check check-gcc check-clang check-mpi check-isa check-neon check-asan check-tsan check-valgrind check-tidy fuzz fuzz-seeds bench claims bytes gossip liars plots table install clean help

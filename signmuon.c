@@ -34,6 +34,7 @@ static inline void sm_gemm_symmetric(char op, float *c, const float *a, const fl
 #define SIGNMUON_GEMM_SCRATCH gemm_scratch()
 #define SIGNMUON_SYMMETRIC sm_gemm_symmetric
 #include "ef21muon.h"
+#include "noise.h"
 #include "signmuon.h"
 
 /* ------------------------------------------------------------------------------------------------
@@ -45,6 +46,7 @@ typedef enum State {
     SECOND,    /* AdamW's v */
     ESTIMATE,  /* EF21: G_j, what the server knows of this worker; tracking: the last M_j */
     TRACKER,   /* DeMuon: V */
+    REPLAY,    /* a liar's: what it would have sent the step before */
     MODEL,     /* EF21: X, the exact model, at the block's owner */
     AGGREGATE, /* EF21: G, the mean of the G_j, at the block's owner */
     WARM_UP,   /* where power iterations begin: the uplink's, the downlink's, a norm's */
@@ -56,9 +58,10 @@ typedef enum State {
 static const struct {
     const char *name;
     int by_block; /* one array per block, else one per tensor */
-} state_rows[STATES] = {{"momentum", 0},     {"adamw.v", 0},        {"estimate", 0},
-                        {"tracker", 0},      {"ef21.model", 1},     {"ef21.aggregate", 1},
-                        {"ef21.warm.up", 1}, {"ef21.warm.down", 1}, {"norm.warm", 1}};
+} state_rows[STATES] = {{"momentum", 0},       {"adamw.v", 0},      {"estimate", 0},
+                        {"tracker", 0},        {"replay", 0},       {"ef21.model", 1},
+                        {"ef21.aggregate", 1}, {"ef21.warm.up", 1}, {"ef21.warm.down", 1},
+                        {"norm.warm", 1}};
 
 /* One matrix, or one vector: what an LMO, a compressor and a gain see as a whole. */
 typedef struct SmBlock {
@@ -115,6 +118,12 @@ struct SmOptimizer {
     size_t scratch_floats;
     double *differ; /* per thread: signs that the vote did not confirm */
     double *square; /* per tensor: squared norm of the gradient */
+    int *odd;       /* per thread: it met a message that it cannot use */
+    SmComplaint complaint;
+    int exchange;      /* messages exchanged in this step */
+    uint64_t *entries; /* bits of the hidden matrices' ballots that are no padding */
+    uint64_t *dissent; /* per owner of a shard: entries against the others and entries, by worker */
+    float *dissenters; /* per worker: steps of dissent in a row, and the most so far */
     double agreement, length;
     float *params; /* of the step under way */
     const float *grads;
@@ -273,12 +282,115 @@ static void move(SmOptimizer *o, SmGroup *g, SmBlock *b, const float *u) {
 }
 
 /* ------------------------------------------------------------------------------------------------
+ * lies: the last workers of a run may send other things than what they hold */
+
+static void lie_flip(float *u, float *last, size_t n, double scale, uint64_t key) {
+    (void)last, (void)scale, (void)key;
+    for (size_t i = 0; i < n; i++) u[i] = -u[i];
+}
+
+static void lie_random(float *u, float *last, size_t n, double scale, uint64_t key) {
+    const Noise normal = {.row = noise_row(0), .scale = 1};
+    double length = sqrt(sm_sum_squares(u, n));
+    (void)last, (void)scale;
+    memset(u, 0, n * sizeof *u);
+    noise_add(u, n, &normal, key, 0);
+    sm__scale(u, n, length / sqrt(sm_sum_squares(u, n)));
+}
+
+static void lie_zero(float *u, float *last, size_t n, double scale, uint64_t key) {
+    (void)last, (void)scale, (void)key;
+    memset(u, 0, n * sizeof *u);
+}
+
+static void lie_nan(float *u, float *last, size_t n, double scale, uint64_t key) {
+    (void)last, (void)scale, (void)key;
+    for (size_t i = 0; i < n; i++) u[i] = NAN;
+}
+
+static void lie_replay(float *u, float *last, size_t n, double scale, uint64_t key) {
+    (void)scale, (void)key;
+    for (size_t i = 0; i < n; i++) {
+        float was = last[i];
+        last[i] = u[i];
+        u[i] = was;
+    }
+}
+
+static void lie_scale(float *u, float *last, size_t n, double scale, uint64_t key) {
+    (void)last, (void)key;
+    for (size_t i = 0; i < n; i++) u[i] *= (float)scale;
+}
+
+const SmAttack *sm_attack_row(size_t i) {
+    static const SmAttack table[] = {
+        {"flip", NULL, lie_flip, 0, 0, 0, "the negative"},
+        {"random", NULL, lie_random, 0, 0, 0, "normal numbers of the same Frobenius norm"},
+        {"zero", NULL, lie_zero, 0, 0, 0, "zeros"},
+        {"nan", NULL, lie_nan, 0, 0, 1, "NaN in every entry"},
+        {"replay", NULL, lie_replay, 1, 0, 0, "what it would have sent the step before"},
+        {"scale", "S", lie_scale, 0, 0, 0, "S times as much"},
+        {"garble", NULL, NULL, 0, 1, 0,
+         "packed messages with every bit set that is no value: padding, positions; int8: 127 "
+         "votes"},
+    };
+    return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
+}
+
+static int lies(const SmOptimizer *o) {
+    return o->comm->rank >= o->comm->size - o->config.adversaries;
+}
+
+/* u <- what this worker says in its place: u itself, unless it lies. */
+static void say(SmOptimizer *o, const SmBlock *b, float *u) {
+    const SmAttack *attack = o->config.attack;
+    float *last = b->state[REPLAY];
+    uint64_t stream = (uint64_t)2 << 48 | (uint64_t)b->index << 16 | ((uint64_t)o->comm->rank + 1);
+    if (!lies(o) || !attack->lie) return;
+    if (last && o->step == 0) memcpy(last, u, block_size(b) * sizeof *u);
+    attack->lie(u, last, block_size(b), o->config.attack_scale,
+                sm_key(o->config.seed, stream, o->step));
+}
+
+static int garbles(const SmOptimizer *o) { return lies(o) && o->config.attack->garbles; }
+
+/* ------------------------------------------------------------------------------------------------
+ * messages that are refused: the threads only note that something is wrong; who sent it is looked up
+ * then */
+
+static void complain(SmOptimizer *o, SmFault fault, int sender, const SmTensor *tensor) {
+    if (o->complaint.fault != SM_SOUND) return;
+    o->complaint =
+        (SmComplaint){(int32_t)fault, o->exchange, sender, (int32_t)(tensor - o->tensors)};
+}
+
+/* Has a thread met something odd since this was last asked? */
+static int met_odd(SmOptimizer *o) {
+    int odd = 0;
+    for (int t = 0; t < o->comm->team->threads; t++) odd |= o->odd[t], o->odd[t] = 0;
+    return odd;
+}
+
+/* Complain about the first entry of x (n) that is not finite, if any; x begins at an element of the
+ * group's dense message. */
+static void refuse_nan(SmOptimizer *o, const SmGroup *g, int sender, const float *x, size_t n,
+                       size_t element) {
+    const SmBlock *b = g->blocks;
+    size_t i = 0;
+    while (i < n && isfinite(x[i])) i++;
+    if (i == n) return;
+    while (b->element + block_size(b) <= element + i) b++;
+    complain(o, SM_NAN, sender, b->tensor);
+}
+
+/* ------------------------------------------------------------------------------------------------
  * fp32 up, the mean, a dense reply: sgd, adamw, muon, muon-avgpolar, scion, gluon */
 
 /* D_j <- M_j, or LMO(M_j) */
 static void make_direction(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
     estimate(o, g, b, o->direction + b->element);
     apply_map(o, g->worker_map, b, o->direction + b->element, ith);
+    say(o, b, o->direction + b->element);
 }
 
 /* D <- mean of the workers' D_j on my shard: summed in rank order in double, so that equal summands
@@ -295,6 +407,20 @@ static void average_shard(void *context, int ith, int nth) {
         for (int j = 0; j < size; j++) sum += (double)in[(size_t)j * mine + i];
         o->direction[first + i] = (float)(sum / size);
     }
+    if (!sm_finite(o->direction + first + lo, hi - lo)) o->odd[ith] = 1; /* so is a summand */
+}
+
+/* A part that is not finite is refused, and with it the mean. */
+static void refuse_parts(SmOptimizer *o, SmGroup *g) {
+    int rank = o->comm->rank;
+    size_t first = g->cut_element[rank], mine = g->cut_element[rank + 1] - first;
+    if (met_odd(o)) {
+        const float *in = (const float *)(void *)o->inbox;
+        for (int j = 0; j < o->comm->size; j++)
+            refuse_nan(o, g, j, in + (size_t)j * mine, mine, first);
+        memset(o->direction + first, 0, mine * sizeof(float));
+    }
+    o->exchange++;
 }
 
 /* The server's part, by the owner of each block: D <- LMO(D). */
@@ -329,6 +455,7 @@ static void step_by_mean(SmOptimizer *o, SmGroup *g) {
     run_sending(o, g, make_direction, o->direction,  /* D_j = M_j, or LMO(M_j)            */
                 in_bytes(o, g->cut_element, 4), offsetof(SmBlock, element), 4);
     run_slices(o, g, average_shard);                 /* D = mean D_j                      */
+    refuse_parts(o, g);
     if (g->server_map) run(o, g, map_shard);         /* D = LMO(D)                        */
     comm_allgather(o->comm, o->direction, in_bytes(o, g->cut_element, 4), g->kind);
     run(o, g, move_dense);                           /* W = (1 - lr wd) W - lr s D        */
@@ -338,6 +465,16 @@ static void step_by_mean(SmOptimizer *o, SmGroup *g) {
 /* ------------------------------------------------------------------------------------------------
  * one bit up, a majority vote, a reply: signsgd, signum, lion, signmuon, muonusign, muonsign */
 
+/* The bits of a last word that lie behind the end. */
+static uint64_t behind(size_t bits) { return bits % 64 ? ~(uint64_t)0 << bits % 64 : 0; }
+
+static void garble_ballot(SmOptimizer *o, const SmBlock *b) {
+    size_t n = block_size(b);
+    o->ballot[b->word + sm_words(n) - 1] |= behind(n);
+    if (o->config.zeros == SM_ABSTAIN) o->present[b->word + sm_words(n) - 1] |= behind(n);
+    if (b->tensor->sparse) o->ballot[b->touched + sm_words(b->rows) - 1] |= behind(b->rows);
+}
+
 /* S_j <- sign(LMO(M_j)), packed; coins for exact zeros have the rank in their key */
 static void make_ballot(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
     float *u = o->direction + b->element;
@@ -345,13 +482,80 @@ static void make_ballot(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
     uint64_t stream = (uint64_t)b->index << 16 | ((uint64_t)o->comm->rank + 1);
     estimate(o, g, b, u);
     apply_map(o, g->worker_map, b, u, ith);
+    say(o, b, u);
     sm_pack(o->ballot + b->word, u, n, o->config.zeros, sm_key(o->config.seed, stream, o->step));
     if (o->config.zeros == SM_ABSTAIN) sm_present(o->present + b->word, u, n);
-    if (!b->tensor->sparse) return;
-    memset(o->ballot + b->touched, 0, sm_words(b->rows) * sizeof(uint64_t));
-    for (size_t r = 0; r < b->rows; r++) {
+    if (b->tensor->sparse) memset(o->ballot + b->touched, 0, sm_words(b->rows) * sizeof(uint64_t));
+    for (size_t r = 0; b->tensor->sparse && r < b->rows; r++) {
         uint64_t here = sm_sum_squares(u + r * b->cols, b->cols) > 0;
         o->ballot[b->touched + r / 64] |= here << r % 64;
+    }
+    if (garbles(o) && !o->config.int8_wire) garble_ballot(o, b);
+}
+
+/* Does worker j's ballot say something in word w of my shard behind the end of what it is about? */
+static int speaks_behind(const SmOptimizer *o, const SmGroup *g, int j, size_t w, size_t bits) {
+    size_t from = g->cut_word[o->comm->rank], mine = g->cut_word[o->comm->rank + 1] - from;
+    size_t at = (size_t)j * mine + w - from, plane = (size_t)o->comm->size * mine;
+    const uint64_t *in = (const uint64_t *)(void *)o->inbox;
+    int abstain = o->config.zeros == SM_ABSTAIN && w < g->votes;
+    return ((in[at] | (abstain ? in[plane + at] : 0)) & behind(bits)) != 0;
+}
+
+/* A ballot whose padding is not 0 is malformed. */
+static void refuse_ballots(SmOptimizer *o, const SmGroup *g) {
+    size_t from = g->cut_word[o->comm->rank], to = g->cut_word[o->comm->rank + 1];
+    for (size_t i = 0; i < g->count; i++) {
+        const SmBlock *b = &g->blocks[i];
+        const size_t bits[2] = {block_size(b), b->tensor->sparse ? b->rows : 0},
+                     first[2] = {b->word, b->touched};
+        for (int k = 0; k < 2; k++) {
+            size_t last = first[k] + sm_words(bits[k]) - 1;
+            if (bits[k] % 64 == 0 || last < from || last >= to) continue;
+            for (int j = 0; j < o->comm->size; j++)
+                if (speaks_behind(o, g, j, last, bits[k])) complain(o, SM_MALFORMED, j, b->tensor);
+        }
+    }
+    o->exchange++;
+}
+
+/* So is one of int8 that stuffs the box: more than one vote for an entry. */
+static void refuse_stuffing(SmOptimizer *o, const SmGroup *g) {
+    size_t from = g->cut_word[o->comm->rank] * 64,
+           mine = g->cut_word[o->comm->rank + 1] * 64 - from;
+    for (int j = 0; j < o->comm->size; j++) {
+        const int8_t *in = (const int8_t *)o->inbox + (size_t)j * mine;
+        int wrong = 0;
+        for (size_t i = 0; i < mine; i++) wrong |= (uint8_t)(in[i] + 1) > 2;
+        for (size_t i = 0, k = 0; wrong && i < mine; i++) {
+            while (k + 1 < g->count && g->blocks[k + 1].word * 64 <= from + i) k++;
+            if (in[i] >= -1 && in[i] <= 1) continue;
+            complain(o, SM_MALFORMED, j, g->blocks[k].tensor);
+            break;
+        }
+    }
+    o->exchange++;
+}
+
+/* --expel: on how many entries of my shard each worker is against the others, to everybody; then who
+ * has dissented once more. Padding, which all leave 0, does not count. */
+static void count_dissent(SmOptimizer *o, const SmGroup *g) {
+    size_t size = (size_t)o->comm->size, rank = (size_t)o->comm->rank, from = g->cut_word[rank];
+    size_t mine = g->cut_word[rank + 1] - from,
+           last = from + mine < g->votes ? from + mine : g->votes;
+    const uint64_t *in = (const uint64_t *)(void *)o->inbox, *ballots[COMM_MAX_WORKERS];
+    uint64_t *against = o->dissent + rank * 2 * size;
+    for (size_t j = 0; j < size; j++) ballots[j] = in + j * mine;
+    sm_count_dissent(against, against + size, o->vote + from, ballots, size,
+                     last > from ? last - from : 0, o->entries + from);
+    for (size_t j = 0; j <= size; j++) o->cut_byte[j] = j * 2 * size * sizeof *against;
+    comm_allgather(o->comm, o->dissent, o->cut_byte, COMM_CONTROL);
+    for (size_t j = 0; j < size; j++) {
+        uint64_t all[2] = {0};
+        for (size_t k = 0; k < 2 * size; k++) all[k % 2] += o->dissent[k * size + j];
+        float *steps = &o->dissenters[2 * j], *most = steps + 1;
+        *steps = (float)sm_dissent((uint32_t)*steps, all[0], all[1]);
+        *most = *steps > *most ? *steps : *most;
     }
 }
 
@@ -468,7 +672,10 @@ static void vote_by_sum(SmOptimizer *o, SmGroup *g) {
         int here = !abstain || i >= g->votes * 64 || (o->present[i / 64] >> i % 64 & 1);
         o->tally[i] = (int8_t)(here ? ((o->ballot[i / 64] >> i % 64 & 1) ? 1 : -1) : 0);
     }
+    for (size_t i = 0; garbles(o) && i < g->words * 64; i++)
+        o->tally[i] = (int8_t)(127 * o->tally[i]);
     comm_alltoall(c, o->tally, in_bytes(o, g->cut_word, 64), o->inbox, g->kind);
+    refuse_stuffing(o, g);
     for (size_t i = 0; i < mine; i++) {
         int sum = 0;
         for (int j = 0; j < c->size; j++) sum += ((const int8_t *)o->inbox)[(size_t)j * mine + i];
@@ -493,7 +700,9 @@ static void vote_by_shards(SmOptimizer *o, SmGroup *g) {
     size_t plane =
         (g->cut_word[o->comm->rank + 1] - g->cut_word[o->comm->rank]) * 8 * (size_t)o->comm->size;
     if (o->config.zeros == SM_ABSTAIN) exchange_ballots(o, g, o->present, o->inbox + plane);
+    refuse_ballots(o, g);
     run_slices(o, g, count_votes);
+    if (o->config.expel && g == o->group) count_dissent(o, g);
     if (!g->server_map) gather_vote(o, g); /* else the reply is not the vote */
 }
 
@@ -642,14 +851,61 @@ static const size_t *lay_out(SmOptimizer *o, SmGroup *g, int down) {
     return o->cut_byte;
 }
 
+static void garble_residual(SmOptimizer *o, const SmBlock *b) {
+    const EfLink *link = link_of(o, b, 0);
+    size_t values = link->row->values(link, b->rows, b->cols) * (link->natural ? 1 : 4),
+           bytes = link_bytes(o, b, 0);
+    if (bytes > values) memset(o->residuals + b->up + values, 255, bytes - values);
+}
+
 /* R_j <- C(D_j - G_j) and G_j += R_j, with D_j = M_j or LMO(M_j) */
 static void make_residual(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
     float *u = o->direction + b->element;
     estimate(o, g, b, u);
     apply_map(o, g->worker_map, b, u, ith);
+    say(o, b, u);
     ef_send(o->residuals + b->up, b->state[ESTIMATE], u, b->rows, b->cols, link_of(o, b, 0),
             link_key(o, b, o->comm->rank), link_key(o, b, -1), b->state[WARM_UP],
             thread_scratch(o, ith));
+    if (garbles(o)) garble_residual(o, b);
+}
+
+/* A message that does not decode: does it hold a number that is none, or no message at all? */
+static SmFault fault_of(const char *message, const EfLink *link, const SmBlock *b) {
+    size_t values = link->row->values(link, b->rows, b->cols);
+    for (size_t i = 0; i < values; i++) {
+        float x = (unsigned char)message[i] == 255 ? INFINITY : 0; /* natural: an exponent */
+        if (!link->natural) memcpy(&x, message + i * sizeof x, sizeof x);
+        if (!isfinite(x)) return SM_NAN;
+    }
+    return SM_MALFORMED;
+}
+
+/* Complain about a block's message if it does not decode. */
+static void refuse_message(SmOptimizer *o, const SmBlock *b, int down, int sender,
+                           const char *message) {
+    const EfLink *link = link_of(o, b, down);
+    float *out = o->scratch, *rest = out + (block_size(b) + 15) / 16 * 16;
+    if (ef_decode(out, message, link_bytes(o, b, down), b->rows, b->cols, link, rest))
+        complain(o, fault_of(message, link, b), sender, b->tensor);
+}
+
+/* Whose residual of a block of mine did not decode? */
+static void refuse_residuals(SmOptimizer *o, const SmGroup *g) {
+    int odd = met_odd(o);
+    for (size_t i = 0; odd && i < g->count; i++)
+        for (int j = 0; j < o->comm->size && g->blocks[i].owner == o->comm->rank; j++)
+            refuse_message(o, &g->blocks[i], 0, j,
+                           o->inbox + (size_t)j * o->share_bytes + (g->blocks[i].up - o->share_at));
+    o->exchange++;
+}
+
+/* Which owner's shift did not decode? */
+static void refuse_shifts(SmOptimizer *o, const SmGroup *g) {
+    int odd = met_odd(o);
+    for (size_t i = 0; odd && i < g->count; i++)
+        refuse_message(o, &g->blocks[i], 1, g->blocks[i].owner, o->shifts + g->blocks[i].down);
+    o->exchange++;
 }
 
 /* The server's part of my blocks: G += mean R_j, X <- (1 - lr wd) X - lr s LMO(G), S <- C(X - W),
@@ -660,10 +916,10 @@ static void serve(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
     size_t n = block_size(b);
     if (x && o->step == 0) memcpy(x, w, n * sizeof *x);
     if (!x) x = w;
-    int bad = ef_aggregate(b->state[AGGREGATE], o->inbox + (b->up - o->share_at), o->share_bytes,
-                           link_bytes(o, b, 0), o->comm->size, b->rows, b->cols, link_of(o, b, 0),
-                           thread_scratch(o, ith));
-    assert(!bad), (void)bad; /* messages are this program's own */
+    if (ef_aggregate(b->state[AGGREGATE], o->inbox + (b->up - o->share_at), o->share_bytes,
+                     link_bytes(o, b, 0), o->comm->size, b->rows, b->cols, link_of(o, b, 0),
+                     thread_scratch(o, ith)))
+        o->odd[ith] = 1;
     memcpy(u, b->state[AGGREGATE], n * sizeof *u);
     apply_map(o, g->server_map, b, u, ith);
     sm_step_dense(x, u, n, (float)(g->rate * gain_of(&o->config, b->tensor, moves_by_sign(g))),
@@ -677,9 +933,9 @@ static void serve(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
 static void move_by_shift(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
     (void)g;
     if (b->owner == o->comm->rank) return;
-    int bad = ef_receive(o->params + b->offset, o->shifts + b->down, link_bytes(o, b, 1), b->rows,
-                         b->cols, link_of(o, b, 1), thread_scratch(o, ith));
-    assert(!bad), (void)bad;
+    if (ef_receive(o->params + b->offset, o->shifts + b->down, link_bytes(o, b, 1), b->rows,
+                   b->cols, link_of(o, b, 1), thread_scratch(o, ith)))
+        o->odd[ith] = 1;
 }
 
 // clang-format off
@@ -689,8 +945,10 @@ static void step_by_feedback(SmOptimizer *o, SmGroup *g) {
                 up, offsetof(SmBlock, up), 1);
     const size_t *down = lay_out(o, g, 1);
     run(o, g, serve);                                /* G += mean R_j, X -= lr s LMO(G),  */
+    refuse_residuals(o, g);
     comm_allgather(o->comm, o->shifts, down, g->kind); /*                  S = C(X - W)   */
     run(o, g, move_by_shift);                        /* W += S                            */
+    refuse_shifts(o, g);
 }
 // clang-format on
 
@@ -705,6 +963,7 @@ static void mix_piece(void *context, int ith, int nth) {
            hi = o->piece * ((size_t)ith + 1) / (size_t)nth;
     for (size_t k = 0; k < o->sources; k++) in[k] = o->pieces[k] + lo;
     dm_mix(o->mixed + lo, in, o->weight, o->sources, hi - lo);
+    if (!sm_finite(o->mixed + lo, hi - lo)) o->odd[ith] = 1; /* so is something in a source */
 }
 
 enum { GOSSIP_FLOATS = 1 << 22, GOSSIP_LEAST = 1024 };
@@ -726,6 +985,14 @@ static size_t gossip_piece(size_t sources) {
     return n > full ? full : n < GOSSIP_LEAST ? GOSSIP_LEAST : n;
 }
 
+/* A neighbour's message that is not finite is refused, and with it the mixture. */
+static void refuse_sources(SmOptimizer *o, const SmGroup *g, const int *source, size_t element) {
+    if (!met_odd(o)) return;
+    for (size_t k = 0; k < o->sources; k++)
+        refuse_nan(o, g, source[k], o->pieces[k], o->piece, element);
+    memset(o->mixed, 0, o->piece * sizeof(float));
+}
+
 /* x (n) <- W^rounds x: everybody's x mixed by the graph's weights. One-peer graphs count rounds from
  * the start of the run. */
 static void gossip(SmOptimizer *o, SmGroup *g, float *x, size_t n, int rounds) {
@@ -745,7 +1012,9 @@ static void gossip(SmOptimizer *o, SmGroup *g, float *x, size_t n, int rounds) {
             for (size_t j = 0; j < sources; j++)
                 o->pieces[j] = (const float *)(void *)o->inbox + j * o->piece;
             run_slices(o, g, mix_piece);
+            refuse_sources(o, g, source, at);
         }
+        o->exchange++;
     }
 }
 
@@ -756,6 +1025,7 @@ static void correct_tracker(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
     estimate(o, g, b, u);
     dm_track(b->state[TRACKER], u, last, block_size(b));
     memcpy(last, u, block_size(b) * sizeof *u);
+    say(o, b, b->state[TRACKER]);
 }
 
 /* Y <- (1 - lr wd) X - lr s LMO(V), V being M where nothing is tracked; AdamW takes this worker's own
@@ -771,6 +1041,7 @@ static void step_locally(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
     apply_map(o, g->worker_map, b, u, ith);
     move(o, g, b, u);
     memcpy(u, o->params + b->offset, n * sizeof *u);
+    if (!v) say(o, b, u); /* who tracks has said it with the tracker */
 }
 
 /* X <- what gossip made of Y */
@@ -833,6 +1104,8 @@ void sm_optimizer_step(SmOptimizer *o, float *params, const float *grads, uint64
     o->params = params;
     o->grads = grads;
     o->step = step;
+    o->complaint = (SmComplaint){SM_SOUND, 0, 0, 0};
+    o->exchange = 0;
     o->shrink = shrink_of(o);
     o->group[0].rate = lr;
     o->group[1].rate = aux_lr;
@@ -991,6 +1264,8 @@ static size_t state_size(const SmOptimizer *o, const SmGroup *g, const SmBlock *
         return feedback || tracking ? n : 0;
     case TRACKER:
         return tracking ? n : 0;
+    case REPLAY:
+        return o->config.adversaries && o->config.attack->remembers ? n : 0;
     case MODEL:
         return feedback && !link_of(o, b, 1)->row->replaces ? n : 0;
     case AGGREGATE:
@@ -1058,7 +1333,7 @@ static void hand_out(SmOptimizer *o, SmGroup *g, float *everybody, float *served
             SmBlock *b = &g->blocks[i];
             size_t n = state_size(o, g, b, k);
             float **pool = at_owner(k) ? &served : &everybody;
-            if (n == 0 || (at_owner(k) && b->owner != rank)) continue;
+            if (n == 0 || (at_owner(k) && b->owner != rank) || (k == REPLAY && !lies(o))) continue;
             b->held[k] = n;
             b->state[k] = k < MODEL ? g->vector[k] + b->element : *pool;
             if (k >= MODEL) *pool += (n + 15) / 16 * 16;
@@ -1198,6 +1473,10 @@ static SmBytes build(Carver *c, SmOptimizer *o, const SmTensor *tensors, size_t 
     o->differ = carve(c, (size_t)threads * sizeof(double));
     o->done = carve(c, (size_t)threads * sizeof *o->done);
     o->square = carve(c, count * sizeof(double));
+    o->odd = carve(c, (size_t)threads * sizeof(int));
+    o->entries = carve(c, config->expel ? o->group[0].words * 8 : 0);
+    o->dissent = carve(c, config->expel ? 2 * n * n * sizeof(uint64_t) : 0);
+    o->dissenters = carve(c, config->expel ? 2 * n * sizeof(float) : 0);
     messages = c->used - state;
     o->scratch_floats = (scratch + 15) / 16 * 16;
     o->scratch = carve(c, (size_t)threads * o->scratch_floats * sizeof(float));
@@ -1245,12 +1524,22 @@ SmOptimizer *sm_optimizer_init(void *arena, const SmConfig *config, const SmTens
     assert(!config->int8_wire || comm->size <= 127);
     assert(config->machines <= 1 || config->machines == comm->machines);
     assert(!sm_gossips(config->method) || (config->graph && config->aux->combine != SM_VOTE));
+    assert(!config->expel || (config->method->combine == SM_VOTE && !config->int8_wire &&
+                              config->zeros != SM_ABSTAIN));
+    assert(!config->adversaries || config->attack);
     *o = (SmOptimizer){.config = *config,
                        .comm = comm,
                        .tensors = tensors,
                        .tensor_count = count,
                        .agreement = NAN};
     build(&c, o, tensors, count, comm->size, comm->team->threads);
+    const SmGroup *g = &o->group[0];
+    for (size_t i = 0; config->expel && i < g->count; i++) {
+        const SmBlock *b = &g->blocks[i];
+        size_t words = sm_words(block_size(b));
+        memset(o->entries + b->word, 255, words * 8);
+        o->entries[b->word + words - 1] &= ~behind(block_size(b));
+    }
     return o;
 }
 
@@ -1266,17 +1555,32 @@ int sm_optimizer_state(const SmOptimizer *o, size_t i, SmState *state) {
                 if (!b[j].held[k] || i-- > 0) continue;
                 size_t cols = b[j].held[k] == block_size(b) ? tensor->cols : b[j].held[k],
                        copies = state_rows[k].by_block ? 1 : tensor->blocks;
-                *state = (SmState){.kind = adam && k == FIRST ? "adamw.m" : state_rows[k].name,
-                                   .tensor = t,
-                                   .block = state_rows[k].by_block ? (int)j : -1,
-                                   .rows = copies * b[j].held[k] / cols,
-                                   .cols = cols,
-                                   .data = b[j].state[k],
-                                   .replicated = adam && !sm_gossips(o->config.method)};
+                *state =
+                    (SmState){.kind = adam && k == FIRST ? "adamw.m" : state_rows[k].name,
+                              .tensor = t,
+                              .block = state_rows[k].by_block ? (int)j : -1,
+                              .rows = copies * b[j].held[k] / cols,
+                              .cols = cols,
+                              .data = b[j].state[k],
+                              .replicated = adam && k <= SECOND && !sm_gossips(o->config.method)};
                 return 1;
             }
     }
-    return 0;
+    if (i > 0 || !o->config.expel) return 0;
+    *state = (SmState){.kind = "dissent",
+                       .block = -1,
+                       .rows = (size_t)o->comm->size,
+                       .cols = 2,
+                       .data = o->dissenters,
+                       .replicated = 1};
+    return 1;
+}
+
+SmComplaint sm_optimizer_complaint(const SmOptimizer *o) { return o->complaint; }
+
+uint32_t sm_optimizer_dissent(const SmOptimizer *o, int rank, uint32_t *most) {
+    *most = o->config.expel ? (uint32_t)o->dissenters[2 * rank + 1] : 0;
+    return o->config.expel ? (uint32_t)o->dissenters[2 * rank] : 0;
 }
 
 double sm_optimizer_agreement(const SmOptimizer *o) { return o->agreement; }

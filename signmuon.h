@@ -905,6 +905,55 @@ static inline void sm_apply(float *w, const uint64_t *bits, const uint64_t *deci
     }
 }
 
+/* How often a voter is against the majority of the others: against[j] of entries[j], over all entries
+ * of `words` words in which the others have a majority. Its own vote must not help it: with noise
+ * alone, one of seven is with the majority that it is part of on 66 % of all entries.
+ * vote     what sm_vote said without abstentions; ties as they may be
+ * counted  bits that are entries, the same for all; NULL: all
+ * voters   1 .. 1024
+ * Where all N votes sum to 1 or -1 (N odd), the others of who won are tied. Where they sum to 0 (N
+ * even), everybody is against the others. Adding two voters, or one, who always say the same finds
+ * these entries. */
+static inline void sm_count_dissent(uint64_t *against, uint64_t *entries, const uint64_t *vote,
+                                    const uint64_t *const *ballots, size_t voters, size_t words,
+                                    const uint64_t *counted) {
+    enum { CHUNK = 64, MOST = 1024 };
+    uint64_t same[2][CHUNK], won[2][CHUNK];
+    const uint64_t *all[MOST + 2];
+    size_t more = voters % 2 ? 2 : 1;
+    assert(voters <= MOST);
+    memset(same[0], 0, sizeof same[0]);
+    memset(same[1], 255, sizeof same[1]);
+    for (size_t j = 0; j < voters; j++) against[j] = entries[j] = 0;
+    for (size_t w = 0; w < words; w += CHUNK) {
+        size_t n = words - w < CHUNK ? words - w : (size_t)CHUNK;
+        for (size_t j = 0; j < voters; j++) all[j] = ballots[j] + w;
+        for (size_t k = 0; k < 2; k++) {
+            for (size_t j = 0; j < more; j++) all[voters + j] = same[k];
+            sm_vote(won[k], NULL, all, NULL, voters + more, n, SM_PLUS, 0, 0);
+        }
+        for (size_t j = 0; j < voters; j++)
+            for (size_t i = 0; i < n; i++) {
+                uint64_t close = won[1][i] & ~won[0][i], differ = all[j][i] ^ vote[w + i];
+                uint64_t tied = voters % 2 ? close & ~differ : 0, mask = ~(uint64_t)0;
+                if (counted) mask = counted[w + i];
+                if (voters % 2 == 0) differ |= close;
+                against[j] += (uint64_t)__builtin_popcountll(differ & mask);
+                entries[j] += (uint64_t)__builtin_popcountll(~tied & mask);
+            }
+    }
+}
+
+/* Steps in a row in which a worker has been against the majority of the others beyond chance, after
+ * one more step: on more than half of the entries by four standard deviations of fair coins. Suppose
+ * that at each step, whatever came before, this happens to an honest worker with probability 1/2 at
+ * most. Then it happens on K steps in a row somewhere in T steps with probability T 2^-K at most:
+ * 2e-9 for T = 2000 and K = 40. */
+static inline uint32_t sm_dissent(uint32_t steps, uint64_t against, uint64_t entries) {
+    double n = (double)entries;
+    return (double)against - n / 2 > 2 * sqrt(n) ? steps + 1 : 0;
+}
+
 /* ------------------------------------------------------------------------------------------------
  * step gains */
 
@@ -1054,6 +1103,22 @@ typedef struct SmTensor {
     int sparse; /* an embedding: rows that no worker has touched stay put */
 } SmTensor;
 
+/* How a worker lies: what it sends in place of its direction u (n entries). NULL where u stays as it
+ * is.
+ * last  n entries kept from step to step, where `remembers` is set; at first u itself
+ * key   of this block, worker and step */
+typedef struct SmAttack {
+    const char *name, *argument; /* what follows the name and a colon, or NULL */
+    void (*lie)(float *u, float *last, size_t n, double scale, uint64_t key);
+    int remembers;
+    int garbles; /* sets every bit of a packed message that is not a value */
+    int reports; /* says NaN of its gradient where no message can carry one */
+    const char *doc;
+} SmAttack;
+
+/* Rows of --attack. NULL past the end. */
+const SmAttack *sm_attack_row(size_t i);
+
 typedef struct SmConfig {
     const SmMethod *method, *aux;
     const char *worker_map, *server_map; /* norms of the hidden matrices' LMOs, or "none" */
@@ -1072,6 +1137,10 @@ typedef struct SmConfig {
     int rounds[2];                  /* of gossip per step: of the tracker, of the parameters */
     int machines; /* that votes are counted on before counts travel; 0 or 1: ballots travel */
     uint64_t seed;
+    int adversaries; /* the last so many workers lie, all tensors, by `attack` */
+    const SmAttack *attack;
+    double attack_scale;
+    int expel; /* steps in a row of dissent that put a worker out; 0: nobody counts */
 } SmConfig;
 
 /* The configuration that a method's row says: its maps and defaults, radii 1, one round of gossip,
@@ -1124,6 +1193,23 @@ int sm_optimizer_exact(SmOptimizer *o, float *out, const float *params, uint64_t
  * hold again. EF21: G <- mean of their G_j, X <- params; tracking: V <- the last M_j, so that the
  * mean of V is the mean of M (momenta are a worker's own and stay). */
 void sm_optimizer_regroup(SmOptimizer *o, const float *params);
+
+/* What was wrong with a message. */
+typedef enum SmFault { SM_SOUND, SM_NAN, SM_MALFORMED } SmFault;
+
+/* A message that this worker refused in the last step. What a step makes of it is refused too: the
+ * run cannot go on. Of all workers' complaints the one about the earliest exchange is right: who
+ * sends NaN in a later one may have been given it. */
+typedef struct SmComplaint {
+    int32_t fault; /* SmFault */
+    int32_t exchange, sender, tensor;
+} SmComplaint;
+SmComplaint sm_optimizer_complaint(const SmOptimizer *o);
+
+/* Steps in a row, up to the last one, in which worker `rank` has been against the majority of the
+ * others beyond chance (sm_dissent, over the hidden matrices), and the most so far; 0 unless
+ * SmConfig.expel is set. The same on every worker. */
+uint32_t sm_optimizer_dissent(const SmOptimizer *o, int rank, uint32_t *most);
 
 /* Fraction of this worker's hidden-matrix signs that the last vote confirmed; NaN without a
  * vote. */

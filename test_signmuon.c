@@ -2830,15 +2830,42 @@ typedef struct SmRef {
     double g[SM_REF_WORKERS][SM_REF_SIZE], server_g[SM_REF_SIZE], x[SM_REF_SIZE]; /* EF21 */
     double node[SM_REF_WORKERS][SM_REF_SIZE], tracker[SM_REF_WORKERS][SM_REF_SIZE],
         last[SM_REF_WORKERS][SM_REF_SIZE], second[SM_REF_WORKERS][SM_REF_SIZE]; /* gossip */
+    size_t at, block; /* where the matrix in hand lies, and which of all it is */
+    double said[SM_REF_WORKERS][SM_REF_SIZE]; /* by who replays, the step before */
 } SmRef;
+
+/* x (n) <- what worker j says in its place */
+static void sm_ref_lie(SmRef *r, double *x, int j, size_t n) {
+    const char *attack = j >= r->workers - r->config->adversaries ? r->config->attack->name : "";
+    double square = 0, normal[SM_REF_SIZE], length = 0;
+    uint64_t key =
+        sm_key(r->config->seed, (uint64_t)2 << 48 | (uint64_t)r->block << 16 | (uint64_t)(j + 1),
+               (uint64_t)r->step);
+    for (size_t i = 0; i < n; i++) {
+        double u = ((double)(sm_hash(key, 2 * i) >> 11) + 0.5) / 9007199254740992.0,
+               v = ((double)(sm_hash(key, 2 * i + 1) >> 11) + 0.5) / 9007199254740992.0;
+        normal[i] = sqrt(-2 * log(u)) * cos(2 * acos(-1) * v);
+        length += normal[i] * normal[i], square += x[i] * x[i];
+    }
+    for (size_t i = 0; i < n; i++) {
+        double truth = x[i], *said = &r->said[j][r->at + i];
+        if (strcmp(attack, "flip") == 0) x[i] = -truth;
+        if (strcmp(attack, "zero") == 0) x[i] = 0;
+        if (strcmp(attack, "scale") == 0) x[i] = r->config->attack_scale * truth;
+        if (strcmp(attack, "random") == 0) x[i] = normal[i] * sqrt(square / length);
+        if (strcmp(attack, "replay") == 0 && r->step > 0) x[i] = *said;
+        *said = truth;
+    }
+}
 
 static void sm_ref_sign(SmRef *r, double *u, size_t n) {
     double rms = 0;
     for (size_t i = 0; i < n; i++) rms += u[i] * u[i];
     rms = sqrt(rms / (double)n);
     for (size_t i = 0; i < n; i++) {
-        r->margin = fmin(r->margin, fabs(u[i]) / rms);
-        u[i] = u[i] > 0 ? 1 : -1;
+        int plus = u[i] == 0 && r->config->zeros == SM_PLUS;
+        if (!plus) r->margin = fmin(r->margin, fabs(u[i]) / rms);
+        u[i] = u[i] > 0 || plus ? 1 : -1;
     }
 }
 
@@ -2862,13 +2889,14 @@ static void sm_ref_sum(const SmRef *r, double *d, double u[][SM_REF_SIZE], size_
         for (int j = 0; j < r->workers; j++) d[i] += u[j][i];
     }
 }
-static void sm_ref_mean(const SmRef *r, double *d, double u[][SM_REF_SIZE], size_t n) {
+static void sm_ref_mean(SmRef *r, double *d, double u[][SM_REF_SIZE], size_t n) {
+    for (int j = 0; j < r->workers; j++) sm_ref_lie(r, u[j], j, n);
     sm_ref_sum(r, d, u, n);
     for (size_t i = 0; i < n; i++) d[i] /= r->workers;
 }
 /* odd worker counts only: no ties */
 static void sm_ref_vote(SmRef *r, double *d, double u[][SM_REF_SIZE], size_t n) {
-    for (int j = 0; j < r->workers; j++) sm_ref_sign(r, u[j], n);
+    for (int j = 0; j < r->workers; j++) sm_ref_lie(r, u[j], j, n), sm_ref_sign(r, u[j], n);
     sm_ref_sum(r, d, u, n);
     for (size_t i = 0; i < n; i++) d[i] = d[i] > 0 ? 1 : -1;
 }
@@ -2926,6 +2954,7 @@ static void sm_ref_feedback(SmRef *r, double *d, double u[][SM_REF_SIZE], size_t
                             const char *up) {
     for (size_t i = 0; i < n; i++) d[i] = 0;
     for (int j = 0; j < r->workers; j++) {
+        sm_ref_lie(r, u[j], j, n);
         for (size_t i = 0; i < n; i++) u[j][i] -= r->g[j][at + i];
         sm_ref_compress(r, u[j], n, up);
         for (size_t i = 0; i < n; i++) r->g[j][at + i] += u[j][i], d[i] += u[j][i] / r->workers;
@@ -3059,6 +3088,13 @@ static void sm_gradient(float *g, const SmCase *c, int worker, int step) {
 static void sm_gradient_shared(float *g, const SmCase *c, int worker, int step) {
     (void)worker;
     sm_gradient(g, c, 0, step);
+}
+
+/* every row of the embedding seen from the start */
+static void sm_gradient_dense(float *g, const SmCase *c, int worker, int step) {
+    for (size_t i = 0; i < SM_SIZE; i++)
+        g[i] = (float)(sm_noise(c->seed, 99, 0, i) +
+                       sm_noise(c->seed, (uint64_t)worker, 1 + (uint64_t)step, i));
 }
 
 static void sm_start(float *params, uint64_t seed) {
@@ -3212,6 +3248,7 @@ static void sm_ref_adamw(const SmRef *r, double *w, double *m, double *v, double
 static void sm_ref_step(SmRef *r, const SmCase *c, float g[][SM_SIZE]) {
     static double u[SM_REF_WORKERS][SM_REF_SIZE], d[SM_REF_SIZE];
     const SmConfig *o = r->config;
+    r->block = 0;
     for (size_t k = 0; k < c->count; k++) {
         const SmTensor *t = &c->tensors[k];
         int hidden = t->role == SM_HIDDEN;
@@ -3229,7 +3266,9 @@ static void sm_ref_step(SmRef *r, const SmCase *c, float g[][SM_SIZE]) {
                     touched += u[j][i] != 0 || r->m[j][at + i] != 0;
                 }
             if (by_row && !touched) continue; /* nobody has seen this row */
+            r->at = at;
             int sign = sm_ref_direction(r, method, d, u, at, rows, t->cols, t->role);
+            r->block++;
             if (sign < 0) FAIL("nobody wrote down the equations of the method %s", method);
             double gain = o->radius[t->role];
             if (hidden) gain *= sm_ref_gain(o->gain->name, (double)rows, (double)t->cols, sign);
@@ -3277,6 +3316,7 @@ static int sm_ref_track(SmRef *r, const char *method, double u[][SM_REF_SIZE], s
             *v = tracks ? *v + u[j][i] - *last : u[j][i];
             *last = u[j][i];
         }
+    for (int j = 0; j < r->workers && tracks; j++) sm_ref_lie(r, r->tracker[j] + at, j, n);
     if (tracks) sm_ref_mix(r, r->tracker, at, n);
     return 1;
 }
@@ -3285,14 +3325,16 @@ static void sm_ref_gossip_step(SmRef *r, const SmCase *c, float g[][SM_SIZE]) {
     static double u[SM_REF_WORKERS][SM_REF_SIZE];
     const SmConfig *o = r->config;
     double square[SM_REF_WORKERS] = {0};
-    for (int pass = 0; pass < 2; pass++) /* track everything, then step: one method needs |V| */
+    for (int pass = 0; pass < 2; pass++) { /* track everything, then step: one method needs |V| */
+        r->block = 0;
         for (size_t k = 0; k < c->count; k++) {
             const SmTensor *t = &c->tensors[k];
             int hidden = t->role == SM_HIDDEN;
             const char *method = hidden ? o->method->name : o->aux->name;
             double lr = hidden ? c->lr : c->aux_lr, decay = t->decay ? o->decay : 0;
             size_t n = t->rows * t->cols;
-            for (size_t at = t->offset; at < t->offset + n * t->blocks; at += n) {
+            for (size_t at = t->offset; at < t->offset + n * t->blocks; at += n, r->block++) {
+                r->at = at;
                 for (int j = 0; j < r->workers; j++)
                     for (size_t i = 0; i < n; i++)
                         u[j][i] = (double)g[j][at + i] * sm_ref_shrink(r, c, g[j]) +
@@ -3323,12 +3365,16 @@ static void sm_ref_gossip_step(SmRef *r, const SmCase *c, float g[][SM_SIZE]) {
                             *w -= lr * gain * d[i];
                     }
                 }
+                const SmMethod *row = hidden ? o->method : o->aux;
+                for (int j = 0; j < r->workers && row->combine != SM_TRACKING; j++)
+                    sm_ref_lie(r, r->node[j] + at, j, n);
                 sm_ref_mix(r, r->node, at, n);
                 if (strcmp(method, "adamw") != 0) continue;
                 sm_ref_mix(r, r->m, at, n);
                 sm_ref_mix(r, r->second, at, n);
             }
         }
+    }
 }
 
 /* The path of the parameters in double; returns how near a sign came to being undecided. */
@@ -3397,6 +3443,120 @@ TEST(every_method_row_follows_its_equations_in_double_for_twenty_steps) {
                          (int)c.seed, (int)result.wrong_at, result.wrong_step,
                          (double)result.wrong_is, (double)result.wrong_expected);
             }
+}
+
+/* ---- lies ---- */
+
+static const SmAttack *sm_attack(const char *name) {
+    for (size_t i = 0; sm_attack_row(i); i++)
+        if (strcmp(sm_attack_row(i)->name, name) == 0) return sm_attack_row(i);
+    FAIL("there is no attack %s", name);
+    return NULL;
+}
+
+TEST(every_lie_follows_its_definition_in_double_wherever_it_is_told) {
+    static const char *const attacks[] = {"flip", "random", "zero", "replay", "scale"};
+    static float path[SM_REF_STEPS * SM_REF_WORKERS][SM_SIZE];
+    static SmResult result;
+    for (size_t row = 0; sm_method_row(row); row++)
+        for (size_t k = 0; k < 5; k++) {
+            const SmMethod *m = sm_method_row(row);
+            const char *other = strcmp(m->aux, "lmo") == 0 ? m->name : "signum";
+            SmCase c = sm_case(m->name, (row + k) % 2 ? "adamw" : other, 3);
+            SmTensor tensors[SM_TENSORS];
+            memcpy(tensors, sm_tensors, sizeof tensors);
+            tensors[SM_WTE].sparse = 0; /* the transcription takes a sparse one by rows */
+            c.tensors = tensors;
+            c.steps = 8, c.tolerance = 5e-6f, c.path = (const float(*)[SM_SIZE])path;
+            c.gradient = sm_gradient_dense;
+            c.config.adversaries = 1 + (row % 3 == 0);
+            c.config.attack = sm_attack(attacks[k]), c.config.attack_scale = -0.6;
+            c.config.zeros = SM_PLUS;
+            for (c.seed = 1; c.seed < 200 && !(sm_ref_path(&c, path) > 2e-5); c.seed++) continue;
+            CHECK(c.seed < 200);
+            sm_case_run(&c, &result);
+            if (result.wrong_step >= 0)
+                FAIL("%s, aux %s, %s, seed %d: parameter %d after step %d is %.7g, expected %.7g",
+                     m->name, c.config.aux->name, attacks[k], (int)c.seed, (int)result.wrong_at,
+                     result.wrong_step, (double)result.wrong_is, (double)result.wrong_expected);
+        }
+}
+
+TEST(fewer_flippers_than_half_never_change_a_unanimous_vote_and_more_always_do) {
+    static const char *const methods[] = {"signsgd",  "signum",    "lion",
+                                          "signmuon", "muonusign", "muonsign"};
+    static SmResult honest, attacked;
+    for (uint64_t voters = 1; voters <= 33; voters++)
+        for (uint64_t liars = 0; liars <= voters; liars++) {
+            uint64_t truth[5], lie[5], vote[5];
+            const uint64_t *ballots[33];
+            for (uint64_t w = 0; w < 5; w++)
+                truth[w] = test_hash(voters << 8 | w), lie[w] = ~truth[w];
+            for (uint64_t j = 0; j < voters; j++) ballots[j] = j < voters - liars ? truth : lie;
+            sm_vote(vote, NULL, ballots, NULL, voters, 5, SM_COIN, voters, 0);
+            for (int w = 0; w < 5 && 2 * liars != voters; w++)
+                if (vote[w] != (2 * liars < voters ? truth[w] : lie[w]))
+                    FAIL("%d of %d voters flip", (int)liars, (int)voters);
+        }
+    for (size_t k = 0; k < sizeof methods / sizeof *methods; k++)
+        for (int workers = 2; workers <= 5; workers++)
+            for (int liars = 0; liars < workers; liars++) {
+                SmCase c = sm_case(methods[k], "signum", workers);
+                c.gradient = sm_gradient_shared;
+                sm_case_run(&c, &honest);
+                c.config.adversaries = liars, c.config.attack = sm_attack("flip");
+                sm_case_run(&c, &attacked);
+                if (sm_same(&honest, &attacked) != (2 * liars < workers))
+                    FAIL("%s: %d of %d workers flip", methods[k], liars, workers);
+            }
+}
+
+/* Nobody complains before a liar has lied, the earliest complaint names the first liar, and what was
+ * refused moves nothing to a number that is none. */
+static void sm_inspect_complaints(const SmCase *c, SmOptimizer *o, Comm *comm, const float *params,
+                                  int step) {
+    SmComplaint mine = sm_optimizer_complaint(o), all[SM_MAX_WORKERS], first = {0, 0, 0, 0};
+    const SmFault expected = *(const SmFault *)c->context;
+    comm_gather(comm, &mine, sizeof mine, all, COMM_OTHER);
+    for (int j = c->workers - 1; j >= 0; j--)
+        if (all[j].fault != SM_SOUND &&
+            (first.fault == SM_SOUND || all[j].exchange < first.exchange ||
+             (all[j].exchange == first.exchange && all[j].sender <= first.sender)))
+            first = all[j];
+    if (step > 0) return;
+    if (first.fault != (int)expected)
+        FAIL("%s, aux %s, %s: fault %d, not %d", c->config.method->name, c->config.aux->name,
+             c->config.attack->name, first.fault, (int)expected);
+    if (expected != SM_SOUND && first.sender != c->workers - c->config.adversaries)
+        FAIL("%s, aux %s, %s: worker %d is accused", c->config.method->name, c->config.aux->name,
+             c->config.attack->name, first.sender);
+    if (!sm_finite(params, SM_SIZE))
+        FAIL("%s: NaN in the parameters of worker %d", c->config.method->name, comm->rank);
+}
+
+TEST(who_sends_nan_or_a_malformed_message_is_named_whichever_way_it_travels) {
+    static SmResult result;
+    for (size_t row = 0; sm_method_row(row); row++)
+        for (int k = 0; k < 24; k++) {
+            const SmMethod *m = sm_method_row(row);
+            const char *attack = k % 3 == 0 ? "nan" : k % 3 == 1 ? "garble" : "scale";
+            SmCase c = sm_case(m->name, k / 3 % 2 ? "signum" : "adamw", 5);
+            int packed = m->combine == SM_VOTE || c.config.aux->combine == SM_VOTE ||
+                         (m->combine == SM_FEEDBACK && !sm__equal(m->up, "identity"));
+            int dense = m->combine != SM_VOTE || c.config.aux->combine != SM_VOTE;
+            SmFault expected = SM_SOUND;
+            if (k % 3 == 0 && dense) expected = SM_NAN;
+            if (k % 3 == 1 && packed) expected = SM_MALFORMED;
+            if (k % 3 == 0 && m->combine == SM_FEEDBACK && c.config.aux->combine == SM_VOTE &&
+                strstr(m->up, "natural"))
+                expected = SM_SOUND; /* a power of two is all it can say */
+            if (k / 6 % 2) c.config.int8_wire = 1;
+            c.steps = 1, c.threads = 1 + k / 12, c.config.adversaries = 1 + k / 6 % 2;
+            c.config.attack = sm_attack(attack), c.config.attack_scale = 3;
+            c.config.zeros = c.config.ties = k / 12 ? SM_ABSTAIN : SM_COIN;
+            c.inspect = sm_inspect_complaints, c.context = &expected;
+            sm_case_run(&c, &result);
+        }
 }
 
 /* ---- Newton-Schulz ---- */
@@ -3887,6 +4047,77 @@ TEST(votes_align_as_the_binomial_says_and_ten_voters_align_like_nine) {
         sm_vote(vote, decided, ballots, NULL, (size_t)n, WORDS, SM_ABSTAIN, 4, 0);
         for (size_t w = 0; w < WORDS; w++) ties += 64 - __builtin_popcountll(decided[w]);
         CHECK_NEAR(ties / N, tie, 4 * sqrt(tie * (1 - tie) / N));
+    }
+}
+
+/* ---- dissent ---- */
+
+TEST(dissent_is_counted_against_the_others_bit_by_bit) {
+    enum { WORDS = 131, MOST = 9 };
+    static uint64_t bits[MOST][WORDS], vote[WORDS], counted[WORDS];
+    const uint64_t *ballots[MOST];
+    for (size_t w = 0; w < WORDS; w++) counted[w] = test_hash(w) | test_hash(w + 1);
+    for (size_t v = 0; v < MOST; v++) {
+        ballots[v] = bits[v];
+        for (size_t w = 0; w < WORDS; w++) bits[v][w] = test_hash(v << 20 | (w + 99));
+    }
+    for (size_t voters = 1; voters <= MOST; voters++)
+        for (size_t words = 0; words <= WORDS; words += words < 66 ? 1 : 13) {
+            uint64_t against[MOST], entries[MOST];
+            int all = words % 2 == 0;
+            sm_vote(vote, NULL, ballots, NULL, voters, words, SM_COIN, 5, 0);
+            sm_count_dissent(against, entries, vote, ballots, voters, words, all ? NULL : counted);
+            for (size_t j = 0; j < voters; j++) {
+                uint64_t expect = 0, total = 0;
+                for (size_t i = 0; i < words * 64; i++) {
+                    int others = 0, mine = bits[j][i / 64] >> i % 64 & 1 ? 1 : -1;
+                    for (size_t v = 0; v < voters; v++)
+                        if (v != j) others += bits[v][i / 64] >> i % 64 & 1 ? 1 : -1;
+                    if (others == 0 || (!all && !(counted[i / 64] >> i % 64 & 1))) continue;
+                    total++;
+                    expect += others * mine < 0;
+                }
+                if (against[j] != expect || entries[j] != total)
+                    FAIL("%d voters, %d words, voter %d: %d of %d, not %d of %d", (int)voters,
+                         (int)words, (int)j, (int)against[j], (int)entries[j], (int)expect,
+                         (int)total);
+            }
+        }
+}
+
+/* Coins, and a stream that is always against. K steps of coins in a row somewhere in T steps have the
+ * probability that the recursion over "none so far" says; T 2^-K bounds it. */
+TEST(a_dissenter_is_out_at_step_k_and_a_fair_coin_with_a_chance_below_t_over_two_to_the_k) {
+    enum { STREAMS = 4000, T = 400 };
+    uint32_t steps = 0;
+    CHECK_EQ(sm_dissent(7, 50, 100), 0);
+    CHECK_EQ(sm_dissent(7, 70, 100), 0); /* half and four deviations of 5: not beyond */
+    CHECK_EQ(sm_dissent(7, 71, 100), 8);
+    CHECK_EQ(sm_dissent(7, 0, 0), 0);
+    CHECK_EQ(sm_dissent(0, 502000, 1000000), 0);
+    CHECK_EQ(sm_dissent(0, 502001, 1000000), 1);
+    for (uint32_t k = 1; k <= 40; k++) CHECK_EQ(steps = sm_dissent(steps, 900, 1000), k);
+    CHECK_EQ(sm_dissent(steps, 400, 1000), 0);
+    for (uint32_t K = 6; K <= 14; K += 2) {
+        double none[T + 1], p = exp2(-(double)K);
+        int out = 0;
+        for (int t = 0; t <= T; t++) {
+            none[t] = t < (int)K ? 1 : none[t - 1];
+            if (t == (int)K) none[t] -= p;
+            if (t > (int)K) none[t] -= p / 2 * none[t - (int)K - 1];
+        }
+        for (uint64_t stream = 0; stream < STREAMS; stream++) {
+            uint32_t row = 0, most = 0;
+            for (uint64_t t = 0; t < T; t++) {
+                int against = test_hash(stream << 20 | t) >> 40 & 1;
+                row = sm_dissent(row, against ? 900 : 100, 1000);
+                most = row > most ? row : most;
+            }
+            out += most >= K;
+        }
+        double chance = 1 - none[T], deviation = sqrt(chance * (1 - chance) / STREAMS);
+        CHECK_NEAR((double)out / STREAMS, chance, 4 * deviation);
+        CHECK(chance <= T * p);
     }
 }
 
@@ -7396,6 +7627,9 @@ static const struct CliVariant {
     {4, "--workers 4 --method demuon --topology one-peer --gossip-rounds 3,1"},
     {3, "--workers 3 --method gt-nsgdm --topology directed-ring --gradient-noise student:1.5,1e-4"},
     {3, "--workers 3 --method demuon --mode paper --shards dirichlet:0.3 --eval-nodes always"},
+    {4, "--workers 4 --aux sign --adversaries 2 --attack replay"},
+    {3, "--workers 3 --method ef21-muon --aux same --adversaries 1 --attack random"},
+    {3, "--workers 3 --method demuon --adversaries 1 --attack replay"},
 };
 enum { CLI_VARIANTS = sizeof cli_variants / sizeof *cli_variants };
 
@@ -7757,6 +7991,21 @@ TEST(wrong_use_ends_with_status_2_and_a_sentence_that_names_the_flag) {
         {"--out", "--data text.txt --out="},
         {"--prompt", "--sample 5 --out a --prompt 'aXb'"},
         {"UTF-8", "--data \xff.txt"},
+        {"--adversaries", "--workers 3 --adversaries 3"},
+        {"--adversaries", "--workers 3 --adversaries -1"},
+        {"--adversaries", "--attack flip"},
+        {"'flip'", "--workers 3 --adversaries 1 --attack flop"},
+        {"scale:-10", "--workers 3 --adversaries 1 --attack scale"},
+        {"scale:-10", "--workers 3 --adversaries 1 --attack scale:1x"},
+        {"scale:-10", "--workers 3 --adversaries 1 --attack scale:inf"},
+        {"no argument", "--workers 3 --adversaries 1 --attack zero:1"},
+        {"--expel", "--workers 3 --method muon --expel"},
+        {"--expel", "--workers 3 --method demuon --expel"},
+        {"--wire", "--workers 3 --expel --wire int8"},
+        {"--zeros", "--workers 3 --expel --zeros abstain"},
+        {"3 or more", "--workers 2 --expel"},
+        {"--expel", "--workers 3 --expel-after 9"},
+        {"--expel-after", "--workers 3 --expel --expel-after 0"},
     };
     static const char row[] = "0.5 0.5 0\n0.5 0.25 0.25\n0 0.25 0.7\n",
                       column[] = "0.5 0.5 0\n0.25 0.25 0.5\n0 0.5 0.5\n", two[] = ".5 .5\n.5 .5\n";
@@ -8062,6 +8311,85 @@ TEST(a_run_that_diverges_at_its_last_step_does_not_end_well) {
         else
             cli_refused(status, 3, "transformer.");
     }
+    cli_end();
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * liars: who sends what cannot be used is named, who dissents is put out */
+
+TEST(who_sends_nan_ends_the_run_with_status_3_and_is_named_and_nothing_of_it_is_saved) {
+    static const struct {
+        const char *where, *line;
+    } rows[] = {
+        {"weight at step 1:", "--method sgd"},
+        {"weight at step 1:", "--method signmuon --aux adamw --backend processes"},
+        {"the report of its gradient's norm at step 1:", "--method signmuon --aux sign"},
+        {"the report of its gradient's norm at step 1:", "--method ef21-muon --aux sign"},
+        {"weight at step 1:", "--method ef21-muon --aux adamw"},
+        {"weight at step 1:", "--method ef21-muonsign --aux same --backend processes"},
+        {"weight at step 1:", "--method demuon --gossip-rounds 3"},
+        {"weight at step 1:", "--method dsgd --topology star --backend processes"},
+    };
+    cli_begin();
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        for (int steps = 1; steps <= 5; steps += 4) {
+            int status = cli(CLI_TINY "--out a --steps %d --save-every 1 --eval-every %d "
+                                      "--workers 6 --adversaries 2 --attack nan %s",
+                             steps, steps % 2, rows[i].line);
+            cli_refused(status, 3, rows[i].where);
+            cli_refused(status, 3, "worker 4 sent NaN in ");
+            CHECK(access(cli_path("a/last"), F_OK)); /* and best is of before the first step */
+            CHECK_NEAR(cli_meta("a/best/model.safetensors", "step"), 0, 0);
+        }
+    cli_end();
+}
+
+TEST(who_sends_a_malformed_message_ends_the_run_with_status_1_and_is_named) {
+    static const char *const lines[] = {"--method signmuon --aux sign --width 30",
+                                        "--method muonsign --backend processes --width 30",
+                                        "--method signum --wire int8", "--method ef21-muon",
+                                        "--method ef21-muon --aux sign --save-every 1"};
+    cli_begin();
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
+        CLI_REFUSED(
+            1, "worker 4 sent a malformed message in transformer.h.0.attn.c_attn.weight at step 1:",
+            CLI_TINY "--out a --steps 3 --workers 6 --adversaries 2 --attack garble %s", lines[i]);
+    CHECK(access(cli_path("a/last"), F_OK));
+    cli_end();
+}
+
+/* A row of 40 is what honest workers never come near. */
+TEST(honest_workers_are_never_long_against_the_others_and_flippers_are_out_at_exactly_step_k) {
+    static const char *const lines[] = {
+        "--workers 3 --aux sign --batch 12", "--workers 6 --batch 12",
+        "--workers 7 --method signum --batch 14", "--workers 4 --method muonsign --batch 12"};
+    cli_begin();
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        unsigned longest = 99;
+        CLI_OK("--data text.txt --layers 1 --heads 2 --width 32 --context 16 --eval-every 0 "
+               "--overwrite --out a --steps 200 --expel %s",
+               lines[i]);
+        const char *told = strstr(cli_err, "longest row of steps");
+        CHECK(told && sscanf(told, "longest row of steps against the others: %u", &longest) == 1);
+        if (longest >= 20) FAIL("a row of %u steps: %s", longest, lines[i]);
+    }
+    CLI_REFUSED(
+        1,
+        "worker 6 has voted against the majority of the others for 40 steps in a row, up to "
+        "step 40,",
+        CLI_TINY "--out b --width 64 --batch 14 --workers 7 --adversaries 1 --expel --steps 60");
+    CLI_REFUSED(1, "for 9 steps in a row, up to step 9,",
+                CLI_TINY "--out b --batch 14 --workers 7 --adversaries 3 --expel --expel-after 9 "
+                         "--steps 60 --backend processes --method signum --aux same");
+    /* the row goes on after a resume */
+    CLI_OK(CLI_TINY
+           "--out c --batch 14 --workers 7 --adversaries 1 --expel --steps 25 --method signum");
+    CLI_REFUSED(
+        1,
+        "worker 6 has voted against the majority of the others for 40 steps in a row, up to "
+        "step 40,",
+        "--resume --quiet --out c --steps 60 --backend processes");
+    CHECK_EQ(cli_step("c"), 25);
     cli_end();
 }
 
@@ -8815,6 +9143,8 @@ TEST(lists_have_every_compressor_topology_radius_noise_and_method_with_a_word_on
     for (size_t i = 0; sm_radii_row(i); i++) CHECK(cli_listed(sm_radii_row(i)->name));
     CLI_OK("--list noises");
     for (size_t i = 0; noise_row(i); i++) CHECK(cli_listed(noise_row(i)->name));
+    CLI_OK("--list attacks");
+    for (size_t i = 0; sm_attack_row(i); i++) CHECK(cli_listed(sm_attack_row(i)->name));
     CLI_OK("--list methods");
     for (size_t i = 0; sm_method_row(i); i++) CHECK(cli_listed(sm_method_row(i)->name));
     cli_end();
@@ -8858,6 +9188,17 @@ TEST(a_dry_run_tells_the_graph_of_a_gossip_and_the_uplink_of_error_feedback) {
     CHECK_NEAR(share, (0.125 * 9 + 1) / 32 * (1 - vectors) + vectors, 6e-5);
     CHECK_NEAR(paper, 0.125 * (16 + 26) / 32 * (1 - vectors) + vectors, 6e-5);
     CHECK_NEAR(bytes, share * 4 * parameters * 2 / 3, 1e-3 * bytes);
+    cli_end();
+}
+
+TEST(a_dry_run_tells_who_lies) {
+    cli_begin();
+    CLI_OK(CLI_TINY "--dry-run --workers 6 --adversaries 2 --attack scale:-3");
+    CHECK(strstr(cli_out, "workers 4 to 5 lie, by --attack scale:-3\n") != NULL);
+    CLI_OK(CLI_TINY "--dry-run --workers 6 --adversaries 1");
+    CHECK(strstr(cli_out, "worker 5 lies, by --attack flip\n") != NULL);
+    CLI_OK(CLI_TINY "--dry-run --workers 6");
+    CHECK(strstr(cli_out, "lie") == NULL);
     cli_end();
 }
 

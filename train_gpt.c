@@ -102,6 +102,9 @@ typedef struct Options {
     const char *backend, *wire, *link, *on_death, *resume_workers;
     long check_every, min_workers;
     double timeout;
+    long adversaries, expel_after;
+    const char *attack;
+    int expel;
     int overlap;
     const char *dtype;
     long batch, steps, seed, eval_every, log_every, save_every;
@@ -149,6 +152,9 @@ static const char *choice_norm(size_t i) {
     if (i < 2) return i ? "none" : "auto";
     return sm_norm_row(i - 2) ? sm_norm_row(i - 2)->name : NULL;
 }
+static const char *choice_attack(size_t i) {
+    return sm_attack_row(i) ? sm_attack_row(i)->name : NULL;
+}
 static const char *choice_gain(size_t i) {
     if (i == 0) return "auto";
     return sm_gain_row(i - 1) ? sm_gain_row(i - 1)->name : NULL;
@@ -173,7 +179,7 @@ CHOICES(choice_vocab, "auto", "chars", "bytes")
 CHOICES(choice_from, "last", "best")
 CHOICES(choice_nesterov, "auto", "on", "off")
 CHOICES(choice_list, "methods", "norms", "radii", "gains", "newton-schulz", "compressors",
-        "topologies", "noises", "backends", "schedules")
+        "topologies", "noises", "attacks", "backends", "schedules")
 
 #define MODEL "Model (nanoGPT's CPU recipe by default)"
 #define RULE "Optimizer"
@@ -290,6 +296,14 @@ static const Flag flags[] = {
      "gossip: rounds per step, of the tracker and of the parameters"},
     {WORK, "link", FLAG_TEXT, AT(link), KEEP, "", 0, 0, NULL, "RATE,DELAY",
      "estimate wire time, e.g. 100mbit,5ms (computed, not slept)"},
+    {WORK, "adversaries", FLAG_WHOLE, AT(adversaries), KEEP_FIXED, "0", 0, COMM_MAX_WORKERS - 1,
+     NULL, "F", "the last F workers lie: they send other directions than theirs"},
+    {WORK, "attack", FLAG_TEXT, AT(attack), KEEP_FIXED, "auto", 0, 0, NULL, "HOW",
+     "what they send: flip, random, zero, nan, replay, scale:S or garble; --list attacks"},
+    {WORK, "expel", FLAG_SWITCH, AT(expel), KEEP_FIXED, "off", 0, 0, NULL, NULL,
+     "count each worker's votes against the majority of the others; put out who goes on so"},
+    {WORK, "expel-after", FLAG_WHOLE, AT(expel_after), KEEP, "40", 1, 1e6, NULL, "STEPS",
+     "in a row on which the others outvote it in more than half of all entries, beyond chance"},
     {WORK, "check-every", FLAG_WHOLE, AT(check_every), KEEP, "100", 0, HUGE_COUNT, NULL, "STEPS",
      "compare the workers' parameters by hash; 0 never"},
     {WORK, "on-death", FLAG_CHOICE, AT(on_death), KEEP, "stop", 0, 0, choice_death, "WHAT",
@@ -587,6 +601,12 @@ static void print_list(const char *what) {
     for (size_t i = 0; strcmp(what, "noises") == 0 && noise_row(i); i++)
         printf("%s:%-*s %s\n", noise_row(i)->name, 15 - (int)strlen(noise_row(i)->name),
                noise_row(i)->arguments, noise_row(i)->doc);
+    for (size_t i = 0; strcmp(what, "attacks") == 0 && sm_attack_row(i); i++) {
+        const SmAttack *row = sm_attack_row(i);
+        printf("%s%s%-*s %s\n", row->name, row->argument ? ":" : "",
+               15 - (int)strlen(row->name) + (row->argument ? 0 : 1),
+               row->argument ? row->argument : "", row->doc);
+    }
     for (size_t i = 0; strcmp(what, "gains") == 0 && sm_gain_row(i); i++)
         printf("%-16s %s\n", sm_gain_row(i)->name, sm_gain_row(i)->doc);
     for (size_t i = 0; strcmp(what, "newton-schulz") == 0 && sm_newton_schulz_row(i); i++)
@@ -784,6 +804,55 @@ static void resolve_maps(Options *o, SmConfig *c) {
     if (o->polar_after_vote) c->local_map = replace ? o->norm : "spectral";
 }
 
+/* --attack as a row and its number. */
+static void resolve_attack(Options *o, SmConfig *c) {
+    char hint[128], *end = NULL;
+    size_t length = strcspn(o->attack, ":");
+    const SmAttack *row;
+    for (size_t i = 0; (row = sm_attack_row(i)) != NULL; i++)
+        if (strlen(row->name) == length && strncmp(row->name, o->attack, length) == 0) break;
+    if (!row)
+        die(EXIT_USAGE, "--attack does not know '%s'%s (--list attacks)", o->attack,
+            suggest(o->attack, choice_attack, hint, sizeof hint));
+    const char *argument = o->attack[length] ? o->attack + length + 1 : NULL;
+    if (row->argument && argument) c->attack_scale = strtod(argument, &end);
+    int number = end && end > argument && !*end && fabs(c->attack_scale) <= 1e9;
+    if (row->argument ? !number : argument != NULL)
+        die(EXIT_USAGE, "--attack %s: '%s' takes %s", o->attack, row->name,
+            row->argument ? "a colon and a number from -1e9 to 1e9, as in scale:-10"
+                          : "no argument");
+    c->attack = row;
+}
+
+/* Who lies, and how; whether anybody counts dissent. */
+static void resolve_liars(Options *o, SmConfig *c) {
+    if (o->adversaries >= o->workers && o->adversaries > 0)
+        die(EXIT_USAGE,
+            "--adversaries %ld: of --workers %ld at least one must be honest; take fewer liars",
+            o->adversaries, o->workers);
+    if (o->adversaries == 0 && strcmp(o->attack, "auto") != 0)
+        die(EXIT_USAGE, "--attack %s: nobody lies; say how many with --adversaries", o->attack);
+    o->attack = unless_auto(o->attack, o->adversaries ? "flip" : "auto");
+    if (o->adversaries) resolve_attack(o, c);
+    c->adversaries = (int)o->adversaries;
+    if (!o->expel && o->expel_after != 40)
+        die(EXIT_USAGE, "--expel-after %ld goes with --expel", o->expel_after);
+    if (!o->expel) return;
+    if (c->method->combine != SM_VOTE)
+        die(EXIT_USAGE,
+            "--expel counts votes against the majority: take signsgd, signum, lion, signmuon, "
+            "muonusign or muonsign, not --method %s",
+            o->method);
+    if (c->int8_wire)
+        die(EXIT_USAGE, "--expel compares ballots of bits: take --wire sharded, not int8");
+    if (c->zeros == SM_ABSTAIN)
+        die(EXIT_USAGE, "--expel counts votes for and against: take --zeros coin or plus");
+    if (o->workers < 3)
+        die(EXIT_USAGE, "--expel: %ld workers have no majority against one; take 3 or more",
+            o->workers);
+    c->expel = (int)o->expel_after;
+}
+
 /* The optimizer's configuration that the flags and the method's row say. Ends the program on
  * misuse. */
 static SmConfig resolve_method(Options *o, EfLink *up, EfLink *down, DmGraph *graph) {
@@ -801,6 +870,7 @@ static SmConfig resolve_method(Options *o, EfLink *up, EfLink *down, DmGraph *gr
     resolve_links(o, &c, up, down);
     resolve_graph(o, &c, graph);
     resolve_numbers(o, &c);
+    resolve_liars(o, &c);
     return c;
 }
 
@@ -2108,6 +2178,7 @@ typedef struct Worker {
     Run *own;                      /* what run points to once the group has changed */
     double *mixing;                /* its graph's weights */
     int node_id[COMM_MAX_WORKERS]; /* of the graph's nodes: ranks at the start */
+    int first_liar;                /* its rank at the start */
     void *arena;                   /* the optimizer's */
     Snapshot snapshot;
     Comm *c;
@@ -2578,7 +2649,8 @@ static void read_state(Worker *w) {
     open_state(w, &shared, 0);
     for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &s); i++) {
         state_name(w, &s, name, sizeof name);
-        if (s.replicated) read_array(&shared, name, s.data, s.rows * s.cols);
+        if (s.replicated && !(resized && strcmp(s.kind, "dissent") == 0))
+            read_array(&shared, name, s.data, s.rows * s.cols);
     }
     if (resized) read_resized(w);
     if (w->c->rank < w->run->saved_workers) {
@@ -2624,6 +2696,10 @@ static void print_rules(FILE *f, const Run *run, const Gpt *g) {
                 sm_tensor_gain(&run->config, t), step,
                 sm_bits_per_weight(&run->config, t, (int)o->workers));
     }
+    if (o->adversaries == 1) fprintf(f, "worker %ld lies", o->workers - 1);
+    if (o->adversaries > 1)
+        fprintf(f, "workers %ld to %ld lie", o->workers - o->adversaries, o->workers - 1);
+    if (o->adversaries) fprintf(f, ", by --attack %s\n", o->attack);
 }
 
 /* Payload bytes that one worker sends in a step, by formula. */
@@ -2905,7 +2981,7 @@ static void return_to_snapshot(Worker *w) {
     for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &state); i++)
         for (size_t j = 0; j < s->arrays && state.block < 0; j++) {
             const SmState *kept = &s->array[j];
-            if (kept->block < 0 && kept->tensor == state.tensor &&
+            if (kept->block < 0 && kept->tensor == state.tensor && kept->rows == state.rows &&
                 strcmp(kept->kind, state.kind) == 0)
                 memcpy(state.data, kept->data, state.rows * state.cols * sizeof(float));
         }
@@ -2970,6 +3046,12 @@ static void shrink_run(Worker *w) {
     own->o.workers = w->c->size;
     own->o.batch = (long)w->g.B * w->c->size;
     if (own->o.min_workers > own->o.workers) own->o.min_workers = own->o.workers;
+    own->config.adversaries = 0;
+    for (int j = 0; j < w->c->size; j++)
+        own->config.adversaries += w->c->member[j] >= w->first_liar;
+    own->o.adversaries = own->config.adversaries;
+    if (!own->o.adversaries) own->o.attack = "auto", own->config.attack = NULL;
+    if (w->c->size < 3) own->o.expel = own->config.expel = 0; /* no majority against one */
     if (data_set_shards(&own->data, own->o.shards, (size_t)w->c->size, (size_t)own->o.context,
                         (uint64_t)own->o.seed, error, sizeof error))
         die(EXIT_FAILED, "the data cannot be shared out anew among %d workers: --%s", w->c->size,
@@ -2985,7 +3067,7 @@ static void tell_loss(const Worker *w, int news) {
         const CommGone *gone = &shared->gone[k];
         fprintf(stderr, "%sworker %d ", isatty(2) ? "\r\033[K" : "", gone->id);
         if (gone->left)
-            fprintf(stderr, "left");
+            fprintf(stderr, "was voted out");
         else if (gone->hung)
             fprintf(stderr, "kept the others waiting for %g s and was killed", shared->timeout);
         else
@@ -3020,9 +3102,10 @@ static void go_on_without(Worker *w) {
 
 /* What workers tell each other about a step before they take it. */
 typedef struct Report {
-    double loss, square; /* nats per token, squared norm of the gradient */
-    int64_t bad;         /* index of the first tensor that is not finite; -1 when all are */
-    int64_t stop;        /* signal that asked for an end, or 0 */
+    double loss, square;   /* nats per token, squared norm of the gradient */
+    int64_t bad;           /* index of the first tensor that is not finite; -1 when all are */
+    int64_t stop;          /* signal that asked for an end, or 0 */
+    SmComplaint complaint; /* of the step before */
 } Report;
 
 static void squares_on_thread(void *context, int ith, int nth) {
@@ -3030,6 +3113,13 @@ static void squares_on_thread(void *context, int ith, int nth) {
     for (size_t i = (size_t)ith; i < w->g.tensors; i += (size_t)nth)
         w->tensor_square[i] =
             sm_sum_squares(w->g.grads + w->g.tensor[i].offset, tensor_size(&w->g.tensor[i]));
+}
+
+/* Is this worker one that would send NaN, in a run whose tensors all travel as bits or exponents? */
+static int reports_nan(const Worker *w) {
+    const SmConfig *c = &w->run->config;
+    return c->adversaries && c->attack->reports && c->aux->combine == SM_VOTE &&
+           w->c->rank >= w->c->size - c->adversaries;
 }
 
 /* This worker's gradient of this step into g.grads, and its report. */
@@ -3045,7 +3135,9 @@ static Report make_gradient(Worker *w) {
     }
     Dropout d = {o->dropout,
                  sm_key((uint64_t)o->seed, 0x64726f70u + (uint64_t)rank, (uint64_t)w->step)};
-    Report r = {.bad = -1, .stop = comm_stop_requested(w->c)};
+    Report r = {.bad = -1,
+                .stop = comm_stop_requested(w->c),
+                .complaint = sm_optimizer_complaint(w->optimizer)};
     r.loss =
         gpt_pass(g, (Pass){.B = B, .T = T, .in = w->in, .target = w->target, .d = d, .train = 1}) /
         (double)(B * T);
@@ -3064,7 +3156,74 @@ static Report make_gradient(Worker *w) {
         for (size_t i = 0; i < g->tensors; i++)
             if (w->tensor_square[i] > largest) largest = w->tensor_square[i], r.bad = (int64_t)i;
     }
+    if (reports_nan(w)) r.square = NAN;
     return r;
+}
+
+/* The end of a run in which a worker has sent what cannot be used. */
+__attribute__((noreturn)) static void die_accusing(const Worker *w, int sender, const char *what,
+                                                   const char *where, long step) {
+    die(strcmp(what, "NaN") == 0 ? EXIT_DIVERGED : EXIT_FAILED,
+        "worker %d sent %s in %s at step %ld: its memory, its processor or its owner is at fault, "
+        "or --lr is too high; replace it and go on from the last checkpoint of %s with --resume",
+        sender, what, where, step, w->run->o.out);
+}
+
+/* Ends the run if a worker's message was refused at step w->step; complaints: everybody's. */
+static void judge(const Worker *w, const SmComplaint *complaints) {
+    const SmComplaint *first = NULL;
+    for (int j = 0; j < w->c->size; j++) {
+        const SmComplaint *c = &complaints[j];
+        if (c->fault == SM_SOUND) continue;
+        if (!first || c->exchange < first->exchange ||
+            (c->exchange == first->exchange && c->sender < first->sender))
+            first = c;
+    }
+    if (first)
+        die_accusing(w, first->sender, first->fault == SM_NAN ? "NaN" : "a malformed message",
+                     w->g.tensor[first->tensor].name, w->step);
+}
+
+/* Before anything is evaluated or saved that a refused message has been part of. */
+static void judge_now(Worker *w) {
+    SmComplaint mine = sm_optimizer_complaint(w->optimizer), all[COMM_MAX_WORKERS];
+    comm_gather(w->c, &mine, sizeof mine, all, COMM_OTHER);
+    judge(w, all);
+}
+
+/* Can this group go on without one of its own? */
+static int can_expel(const Worker *w) { return w->run->config.expel && w->c->recover; }
+
+/* Put out who has been against the majority for too long; all workers agree on who that is. The others
+ * go back to the start of this step. Returns 1 to a worker that is put out. */
+static int expel_dissenters(Worker *w) {
+    uint32_t most;
+    int found = -1;
+    for (int j = 0; w->run->config.expel && j < w->c->size; j++)
+        if (sm_optimizer_dissent(w->optimizer, j, &most) >= (uint32_t)w->run->config.expel)
+            found = j == w->c->rank || found < 0 ? j : found;
+    if (found < 0) return 0;
+    if (!can_expel(w))
+        die(EXIT_FAILED,
+            "worker %d has voted against the majority of the others for %ld steps in a row, up to "
+            "step %ld, and MPI's ranks cannot go on without it; start others from the last "
+            "checkpoint of %s with --resume",
+            found, w->run->o.expel_after, w->step, w->run->o.out);
+    if (found != w->c->rank) comm_barrier(w->c); /* which breaks */
+    if (w->log) fclose(w->log), w->log = NULL;
+    comm_leave(w->c);
+    return 1;
+}
+
+/* The longest row of steps of dissent, and whose. */
+static uint32_t longest_dissent(const Worker *w, int *rank) {
+    uint32_t longest = 0, most;
+    *rank = 0;
+    for (int j = 0; j < w->c->size; j++) {
+        sm_optimizer_dissent(w->optimizer, j, &most);
+        if (most > longest) longest = most, *rank = j;
+    }
+    return longest;
 }
 
 /* Compare the replicas; a difference ends the run and names the worker in the minority. */
@@ -3171,7 +3330,12 @@ static int train_step(Worker *w) {
     comm_gather(w->c, &mine, sizeof mine, all, COMM_CONTROL);
     double loss = 0, square = 0;
     int stop = 0;
+    SmComplaint complaints[COMM_MAX_WORKERS];
+    for (int j = 0; j < w->c->size; j++) complaints[j] = all[j].complaint;
+    judge(w, complaints);
     for (int j = 0; j < w->c->size; j++) {
+        if (all[j].bad < 0 && !isfinite(all[j].square))
+            die_accusing(w, j, "NaN", "the report of its gradient's norm", w->step + 1);
         loss += all[j].loss / w->c->size;
         square += all[j].square / w->c->size;
         if (all[j].stop) stop = (int)all[j].stop;
@@ -3183,7 +3347,10 @@ static int train_step(Worker *w) {
                       o->aux_lr * rate);
     w->step++;
     w->train = loss;
-    int last = w->step >= o->steps, validate = due(w->step, o->eval_every) || last;
+    int last = w->step >= o->steps, validate = due(w->step, o->eval_every) || last,
+        saves = stop || last || due(w->step, o->save_every);
+    if (validate || saves) judge_now(w);
+    if (expel_dissenters(w)) return EXIT_OK;
     if (!gossips(w) && (due(w->step, o->check_every) || last)) check_replicas(w);
     int logged = due(w->step, o->log_every) || validate;
     if (logged) gather_statistics(w);
@@ -3196,7 +3363,7 @@ static int train_step(Worker *w) {
         if (isatty(2) || validate || now() - w->shown > 10) progress(w, last);
     }
     if (!complete) stop = signal_of_all(w); /* all workers know, and one of them why */
-    if (stop || last || due(w->step, o->save_every)) save(w, "last", 1);
+    if (stop || saves) save(w, "last", 1);
     if (stop && (!last || !complete)) {
         if (w->c->rank == 0)
             fprintf(stderr,
@@ -3213,6 +3380,13 @@ static void conclude(Worker *w) {
     if (w->log) fclose(w->log);
     sparkline(w);
     double P = (double)w->g.parameters, steps = w->step > 0 ? (double)w->step : 1;
+    int rank;
+    if (w->run->config.expel && !w->run->o.quiet) {
+        uint32_t longest = longest_dissent(w, &rank);
+        fprintf(stderr,
+                "longest row of steps against the others: %u, of worker %d; %ld would expel it\n",
+                longest, rank, w->run->o.expel_after);
+    }
     if (!w->run->o.quiet && w->c->size > 1)
         fprintf(stderr,
                 "sent per worker: %.3f bits per parameter and step (fp32 all-reduce: %.3f)\n",
@@ -3233,7 +3407,7 @@ static int train(Worker *w) {
         if (w->c->rank == 0) log_row(w, NAN, w->val, NAN), progress(w, 0);
     }
     jmp_buf lost;
-    if (strcmp(o->on_death, "continue") == 0) {
+    if (strcmp(o->on_death, "continue") == 0 || (w->run->config.expel && w->c->machines == 1)) {
         take_snapshot(w);
         if (setjmp(lost)) go_on_without(w);
         comm_can_recover(w->c, &lost);
@@ -3293,6 +3467,7 @@ static int work(Comm *c, void *arg) {
                   .node_val = {NAN, NAN, NAN},
                   .started = now()};
     for (int j = 0; j < c->size; j++) w->node_id[j] = j;
+    w->first_liar = (int)(o->workers - o->adversaries);
     gpt_layout(&w->g, &run->shape);
     w->g.params = floats(w->g.parameters);
     gpt_allocate(&w->g, B, training, c->team);

@@ -8,7 +8,7 @@ static size_t commas(const char *line) {
     return n;
 }
 
-static void open_it(void *worker) { open_log(worker); }
+static void open_it(void *worker) { open_log(worker, 1); }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static Run run;
