@@ -32,11 +32,16 @@
              neighbours    MPI_Neighbor_alltoallv on a graph of the ranks, an edge for each worker
                            whose message another rank wants: it crosses once, whoever wants it there
              MPI's counts are int: longer messages go in pieces of COMM_MPI_PIECE bytes
-   FAILURE   processes: when a worker dies, the parent ends the others and comm_run returns
-             COMM_DIED with a sentence naming it and its signal. A waiting worker never spins for
-             long: it sleeps in the kernel. mpi: a rank that leaves out of order takes the others
-             with it by MPI_Abort and its own exit status; an MPI call that fails is named, with
-             its rank.
+   FAILURE   processes: the parent notices within 20 ms that a worker died, and after `timeout`
+             seconds that one keeps the others waiting, which it then kills. It ends the others,
+             and comm_run returns COMM_DIED with a sentence naming the worker and its signal. With
+             `least` > 0 it lets at least so many survivors go on: whatever collective they are in
+             or come to next, the same for all, does not return but jumps to comm->recover. There
+             they call comm_regroup, after which ranks and size are those of the survivors.
+             comm_leave does the same of a worker's own will, threads included.
+             A waiting worker never spins for long: it sleeps in the kernel.
+             mpi: a rank that leaves out of order takes the others with it by MPI_Abort and its
+             own exit status; an MPI call that fails is named, with its rank.
    NUMERICS  every worker and every compute thread runs with the same rounding and with denormals
              flushed (the caller's thread keeps that setting); data are only copied here
 */
@@ -47,6 +52,7 @@
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -87,10 +93,13 @@ typedef enum CommKind {
 
 enum { COMM_DIED = -1, COMM_FAILED = -2 }; /* a worker was killed; workers could not be started */
 
-/* A barrier for threads of any process that maps it. */
+/* A barrier for threads of any process that maps it. Once COMM_BROKEN is set in `generation`, nobody
+ * passes any more: all of those who wait, and all who come, learn it at the same barrier. */
 typedef struct CommBarrier {
     _Atomic uint32_t arrived, generation;
 } CommBarrier;
+
+#define COMM_BROKEN 0x80000000u
 
 /* The compute threads of one worker. */
 typedef struct Team {
@@ -111,10 +120,20 @@ typedef struct CommTransport CommTransport;
 typedef struct CommOptions {
     const CommBackend *backend;
     int workers, threads; /* compute threads per worker, its first thread included */
+    int least;            /* survivors that may go on after a death; 0: a death ends the run */
+    double timeout;       /* seconds a worker may keep the others waiting; 0: for ever */
     int machines;         /* that the workers are spread over evenly: MPI's ranks; threads: any
                              number, to count votes as if on so many; 0 is 1 */
     int hold;             /* comm_alltoall_advance sends nothing */
 } CommOptions;
+
+/* A worker that is no longer of the group. */
+typedef struct CommGone {
+    int16_t id; /* its rank at the start */
+    int16_t signal;
+    int8_t hung; /* it kept the others waiting and was killed for it */
+    int8_t left; /* it took itself out */
+} CommGone;
 
 /* Where this process stands among those that were started together. */
 typedef struct CommPlace {
@@ -124,23 +143,40 @@ typedef struct CommPlace {
 
 /* Lives in memory shared by all workers. */
 typedef struct CommShared {
-    CommBarrier barrier;
     _Atomic int spoken; /* a worker is telling why it ends the run */
     _Atomic int stop;   /* the signal that asked for an orderly end, or 0 */
-    int workers, threads, spin;
-    int machines, hold;
+    const CommBackend *backend;
     const CommTransport *transport;
-    char *outboxes;                          /* workers * COMM_OUTBOX bytes */
-    _Atomic char returned[COMM_MAX_WORKERS]; /* 1: that worker came to its end in order */
-    const void *lent[COMM_MAX_WORKERS];      /* by threads, between two barriers */
+    int workers, threads, spin, least, machines, hold;
+    double timeout;
+    char *outboxes;                              /* workers * COMM_OUTBOX bytes */
+    _Atomic uint32_t epoch;                      /* workers that are gone */
+    pthread_mutex_t leaving;                     /* of threads that leave */
+    CommGone gone[COMM_MAX_WORKERS];             /* in order; written before epoch counts it */
+    CommBarrier barrier[COMM_MAX_WORKERS + 1];   /* one for each epoch */
+    _Atomic uint32_t arrivals[COMM_MAX_WORKERS]; /* at barriers, by id */
+    _Atomic char state[COMM_MAX_WORKERS];        /* CommLife, by id */
+    const void *lent[COMM_MAX_WORKERS];          /* by threads, between two barriers */
 } CommShared;
+
+/* How far a worker has come. */
+typedef enum CommLife {
+    COMM_STARTS,
+    COMM_RECOVERS, /* has set comm->recover: it can go on without another */
+    COMM_LEFT,     /* took itself out of the group */
+    COMM_RETURNED  /* came to its end in order */
+} CommLife;
 
 /* One worker's end of the line. */
 typedef struct Comm {
-    int rank, size;
+    int rank, size;       /* among those who are left */
+    int id;               /* rank at the start */
     int machines, locals; /* size = machines * locals; this one is machine rank / locals */
     CommShared *shared;
     const CommTransport *transport;
+    uint32_t epoch;                   /* that rank and size are of */
+    int16_t member[COMM_MAX_WORKERS]; /* ids by rank */
+    jmp_buf *recover;                 /* see FAILURE; NULL: wait for the end. comm_can_recover */
     Team *team;
     uint64_t sent[COMM_KINDS], received[COMM_KINDS]; /* payload bytes since the start */
     uint64_t messages[COMM_KINDS];             /* sent: size - 1 per collective, or destinations */
@@ -175,6 +211,7 @@ struct CommTransport {
 struct CommBackend {
     const char *name;
     int (*run)(CommShared *shared, CommWorker worker, void *arg, char *error, size_t size);
+    void (*leave)(CommShared *shared, int id); /* NULL: the parent sees it */
     const CommTransport *transport;
     const char *doc;
 };
@@ -210,24 +247,35 @@ static inline void comm__wake_all(_Atomic uint32_t *word) {
 #endif
 }
 
-/* Return when n callers have arrived. Looks `spin` times, then sleeps. */
-static inline void comm__wait(CommBarrier *b, int n, int spin) {
-    uint32_t generation = atomic_load_explicit(&b->generation, memory_order_acquire);
-    if (n == 1) return;
+/* Return 1 when n callers have arrived, or 0 when the barrier broke before, to all of them alike.
+ * Looks `spin` times, then sleeps. */
+static inline int comm__wait(CommBarrier *b, int n, int spin) {
+    uint32_t before = atomic_load_explicit(&b->generation, memory_order_acquire), now = before;
+    if (before & COMM_BROKEN) return 0;
+    if (n == 1) return 1;
+    uint32_t after = (before + 1) & ~COMM_BROKEN;
     if (atomic_fetch_add_explicit(&b->arrived, 1, memory_order_acq_rel) + 1 == (uint32_t)n) {
         atomic_store_explicit(&b->arrived, 0, memory_order_relaxed);
-        atomic_fetch_add_explicit(&b->generation, 1, memory_order_release);
+        int passed = atomic_compare_exchange_strong(&b->generation, &before, after);
         comm__wake_all(&b->generation);
-        return;
+        return passed;
     }
-    for (int i = 0; i < spin; i++) {
-        if (atomic_load_explicit(&b->generation, memory_order_acquire) != generation) return;
+    for (int i = 0; i < spin && now == before; i++) {
+        now = atomic_load_explicit(&b->generation, memory_order_acquire);
 #if defined(__x86_64__) || defined(__i386__)
         _mm_pause();
 #endif
     }
-    while (atomic_load_explicit(&b->generation, memory_order_acquire) == generation)
-        comm__sleep_while(&b->generation, generation);
+    while (now == before) {
+        comm__sleep_while(&b->generation, before);
+        now = atomic_load_explicit(&b->generation, memory_order_acquire);
+    }
+    return (now & ~COMM_BROKEN) != before;
+}
+
+static inline void comm__break(CommBarrier *b) {
+    atomic_fetch_or(&b->generation, COMM_BROKEN);
+    comm__wake_all(&b->generation);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -281,12 +329,20 @@ static inline void team_stop(Team *t) {
 /* ------------------------------------------------------------------------------------------------
  * transport through memory: outboxes that all workers map */
 
-static inline void comm__memory_barrier(Comm *c) {
-    comm__wait(&c->shared->barrier, c->size, c->shared->spin);
+/* A barrier broke: go where this worker recovers, or wait to be ended. */
+__attribute__((noreturn)) static inline void comm__lost(const Comm *c) {
+    if (c->recover) longjmp(*c->recover, 1);
+    for (;;) pause();
 }
 
+static inline void comm__memory_barrier(Comm *c) {
+    atomic_fetch_add_explicit(&c->shared->arrivals[c->id], 1, memory_order_relaxed);
+    if (!comm__wait(&c->shared->barrier[c->epoch], c->size, c->shared->spin)) comm__lost(c);
+}
+
+/* By id, so that a worker that has not heard of a death yet writes into nobody else's. */
 static inline char *comm__outbox(const Comm *c, int rank) {
-    return c->shared->outboxes + (size_t)rank * COMM_OUTBOX;
+    return c->shared->outboxes + (size_t)c->member[rank] * COMM_OUTBOX;
 }
 
 /* Copy the part of [from, to) that lies in [first, last) out of a box that holds [first, last). */
@@ -477,6 +533,56 @@ static inline int comm_stop_requested(const Comm *c) {
 }
 
 /* ------------------------------------------------------------------------------------------------
+ * a group that loses members */
+
+/* From here on this worker goes on at `place` when another one is lost. */
+static inline void comm_can_recover(Comm *c, jmp_buf *place) {
+    c->recover = place;
+    atomic_store(&c->shared->state[c->id], COMM_RECOVERS);
+}
+
+/* Take over the group as it is now: rank and size of this worker. Returns how many have gone since
+ * the last call; shared->gone tells who, in order. */
+static inline int comm_regroup(Comm *c) {
+    const CommShared *s = c->shared;
+    uint32_t epoch = atomic_load(&s->epoch), news = epoch - c->epoch;
+    c->size = 0;
+    for (int id = 0; id < s->workers; id++) {
+        int here = 1;
+        for (uint32_t k = 0; k < epoch; k++) here &= s->gone[k].id != id;
+        if (!here) continue;
+        if (id == c->id) c->rank = c->size;
+        c->member[c->size++] = (int16_t)id;
+    }
+    c->epoch = epoch;
+    if (news) c->machines = 1, c->locals = c->size; /* votes are counted as on one machine */
+    return (int)news;
+}
+
+/* Take a worker out and break the barrier that the others wait at. One caller at a time. */
+static inline void comm__remove(CommShared *s, CommGone who) {
+    uint32_t epoch = atomic_load(&s->epoch);
+    s->gone[epoch] = who;
+    atomic_store(&s->epoch, epoch + 1);
+    comm__break(&s->barrier[epoch]);
+}
+
+/* This worker is out of the group: it must return, and the others go to where they recover. */
+static inline void comm_leave(Comm *c) {
+    CommShared *s = c->shared;
+    atomic_store(&s->state[c->id], COMM_LEFT);
+    if (s->backend->leave) s->backend->leave(s, c->id);
+}
+
+/* The lowest id that is still of the group: its status is the run's. */
+static inline int comm__first(const CommShared *s) {
+    int id = 0;
+    for (uint32_t k = 0; k < atomic_load(&s->epoch); k++)
+        for (uint32_t j = 0; j < atomic_load(&s->epoch); j++) id += s->gone[j].id == id;
+    return id;
+}
+
+/* ------------------------------------------------------------------------------------------------
  * signals: the first asks for an orderly end, the second ends at once */
 
 /* The one writable global: where a signal handler leaves its note. */
@@ -512,10 +618,12 @@ static inline void comm__catch(void (*handler)(int)) {
 static inline int comm__work(CommShared *shared, int rank, CommWorker worker, void *arg) {
     Comm c = {.rank = rank,
               .size = shared->workers,
+              .id = rank,
               .machines = shared->machines,
               .locals = shared->workers / shared->machines,
               .shared = shared,
               .transport = shared->transport};
+    for (int j = 0; j < c.size; j++) c.member[j] = (int16_t)j;
     c.team = calloc(1, sizeof *c.team);
     comm_float_environment();
     if (!c.team || team_start(c.team, shared->threads, shared->spin)) {
@@ -526,7 +634,8 @@ static inline int comm__work(CommShared *shared, int rank, CommWorker worker, vo
     int status = worker(&c, arg);
     team_stop(c.team);
     free(c.team);
-    atomic_store(&shared->returned[rank], 1);
+    if (atomic_load(&shared->state[rank]) != COMM_LEFT)
+        atomic_store(&shared->state[rank], COMM_RETURNED);
     return status;
 }
 
@@ -562,7 +671,7 @@ static inline int comm__run_some(CommShared *shared, int first, int count, CommW
     }
     comm__thread_main(&t[0]);
     for (int k = 1; k < count; k++) pthread_join(t[k].id, NULL);
-    int status = t[0].status;
+    int status = t[comm__first(shared)].status;
     free(t);
     return status;
 }
@@ -572,56 +681,137 @@ static inline int comm__run_threads(CommShared *shared, CommWorker worker, void 
     return comm__run_some(shared, 0, shared->workers, worker, arg, error, size);
 }
 
-/* Worker r ended before its time with wait status s: describe a death by signal, else pass its
- * exit status on. */
-static inline int comm__judge(int r, pid_t pid, int s, char *error, size_t size) {
-    if (!WIFSIGNALED(s)) return WEXITSTATUS(s) ? WEXITSTATUS(s) : 1;
-    snprintf(error, size,
-             "worker %d (process %ld) was killed by signal %d (%s); the other workers were stopped",
-             r, (long)pid, WTERMSIG(s), strsignal(WTERMSIG(s)));
-    return COMM_DIED;
+/* A thread that leaves says so itself. */
+static inline void comm__leave_threads(CommShared *shared, int id) {
+    pthread_mutex_lock(&shared->leaving);
+    comm__remove(shared, (CommGone){.id = (int16_t)id, .left = 1});
+    pthread_mutex_unlock(&shared->leaving);
+}
+
+/* What the parent knows of its workers. */
+typedef struct CommWatch {
+    CommShared *shared;
+    pid_t pid[COMM_MAX_WORKERS]; /* 0: has ended */
+    uint32_t arrivals[COMM_MAX_WORKERS];
+    double waited[COMM_MAX_WORKERS]; /* seconds that the others have waited for it */
+    char hung[COMM_MAX_WORKERS];
+    int started, alive, failed, status;
+    char *error;
+    size_t size;
+} CommWatch;
+
+/* May the others go on without worker r? */
+static inline int comm__can_spare(const CommWatch *w, int r) {
+    CommShared *s = w->shared;
+    int left = 0;
+    for (int j = 0; j < w->started; j++) {
+        if (j == r || !w->pid[j]) continue;
+        int state = atomic_load(&s->state[j]);
+        if (state == COMM_STARTS || (state == COMM_RETURNED && r == comm__first(s))) return 0;
+        left++;
+    }
+    return s->least > 0 && left >= s->least;
+}
+
+/* Worker r ended with wait status s, before its time unless it had returned. */
+static inline void comm__judge(CommWatch *w, int r, pid_t pid, int s) {
+    CommShared *shared = w->shared;
+    int state = atomic_load(&shared->state[r]), by = WIFSIGNALED(s) ? WTERMSIG(s) : 0;
+    CommGone gone = {(int16_t)r, (int16_t)by, w->hung[r], state == COMM_LEFT};
+    w->pid[r] = 0;
+    w->alive--;
+    if (w->failed) return;
+    if (state == COMM_RETURNED) {
+        if (r == comm__first(shared)) w->status = WEXITSTATUS(s);
+    } else if (state == COMM_LEFT || (by && comm__can_spare(w, r))) {
+        comm__remove(shared, gone);
+    } else if (!by) {
+        w->status = w->failed = WEXITSTATUS(s) ? WEXITSTATUS(s) : 1;
+    } else {
+        w->status = w->failed = COMM_DIED;
+        int n = w->hung[r]
+                    ? snprintf(w->error, w->size,
+                               "worker %d (process %ld) kept the others waiting for %g s and was "
+                               "killed",
+                               r, (long)pid, shared->timeout)
+                    : snprintf(w->error, w->size,
+                               "worker %d (process %ld) was killed by signal %d (%s)", r, (long)pid,
+                               by, strsignal(by));
+        const char *why = !shared->least ? "" : ", too few or not ready to go on without it,";
+        if (n > 0 && (size_t)n < w->size)
+            snprintf(w->error + n, w->size - (size_t)n, "; the other workers%s were stopped", why);
+    }
+}
+
+/* Kill whoever has kept the others waiting for too long. Time in which the parent itself did not run,
+ * as after Ctrl-Z, does not count. */
+static inline void comm__find_hung(CommWatch *w, double passed) {
+    CommShared *s = w->shared;
+    uint32_t most = 0;
+    for (int r = 0; r < w->started; r++) {
+        uint32_t now = atomic_load(&s->arrivals[r]);
+        if (w->pid[r] && now > most) most = now;
+    }
+    for (int r = 0; r < w->started; r++) {
+        uint32_t now = atomic_load(&s->arrivals[r]);
+        int waits = w->pid[r] && now < most && now == w->arrivals[r] &&
+                    atomic_load(&s->state[r]) < COMM_LEFT;
+        w->arrivals[r] = now;
+        w->waited[r] = waits ? w->waited[r] + passed : 0;
+        if (s->timeout <= 0 || w->waited[r] <= s->timeout || w->hung[r]) continue;
+        w->hung[r] = 1;
+        kill(w->pid[r], SIGKILL);
+    }
+}
+
+/* Until all workers have ended. */
+static inline void comm__watch(CommWatch *w) {
+    struct timespec before, now;
+    clock_gettime(CLOCK_MONOTONIC, &before);
+    while (w->alive > 0) {
+        int s;
+        for (int r = 0; r < w->started && w->failed; r++)
+            if (w->pid[r]) kill(w->pid[r], SIGKILL);
+        pid_t ended = waitpid(-1, &s, w->failed ? 0 : WNOHANG);
+        if (ended <= 0) { /* nobody, or a signal came in: its handler has told the workers */
+            nanosleep(&(struct timespec){0, 5000000}, NULL);
+            clock_gettime(CLOCK_MONOTONIC, &now);
+            double passed = (double)(now.tv_sec - before.tv_sec) +
+                            1e-9 * (double)(now.tv_nsec - before.tv_nsec);
+            before = now;
+            comm__find_hung(w, passed < 0.1 ? passed : 0.1);
+            continue;
+        }
+        for (int r = 0; r < w->started; r++)
+            if (w->pid[r] == ended) comm__judge(w, r, ended, s);
+    }
 }
 
 /* Workers are forked; the caller's process only watches over them. */
 static inline int comm__run_processes(CommShared *shared, CommWorker worker, void *arg, char *error,
                                       size_t size) {
-    pid_t pid[COMM_MAX_WORKERS], parent = getpid();
-    int started = 0, status = 0;
+    pid_t parent = getpid();
+    CommWatch w = {.shared = shared, .error = error, .size = size};
     fflush(NULL);
-    for (; started < shared->workers; started++) {
-        pid[started] = fork();
-        if (pid[started] < 0) {
-            snprintf(error, size, "cannot fork worker %d: %s; lower --workers", started,
+    for (; w.started < shared->workers && !w.failed; w.started += !w.failed) {
+        pid_t pid = fork();
+        if (pid < 0) {
+            snprintf(error, size, "cannot fork worker %d: %s; lower --workers", w.started,
                      strerror(errno));
-            status = COMM_FAILED;
-            break;
+            w.status = w.failed = COMM_FAILED;
         }
-        if (pid[started] > 0) continue;
+        w.pid[w.started] = pid;
+        if (pid != 0) continue;
 #ifdef __linux__
         prctl(PR_SET_PDEATHSIG, SIGKILL);
 #endif
         if (getppid() != parent) _exit(1);
         if (comm__signalled) comm__catch(comm__note_signal_worker);
-        exit(comm__work(shared, started, worker, arg));
+        exit(comm__work(shared, w.started, worker, arg));
     }
-    int failed = status;
-    for (int alive = started; alive > 0;) {
-        for (int r = 0; r < started && failed; r++)
-            if (pid[r] > 0) kill(pid[r], SIGKILL);
-        int s;
-        pid_t ended = waitpid(-1, &s, 0);
-        if (ended < 0) continue; /* a signal came in; its handler has told the workers */
-        for (int r = 0; r < started; r++) {
-            if (pid[r] != ended) continue;
-            pid[r] = 0;
-            alive--;
-            if (!atomic_load(&shared->returned[r])) {
-                if (!failed) status = failed = comm__judge(r, ended, s, error, size);
-            } else if (r == 0 && !failed)
-                status = WEXITSTATUS(s);
-        }
-    }
-    return status;
+    w.alive = w.started;
+    comm__watch(&w);
+    return w.status;
 }
 
 /* Cores that this process may really use: affinity mask, then the cgroup's quota, at least 1. */
@@ -728,7 +918,7 @@ static inline void comm__mpi_exit(void) {
 static inline int comm__mpi_leads(const Comm *c) { return c->rank % c->locals == 0; }
 
 static inline void comm__mpi_meet(Comm *c) {
-    comm__wait(&c->shared->barrier, c->locals, c->shared->spin);
+    comm__wait(&c->shared->barrier[0], c->locals, c->shared->spin);
 }
 
 static inline void comm__mpi_barrier(Comm *c) {
@@ -1065,11 +1255,12 @@ static inline int comm_last_words(int status, const char *text, char *who) {
 /* Rows of --backend. NULL past the end. */
 static inline const CommBackend *comm_backend_row(size_t i) {
     static const CommBackend table[] = {
-        {"threads", comm__run_threads, &comm__memory, "workers are threads of this process"},
-        {"processes", comm__run_processes, &comm__memory,
+        {"threads", comm__run_threads, comm__leave_threads, &comm__memory,
+         "workers are threads of this process"},
+        {"processes", comm__run_processes, NULL, &comm__memory,
          "workers are forked processes over shared memory"},
 #ifdef COMM_MPI
-        {"mpi", comm__run_mpi, &comm__mpi, "workers are threads of MPI's ranks"},
+        {"mpi", comm__run_mpi, NULL, &comm__mpi, "workers are threads of MPI's ranks"},
 #endif
     };
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
@@ -1099,9 +1290,13 @@ static inline int comm_run(const CommOptions *o, CommWorker worker, void *arg, c
     }
     shared->workers = o->workers;
     shared->threads = o->threads;
+    shared->least = o->least;
+    shared->timeout = o->timeout;
+    shared->backend = o->backend;
+    shared->transport = o->backend->transport;
     shared->machines = o->machines > 1 ? o->machines : 1;
     shared->hold = o->hold;
-    shared->transport = o->backend->transport;
+    pthread_mutex_init(&shared->leaving, NULL);
     shared->spin =
         o->workers * o->threads <= comm_cores() ? 2000 : 0; /* never burn a core others need */
     shared->outboxes = (char *)shared + head;

@@ -528,6 +528,58 @@ static inline int dm_graph_build(DmGraph *g, double *storage, const char *text, 
     return 0;
 }
 
+/* What is left of a graph when only nodes kept[0] < kept[1] < ... of it remain: an edge wherever a
+ * round had one in either direction, Metropolis weights, one round.
+ * storage  nodes * nodes doubles, to live as long as g
+ * returns  0, or -1 and a sentence when no path joins those nodes */
+static inline int dm_graph_survivors(DmGraph *g, double *storage, const DmGraph *of,
+                                     const int *kept, int nodes, char *error, size_t size) {
+    int degree[DM_MAX_NODES];
+    size_t n = (size_t)nodes, all = (size_t)of->nodes;
+    memset(storage, 0, n * n * sizeof *storage);
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < n; j++)
+            for (size_t p = 0; p < (size_t)of->period && i != j; p++) {
+                size_t a = (size_t)kept[i], b = (size_t)kept[j];
+                const double *w = of->weight + p * all * all;
+                if (w[a * all + b] > 0 || w[b * all + a] > 0) storage[i * n + j] = 1;
+            }
+    for (size_t i = 0; i < n; i++) {
+        degree[i] = 0;
+        for (size_t j = 0; j < n; j++) degree[i] += storage[i * n + j] > 0;
+    }
+    for (size_t i = 0; i < n; i++) {
+        double taken = 0;
+        for (size_t j = 0; j < n; j++) {
+            int larger = degree[i] > degree[j] ? degree[i] : degree[j];
+            if (storage[i * n + j] > 0) storage[i * n + j] = 1.0 / (1 + larger);
+            taken += storage[i * n + j];
+        }
+        storage[i * n + i] = 1 - taken;
+    }
+    g->nodes = nodes;
+    g->period = 1;
+    g->weight = storage;
+    return dm_graph_check(g, error, size);
+}
+
+/* The weights of a graph of one round as a file that "file:PATH" reads. Returns 0, or -1 and a
+ * sentence. */
+static inline int dm_graph_write(const DmGraph *g, const char *path, char *error, size_t size) {
+    DmError e = {error, size};
+    assert(g->period == 1);
+    FILE *f = fopen(path, "w");
+    for (int i = 0; f && i < g->nodes * g->nodes; i++)
+        fprintf(f, "%.17g%c", g->weight[i], (i + 1) % g->nodes ? ' ' : '\n');
+    if (!f || fflush(f) || ferror(f)) {
+        dm__fail(&e, "%s: cannot be written: %s", path, strerror(errno));
+        if (f) fclose(f);
+        return -1;
+    }
+    if (fclose(f)) return dm__fail(&e, "%s: cannot be written: %s", path, strerror(errno));
+    return 0;
+}
+
 /* ------------------------------------------------------------------------------------------------
  * spectral gap */
 

@@ -871,6 +871,30 @@ int sm_optimizer_exact(SmOptimizer *o, float *out, const float *params, uint64_t
     return 1;
 }
 
+void sm_optimizer_regroup(SmOptimizer *o, const float *params) {
+    Comm *c = o->comm;
+    for (SmGroup *g = o->group; g < o->group + 2; g++) {
+        if (g->vector[TRACKER])
+            memcpy(g->vector[TRACKER], g->vector[ESTIMATE], g->elements * sizeof(float));
+        for (int j = 0; j < c->size && g->method->combine == SM_FEEDBACK; j++) {
+            if (j == c->rank)
+                memcpy(o->direction, g->vector[ESTIMATE], g->elements * sizeof(float));
+            comm_broadcast(c, o->direction, g->elements * sizeof(float), j, COMM_OTHER);
+            for (size_t i = 0; i < g->count; i++) {
+                const SmBlock *b = &g->blocks[i];
+                float *mean = b->state[AGGREGATE];
+                for (size_t k = 0; mean && k < block_size(b); k++)
+                    mean[k] = (j ? mean[k] : 0) + o->direction[b->element + k] / (float)c->size;
+            }
+        }
+        for (size_t i = 0; i < g->count; i++) {
+            const SmBlock *b = &g->blocks[i];
+            if (b->state[MODEL])
+                memcpy(b->state[MODEL], params + b->offset, block_size(b) * sizeof(float));
+        }
+    }
+}
+
 /* ------------------------------------------------------------------------------------------------
  * construction: everything is cut out of one arena; a NULL arena only measures */
 

@@ -1120,6 +1120,11 @@ int sm_optimizer_state(const SmOptimizer *o, size_t i, SmState *state);
  * params. */
 int sm_optimizer_exact(SmOptimizer *o, float *out, const float *params, uint64_t steps);
 
+/* When the workers are not those that made the state, together: what has to hold between them is made to
+ * hold again. EF21: G <- mean of their G_j, X <- params; tracking: V <- the last M_j, so that the
+ * mean of V is the mean of M (momenta are a worker's own and stay). */
+void sm_optimizer_regroup(SmOptimizer *o, const float *params);
+
 /* Fraction of this worker's hidden-matrix signs that the last vote confirmed; NaN without a
  * vote. */
 double sm_optimizer_agreement(const SmOptimizer *o);

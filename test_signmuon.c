@@ -4708,6 +4708,51 @@ TEST(the_mean_of_the_trackers_is_the_mean_of_the_momenta_after_every_step_on_eve
         }
 }
 
+/* Spoils every worker's estimate, as when another group had made it, and looks at what regrouping makes
+ * of the rest. */
+static void sm_inspect_regroup(const SmCase *c, SmOptimizer *o, Comm *comm, const float *params,
+                               int step) {
+    float estimate[SM_MAX_WORKERS][SM_SIZE], built[SM_MAX_WORKERS][SM_SIZE],
+        model[SM_MAX_WORKERS][SM_SIZE];
+    int tracks = c->config.method->combine == SM_TRACKING, owners = 0, servers = 0;
+    SmState s;
+    if (step + 1 < c->steps) return;
+    for (size_t i = 0; sm_optimizer_state(o, i, &s); i++)
+        for (size_t k = 0; k < s.rows * s.cols && strcmp(s.kind, "estimate") == 0; k++)
+            s.data[k] = s.data[k] * (float)(comm->rank + 2) + 1e-3f;
+    sm_optimizer_regroup(o, params);
+    sm_gather_state(estimate, c, o, comm, "estimate");
+    sm_gather_state(built, c, o, comm, tracks ? "tracker" : "ef21.aggregate");
+    sm_gather_state(model, c, o, comm, "ef21.model");
+    for (size_t i = 0; i < SM_SIZE && comm->rank == 0; i++) {
+        double mean = 0, sum = 0;
+        for (int j = 0; j < c->workers; j++) {
+            mean += (double)estimate[j][i] / c->workers;
+            sum += (double)built[j][i] / (tracks ? c->workers : 1);
+            owners += built[j][i] != 0;
+            servers += model[j][i] != 0;
+            if (model[j][i] != 0) CHECK(model[j][i] == params[i]);
+            if (tracks) CHECK(built[j][i] == estimate[j][i]);
+        }
+        CHECK_NEAR(sum, mean, 1e-6 * (1 + fabs(mean)));
+    }
+    if (comm->rank == 0) CHECK(owners > 200 && (tracks || servers > 200));
+}
+
+TEST(
+    another_group_finds_estimates_that_are_means_models_that_are_one_and_trackers_that_are_momenta) {
+    static SmResult r;
+    for (size_t row = 0; sm_method_row(row); row++) {
+        const SmMethod *m = sm_method_row(row);
+        if (m->combine != SM_TRACKING && m->combine != SM_FEEDBACK) continue;
+        SmCase c = m->combine == SM_TRACKING ? sm_case_of_matrices(m->name, 4)
+                                             : sm_case(m->name, m->name, 3);
+        if (m->combine == SM_FEEDBACK) c.config.down = sm_link("topk:0.3");
+        c.steps = 3, c.inspect = sm_inspect_regroup;
+        sm_case_run(&c, &r);
+    }
+}
+
 /* what four workers' gradients are on average */
 static void sm_gradient_mean(float *g, const SmCase *c, int worker, int step) {
     double sum[SM_SIZE] = {0};
@@ -5029,6 +5074,86 @@ TEST(a_run_returns_worker_0s_status_and_a_killed_process_is_named) {
     CHECK_EQ(comm_run(&o, comm_test_exit, error, error, sizeof error), COMM_DIED);
     CHECK(strstr(error, "worker 1") && strstr(error, "signal 9"));
     CHECK(comm_backend("carrier pigeons") == NULL);
+}
+
+enum { LOSS_ROUNDS = 300 };
+
+/* Rounds that a group of shrinking size counts together; shared with the workers. */
+typedef struct CommLoss {
+    int victims, how;             /* ranks 1 .. victims are lost: by signal `how`, or leave */
+    uint64_t sum[8][LOSS_ROUNDS]; /* by id: what all said in a round */
+    int size[8], rank[8], mismatch;
+} CommLoss;
+
+/* One round: everybody says its id and the round it is in. Worker v is lost in round 40 v, either
+ * while it computes or inside an exchange. */
+static void comm_loss_round(Comm *c, CommLoss *l, int round) {
+    uint64_t mine = (uint64_t)round << 8 | (uint64_t)c->id, all[8];
+    if (c->id >= 1 && c->id <= l->victims && round == 40 * c->id) {
+        if (c->id % 2 == 0) comm_barrier(c); /* half of an exchange */
+        if (l->how)
+            raise(l->how);
+        else
+            comm_leave(c);
+        return;
+    }
+    if (round == 80 && c->size > 4) { /* one comes after the loss of worker 2 is known */
+        comm_barrier(c);
+        if (c->id == 3) nanosleep(&(struct timespec){0, 100000000}, NULL);
+        comm_barrier(c);
+        return;
+    }
+    comm_gather(c, &mine, sizeof mine, all, COMM_CONTROL);
+    l->sum[c->id][round] = 0;
+    for (int j = 0; j < c->size; j++) {
+        if (all[j] >> 8 != (uint64_t)round || (int)(all[j] & 255) != c->member[j]) l->mismatch = 1;
+        l->sum[c->id][round] += all[j];
+    }
+}
+
+static int comm_loss_worker(Comm *c, void *arg) {
+    CommLoss *l = arg;
+    jmp_buf lost;
+    volatile int round = 0; /* the round that this worker has to take next */
+    if (setjmp(lost)) comm_regroup(c);
+    comm_can_recover(c, &lost);
+    for (; round < LOSS_ROUNDS; round++) {
+        comm_loss_round(c, l, round);
+        if (atomic_load(&c->shared->state[c->id]) == COMM_LEFT) return 0;
+    }
+    l->size[c->id] = c->size;
+    l->rank[c->id] = c->rank;
+    return 7;
+}
+
+TEST(survivors_of_every_loss_are_in_the_same_round_and_agree_on_who_is_left) {
+    CommLoss *l = mmap(NULL, sizeof *l, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    static const int how[] = {0, SIGKILL, SIGSTOP, SIGSEGV};
+    for (int k = 0; k < 5; k++) {
+        char error[256] = "";
+        memset(l, 0, sizeof *l);
+        l->how = k < 4 ? how[k] : 0;
+        l->victims = l->how == SIGSTOP ? 1 : 3;
+        CommOptions o = {.backend = comm_backend(k == 4 ? "threads" : "processes"),
+                         .workers = 6,
+                         .threads = 1,
+                         .least = 2,
+                         .timeout = l->how == SIGSTOP ? 0.5 : 0};
+        CHECK_EQ(comm_run(&o, comm_loss_worker, l, error, sizeof error), 7);
+        CHECK_EQ(l->mismatch, 0);
+        for (int id = 0, rank = 0; id < 6; id++) {
+            if (id >= 1 && id <= l->victims) continue;
+            CHECK_EQ(l->size[id], 6 - l->victims);
+            CHECK_EQ(l->rank[id], rank++);
+            CHECK(memcmp(l->sum[id], l->sum[0], sizeof l->sum[0]) == 0);
+        }
+    }
+    char error[256] = ""; /* too few would be left */
+    *l = (CommLoss){.victims = 3, .how = SIGKILL};
+    CommOptions o = {.backend = comm_backend("processes"), .workers = 4, .threads = 1, .least = 2};
+    CHECK_EQ(comm_run(&o, comm_loss_worker, l, error, sizeof error), COMM_DIED);
+    CHECK(strstr(error, "worker 3") && strstr(error, "too few"));
+    munmap(l, sizeof *l);
 }
 
 /* ---- demuon.h and the exchange with neighbours ---- */
@@ -7975,6 +8100,135 @@ TEST(when_one_worker_is_killed_the_others_stop_and_the_checkpoint_loads) {
     CHECK(shared == cli_names("/dev/shm"));
 }
 
+/* Starts four processes, loses one of them once the log has a row, waits for the end. Returns the step
+ * that the survivors went back to; -1 when they did not. */
+static long cli_lose(int victim, int how, const char *line) {
+    if (access(cli_path("a"), F_OK) == 0) cli_remove(cli_path("a"));
+    pid_t child[8],
+        pid = cli_start("--data text.txt --layers 1 --heads 2 --width 32 --context 16 --batch 12 "
+                        "--eval-every 0 --overwrite --backend processes --workers 4 --threads 1 "
+                        "--schedule constant --warmup 0 --steps 400 --log-every 1 --save-every 0 "
+                        "--check-every 1 --on-death continue --timeout 1 --out a %s",
+                        line);
+    cli_await(pid, "a/log.csv", "\n8,");
+    if (cli_children(pid, child, 8) == 4) kill(child[victim], how);
+    int status = cli_wait(pid, CLI_PATIENCE);
+    const char *told = strstr(cli_err, " in step ");
+    if (status || !told) FAIL("status %d: %s: %s", status, cli_line, cli_err);
+    cli_gone(child, 4);
+    return told ? strtol(told + 9, NULL, 10) - 1 : -1;
+}
+
+TEST(survivors_go_on_as_if_the_run_had_been_resumed_without_the_dead_worker) {
+    static const char *const line[] = {
+        "--method signmuon --aux sign",
+        "--method muon --dropout 0.1",
+        "--method ef21-muon --up rankk:0.2+natural --down topk:0.1",
+        "--method demuon --topology exponential",
+        "--method signmuon --shards contiguous --polar-after-vote",
+    };
+    cli_begin();
+    for (int k = 0; k < 5; k++) {
+        long step = cli_lose(3, k == 1 ? SIGSTOP : SIGKILL, line[k]);
+        CHECK(strstr(cli_err, k == 1 ? "kept the others waiting" : "signal 9"));
+        CHECK_EQ(cli_closing().steps, 400);
+        CHECK_EQ((long)cli_meta("a/last/model.safetensors", "workers"), 3);
+        CLI_OK("--data text.txt --layers 1 --heads 2 --width 32 --context 16 --batch 12 "
+               "--eval-every 0 --overwrite --workers 4 --schedule constant --warmup 0 --steps %ld "
+               "--quiet --out b %s",
+               step, line[k]);
+        CLI_REFUSED(2, "--resume-workers", "--resume --workers 3 --batch 9 --steps 400 --out b");
+        CLI_OK("--resume --workers 3 --batch 9 --resume-workers keep --steps 400 --quiet --out b");
+        cli_same("a", "b", 3);
+        static char log[1 << 17];
+        cli_get(cli_path("a/log.csv"), log, sizeof log);
+        for (int i = 0; i < 400; i++) { /* every step once, with the workers that took it */
+            char row[1024], size = i < step ? '4' : '3';
+            if (!cli_text_line(log, i + 1, row, sizeof row) || strtol(row, NULL, 10) != i + 1 ||
+                row[strlen(row) - 1] != size)
+                FAIL("row %d of the log is %s, death in step %ld", i, row, step + 1);
+        }
+    }
+    cli_end();
+}
+
+TEST(any_worker_may_die_the_first_included_and_the_log_goes_on) {
+    cli_begin();
+    for (int victim = 0; victim < 3; victim++) {
+        cli_lose(victim, SIGKILL, "--aux sign");
+        CHECK_EQ(cli_closing().steps, 400);
+        CLI_OK("--eval --out a");
+        CLI_OK("--resume --out a --steps 402 --quiet");
+    }
+    cli_end();
+}
+
+TEST(a_graph_that_falls_apart_ends_the_run_and_one_that_does_not_can_be_resumed) {
+    static const char chain[] = "0.5 0.5 0 0\n0.5 0 0.5 0\n0 0.5 0 0.5\n0 0 0.5 0.5\n";
+    cli_begin();
+    FILE *f = fopen(cli_path("chain"), "w");
+    if (f) fputs(chain, f), fclose(f);
+    cli_lose(3, SIGKILL, "--method demuon --topology file:chain");
+    CLI_OK("--resume --out a --steps 402 --quiet");
+    pid_t child[8],
+        pid = cli_start(CLI_TINY "--backend processes --workers 4 --method demuon --topology "
+                                 "file:chain --steps 100000000 --save-every 3 --on-death continue "
+                                 "--out a");
+    cli_await(pid, "a/last/worker-3.safetensors", "");
+    if (cli_children(pid, child, 8) == 4) kill(child[1], SIGKILL);
+    cli_refused(cli_wait(pid, 5), 1, "not connected");
+    CLI_OK("--eval --out a");
+    cli_end();
+}
+
+enum { CLI_MOMENTUM = 128 * 32 };
+
+/* The momentum of a matrix out of worker r's file. */
+static void cli_momentum(const char *out, int r, float *m) {
+    char error[512] = "";
+    StFile f;
+    if (st_open(&f, cli_path("%s/last/worker-%d.safetensors", out, r), error, sizeof error) ||
+        st_read_f32(&f, "momentum.transformer.h.0.mlp.c_fc.weight", m, CLI_MOMENTUM, error,
+                    sizeof error))
+        FAIL("%s", error);
+    st_close(&f);
+}
+
+TEST(momenta_of_another_number_of_workers_are_kept_averaged_or_zeroed_as_asked) {
+    static const char *const policy[] = {"keep", "mean", "zero"};
+    static float before[4][CLI_MOMENTUM], mean[CLI_MOMENTUM], after[CLI_MOMENTUM];
+    cli_begin();
+    for (int k = 0; k < 6; k++) {
+        int workers = k % 2 ? 6 : 2;
+        CLI_OK(CLI_TINY "--workers 4 --steps 6 --out a");
+        memset(mean, 0, sizeof mean);
+        for (int r = 0; r < 4; r++) {
+            cli_momentum("a", r, before[r]);
+            for (int i = 0; i < CLI_MOMENTUM; i++) mean[i] += before[r][i] / 4;
+        }
+        CLI_OK("--resume --out a --workers %d --resume-workers %s --steps 7 --momentum 0.99999 "
+               "--quiet",
+               workers, policy[k / 2]);
+        CHECK_EQ((int)cli_meta("a/last/model.safetensors", "workers"), workers);
+        for (int r = 0; r < workers; r++) { /* one step adds 1e-5 of a gradient */
+            const float *expect = k / 2 == 0 && r < 4 ? before[r] : mean;
+            double apart = 0, length = 0;
+            cli_momentum("a", r, after);
+            for (int i = 0; i < CLI_MOMENTUM; i++) {
+                double x = k / 2 == 2 ? 0 : (double)expect[i];
+                apart += pow((double)after[i] - x, 2);
+                length += pow((double)mean[i], 2);
+            }
+            if (sqrt(apart / length) > 1e-3)
+                FAIL("%s, worker %d of %d: %g", policy[k / 2], r, workers, sqrt(apart / length));
+        }
+    }
+    CLI_REFUSED(2, "--resume-workers", "--resume-workers keep " CLI_TINY "--out b");
+    CLI_REFUSED(2, "--on-death", "--on-death continue " CLI_TINY "--out b");
+    CLI_REFUSED(2, "--min-workers", "--min-workers 3 --workers 2 " CLI_TINY "--out b");
+    cli_end();
+}
+
 TEST(when_the_parent_is_killed_no_worker_is_left) {
     uint64_t shared = cli_names("/dev/shm");
     cli_begin();
@@ -8040,7 +8294,7 @@ TEST(a_signal_in_the_middle_of_training_saves_and_resume_gives_the_same_bits) {
         CHECK(strstr(cli_err, "--resume"));
         CHECK_EQ(cli_out_size, 0);
         long step = cli_step(out);
-        if (step < 20 || step > 22) FAIL("stopped at step %ld", step);
+        if (step < 20 || step >= 60) FAIL("stopped at step %ld", step);
         CLI_OK("--resume --out a%d --quiet", k);
         CHECK_EQ(cli_closing().steps, 60);
         cli_same("whole", out, k / 2 ? 2 : 3);

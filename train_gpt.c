@@ -99,9 +99,10 @@ typedef struct Options {
     long warmup;
     double cooldown, final_lr;
     long workers, threads;
-    const char *backend, *wire, *link;
+    const char *backend, *wire, *link, *on_death, *resume_workers;
+    long check_every, min_workers;
+    double timeout;
     int overlap;
-    long check_every;
     const char *dtype;
     long batch, steps, seed, eval_every, log_every, save_every;
     const char *eval_nodes;
@@ -164,6 +165,8 @@ CHOICES(choice_when, "auto", "never", "end", "always")
 CHOICES(choice_mixing, "auto", "metropolis", "uniform")
 CHOICES(choice_zero, "coin", "plus", "abstain")
 CHOICES(choice_wire, "sharded", "int8")
+CHOICES(choice_death, "stop", "continue")
+CHOICES(choice_resume_workers, "refuse", "keep", "mean", "zero")
 CHOICES(choice_dtype, "fp32", "bf16")
 CHOICES(choice_schedule, "auto", "linear", "cosine", "constant", "wsd", "gluon")
 CHOICES(choice_vocab, "auto", "chars", "bytes")
@@ -289,6 +292,16 @@ static const Flag flags[] = {
      "estimate wire time, e.g. 100mbit,5ms (computed, not slept)"},
     {WORK, "check-every", FLAG_WHOLE, AT(check_every), KEEP, "100", 0, HUGE_COUNT, NULL, "STEPS",
      "compare the workers' parameters by hash; 0 never"},
+    {WORK, "on-death", FLAG_CHOICE, AT(on_death), KEEP, "stop", 0, 0, choice_death, "WHAT",
+     "processes: a killed worker ends the run, or the others redo that step and go on without it"},
+    {WORK, "min-workers", FLAG_WHOLE, AT(min_workers), KEEP, "1", 1, COMM_MAX_WORKERS, NULL, "N",
+     "fewest that --on-death continue goes on with"},
+    {WORK, "timeout", FLAG_REAL, AT(timeout), KEEP, "60", 0, 1e9, NULL, "SECONDS",
+     "processes: a worker that keeps the others waiting for longer counts as dead; 0 never"},
+    {WORK, "resume-workers", FLAG_CHOICE, AT(resume_workers), KEEP_NOT, "refuse", 0, 0,
+     choice_resume_workers, "POLICY",
+     "--resume with other --workers: each keeps its momentum (new ones: the mean), all take the "
+     "mean, or zero"},
     {RUN, "batch", FLAG_WHOLE, AT(batch), KEEP_FIXED, "12", 1, 1e6, NULL, "N",
      "sequences per step over all workers"},
     {RUN, "gradient-noise", FLAG_TEXT, AT(gradient_noise), KEEP, "", 0, 0, NULL, "KIND",
@@ -842,6 +855,15 @@ static void check_together(const Options *o) {
         die(EXIT_USAGE,
             "--batch %ld is not divisible by --workers %ld: every worker takes as many sequences",
             o->batch, o->workers);
+    if (o->min_workers > o->workers)
+        die(EXIT_USAGE, "--min-workers %ld is more than --workers %ld", o->min_workers, o->workers);
+    if (strcmp(o->on_death, "continue") == 0 && strcmp(o->backend, "processes") != 0)
+        die(EXIT_USAGE,
+            "--on-death continue is for workers that can die alone: take --backend processes, not "
+            "%s",
+            o->backend);
+    if (strcmp(o->resume_workers, "refuse") != 0 && !o->resume)
+        die(EXIT_USAGE, "--resume-workers goes with --resume");
     if (*o->link && !parse_link(o->link, &byte, &message))
         die(EXIT_USAGE, "--link takes a rate and a delay such as 100mbit,5ms, not '%s'", o->link);
     if (!*o->data) die(EXIT_USAGE, "--data wants the path of a text file or of token shards");
@@ -2061,6 +2083,8 @@ typedef struct Run {
     StFile
         checkpoint; /* what a resumed run, a sample or an evaluation begins with; zeros otherwise */
     char folder[PATH_SIZE];       /* where that checkpoint lies */
+    int saved_workers;            /* that wrote it */
+    char topology[PATH_SIZE];     /* of the survivors' graph, when it is a file */
     CommPlace place;              /* among the ranks of an mpirun */
     double per_byte, per_message; /* of --link; 0 without */
 } Run;
@@ -2070,8 +2094,22 @@ static int has_exact(const Run *run) { return run->config.down && !run->down.row
 
 enum { SPARK = 60 }; /* columns of the sparkline */
 
+/* What a worker goes on from when another one dies: its model and state at the start of a step. */
+typedef struct Snapshot {
+    float *memory, *params;
+    SmState *array; /* of the optimizer; data lie in memory */
+    size_t arrays;
+    long step, evaluated;
+    double val, best;
+} Snapshot;
+
 typedef struct Worker {
     Run *run;
+    Run *own;                      /* what run points to once the group has changed */
+    double *mixing;                /* its graph's weights */
+    int node_id[COMM_MAX_WORKERS]; /* of the graph's nodes: ranks at the start */
+    void *arena;                   /* the optimizer's */
+    Snapshot snapshot;
     Comm *c;
     Gpt g;
     SmOptimizer *optimizer;
@@ -2451,41 +2489,105 @@ static void read_model(Gpt *g, const StFile *f) {
     }
 }
 
-/* This worker's part of the training state; what all share comes from worker 0's file. */
-static void read_state(Worker *w) {
-    char path[PATH_SIZE], error[PATH_SIZE + 512], name[96];
-    StFile mine = {0}, shared = {0};
-    path_of(path, "%s/worker-%d.safetensors", w->run->folder, w->c->rank);
-    if (st_open(&mine, path, error, sizeof error)) die(EXIT_FAILED, "%s", error);
-    w->step = (long)meta_number(&w->run->checkpoint, "step");
-    if ((long)meta_number(&mine, "step") != w->step ||
-        (int)meta_number(&mine, "rank") != w->c->rank)
+/* Open the file that worker r left in a checkpoint. */
+static void open_state(const Worker *w, StFile *f, int r) {
+    char path[PATH_SIZE], error[PATH_SIZE + 512];
+    path_of(path, "%s/worker-%d.safetensors", w->run->folder, r);
+    if (st_open(f, path, error, sizeof error)) die(EXIT_FAILED, "%s", error);
+    if ((long)meta_number(f, "step") != w->step || (int)meta_number(f, "rank") != r)
         die(EXIT_FAILED, "%s: belongs to another step or worker than model.safetensors beside it",
             path);
-    path_of(path, "%s/worker-0.safetensors", w->run->folder);
-    if (st_open(&shared, path, error, sizeof error)) die(EXIT_FAILED, "%s", error);
+}
+
+static void read_array(const StFile *f, const char *name, float *out, size_t n) {
+    char error[PATH_SIZE + 512];
+    if (st_read_f32(f, name, out, n, error, sizeof error)) die(EXIT_FAILED, "%s", error);
+}
+
+/* This worker's arrays out of its file. */
+static void read_own(Worker *w, const StFile *f) {
+    char name[96];
     SmState s;
     for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &s); i++) {
         state_name(w, &s, name, sizeof name);
-        if (st_read_f32(s.replicated ? &shared : &mine, name, s.data, s.rows * s.cols, error,
-                        sizeof error))
-            die(EXIT_FAILED, "%s", error);
+        if (!s.replicated) read_array(f, name, s.data, s.rows * s.cols);
     }
+}
+
+/* The model of a node that gossips. */
+static void read_node(Worker *w, const StFile *f) {
+    char name[96];
     for (size_t i = 0; gossips(w) && i < w->g.tensors; i++) {
         const SmTensor *t = &w->g.tensor[i];
         snprintf(name, sizeof name, "node.%s", t->name);
-        if (st_read_f32(&mine, name, w->g.params + t->offset, tensor_size(t), error, sizeof error))
-            die(EXIT_FAILED, "%s", error);
+        read_array(f, name, w->g.params + t->offset, tensor_size(t));
     }
+}
+
+/* Add `part` of the momenta in one file. */
+static void add_momenta(Worker *w, const StFile *f, float part) {
+    char name[96];
+    SmState s;
+    float *momentum = floats(w->g.parameters);
+    for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &s); i++) {
+        if (s.replicated || s.block >= 0) continue;
+        state_name(w, &s, name, sizeof name);
+        read_array(f, name, momentum, s.rows * s.cols);
+        for (size_t k = 0; k < s.rows * s.cols; k++) s.data[k] += part * momentum[k];
+    }
+    free(momentum);
+}
+
+/* --resume-workers: the momenta of a group that another number of workers left. A node's model that
+ * nobody left is the mean of the nodes', which model.safetensors holds. */
+static void read_resized(Worker *w) {
+    const Run *run = w->run;
+    const char *policy = run->o.resume_workers;
+    int saved = run->saved_workers, keeps = strcmp(policy, "keep") == 0 && w->c->rank < saved;
+    StFile f = {0};
+    for (int r = 0; r < saved && strcmp(policy, "zero") != 0; r++) {
+        if (keeps && r != w->c->rank) continue;
+        open_state(w, &f, r);
+        add_momenta(w, &f, keeps ? 1 : 1 / (float)saved);
+        if (keeps) read_node(w, &f);
+        st_close(&f);
+    }
+    if (w->c->rank == 0)
+        fprintf(stderr, "%d workers go on where %d stopped, with their momenta %s\n", w->c->size,
+                saved,
+                strcmp(policy, "zero") == 0   ? "at zero"
+                : strcmp(policy, "mean") == 0 ? "at the mean of those"
+                : w->c->size > saved          ? "kept, the new ones' at the mean of those"
+                                              : "kept, those of the last workers dropped");
+}
+
+/* This worker's part of the training state; what all share comes from worker 0's file. */
+static void read_state(Worker *w) {
+    StFile mine = {0}, shared = {0};
+    char name[96];
+    SmState s;
+    int resized = w->run->saved_workers != w->c->size || strcmp(w->run->o.resume_workers, "refuse");
+    w->step = (long)meta_number(&w->run->checkpoint, "step");
+    open_state(w, &shared, 0);
+    for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &s); i++) {
+        state_name(w, &s, name, sizeof name);
+        if (s.replicated) read_array(&shared, name, s.data, s.rows * s.cols);
+    }
+    if (resized) read_resized(w);
+    if (w->c->rank < w->run->saved_workers) {
+        open_state(w, &mine, w->c->rank);
+        if (!resized) read_own(w, &mine), read_node(w, &mine);
+        for (size_t i = 0; i < COUNTERS; i++) {
+            uint64_t *count = counter(w->c, i, name, sizeof name);
+            *count = (uint64_t)meta_number(&mine, name);
+        }
+        st_close(&mine);
+    }
+    if (resized) sm_optimizer_regroup(w->optimizer, w->g.params);
     w->evaluated = (long)meta_number(&w->run->checkpoint, "evaluated");
     w->val = meta_number(&w->run->checkpoint, "val_loss");
     w->best = meta_number(&w->run->checkpoint, "best_val_loss");
-    w->seconds = meta_number(&mine, "seconds");
-    for (size_t i = 0; i < COUNTERS; i++) {
-        uint64_t *count = counter(w->c, i, name, sizeof name);
-        *count = (uint64_t)meta_number(&mine, name);
-    }
-    st_close(&mine);
+    w->seconds = meta_number(&shared, "seconds");
     st_close(&shared);
 }
 
@@ -2635,7 +2737,7 @@ static void log_row(Worker *w, double train, double val, double norm) {
     print_value(w->log, "%.6g", validated ? w->gap : NAN);
     print_value(w->log, "%.6g", w->consensus);
     for (int i = 0; i < 3; i++) print_value(w->log, "%.6f", validated ? w->node_val[i] : NAN);
-    fputc('\n', w->log);
+    fprintf(w->log, ",%d\n", w->c->size);
     if (fflush(w->log))
         die(EXIT_FAILED, "%s/log.csv: cannot be written: %s", o->out, strerror(errno));
 }
@@ -2643,14 +2745,14 @@ static void log_row(Worker *w, double train, double val, double norm) {
 static const char log_header[] = "step,tokens,seconds,train_loss,val_loss,lr,aux_lr,grad_norm,"
                                  "bytes_sent,bytes_received,agreement,wire_seconds,uplink_bytes,"
                                  "downlink_bytes,exact_val_loss,model_gap,consensus,node_val_min,"
-                                 "node_val_mean,node_val_max\n";
+                                 "node_val_mean,node_val_max,workers\n";
 
 /* Open OUT/log.csv: anew, or without the rows after the step that is resumed from. */
-static void open_log(Worker *w) {
+static void open_log(Worker *w, int goes_on) {
     char path[PATH_SIZE], temporary[PATH_SIZE], line[1024];
     path_of(path, "%s/log.csv", w->run->o.out);
     path_of(temporary, "%s/.log.csv.tmp", w->run->o.out);
-    FILE *old = w->run->o.resume ? fopen(path, "r") : NULL;
+    FILE *old = goes_on ? fopen(path, "r") : NULL;
     w->log = fopen(temporary, "w");
     if (!w->log) die(EXIT_FAILED, "%s: cannot be written: %s", temporary, strerror(errno));
     fputs(log_header, w->log);
@@ -2729,6 +2831,168 @@ static void sparkline(const Worker *w) {
         if (w->counted[i] > 0)
             fputs(block[(int)(7.99 * (w->curve[i] / w->counted[i] - low) / (high - low))], stderr);
     fprintf(stderr, "%s %.2f\n", colour ? "\033[0m" : "", low);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * a group that loses workers: the others go back to the start of the step and take it again */
+
+static void copy_arrays(void *context, int ith, int nth) {
+    Worker *w = context;
+    Snapshot *s = &w->snapshot;
+    size_t lo, hi;
+    SmState now_held;
+    slice(w->g.parameters, ith, nth, &lo, &hi);
+    memcpy(s->params + lo, w->g.params + lo, (hi - lo) * sizeof(float));
+    for (size_t i = 0; i < s->arrays && sm_optimizer_state(w->optimizer, i, &now_held); i++) {
+        slice(s->array[i].rows * s->array[i].cols, ith, nth, &lo, &hi);
+        memcpy(s->array[i].data + lo, now_held.data + lo, (hi - lo) * sizeof(float));
+    }
+}
+
+static void forget_snapshot(Snapshot *s) {
+    free(s->memory), free(s->array);
+    *s = (Snapshot){0};
+}
+
+/* Room for the optimizer's arrays as they are now. */
+static void make_snapshot(Worker *w) {
+    Snapshot *s = &w->snapshot;
+    SmState state;
+    size_t total = w->g.parameters, at = total;
+    for (s->arrays = 0; sm_optimizer_state(w->optimizer, s->arrays, &state); s->arrays++)
+        total += state.rows * state.cols;
+    s->params = s->memory = floats(total);
+    s->array = allocate((s->arrays + 1) * sizeof *s->array);
+    for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &s->array[i]); i++) {
+        s->array[i].data = s->memory + at;
+        at += s->array[i].rows * s->array[i].cols;
+    }
+}
+
+static void take_snapshot(Worker *w) {
+    Snapshot *s = &w->snapshot;
+    if (!s->memory) make_snapshot(w);
+    team_run(w->c->team, copy_arrays, w);
+    s->step = w->step, s->evaluated = w->evaluated;
+    s->val = w->val, s->best = w->best;
+}
+
+/* Model and state as they were, but for what belongs to a block: owners have changed. */
+static void return_to_snapshot(Worker *w) {
+    const Snapshot *s = &w->snapshot;
+    SmState state;
+    memcpy(w->g.params, s->params, w->g.parameters * sizeof(float));
+    for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &state); i++)
+        for (size_t j = 0; j < s->arrays && state.block < 0; j++) {
+            const SmState *kept = &s->array[j];
+            if (kept->block < 0 && kept->tensor == state.tensor &&
+                strcmp(kept->kind, state.kind) == 0)
+                memcpy(state.data, kept->data, state.rows * state.cols * sizeof(float));
+        }
+    w->step = s->step, w->evaluated = s->evaluated;
+    w->val = s->val, w->best = s->best;
+}
+
+/* Which nodes of the graph, by their place in it, are still there. */
+static int nodes_left(const Worker *w, int *kept) {
+    int n = 0, k = 0;
+    for (; k < w->run->graph.nodes && n < w->c->size; k++)
+        if (w->node_id[k] == w->c->member[n]) kept[n++] = k;
+    return n;
+}
+
+/* The same topology over those who are left; where it does not exist for so many, what is left of its
+ * edges, kept in a file so that a checkpoint can name it. */
+static void close_graph(Worker *w, Run *own) {
+    char error[512], path[PATH_SIZE];
+    int kept[COMM_MAX_WORKERS], nodes = w->c->size;
+    double *mixing = allocate(dm_graph_doubles(nodes) * sizeof *mixing +
+                              (size_t)nodes * (size_t)nodes * sizeof *mixing);
+    DmGraph graph = {nodes, 1, mixing};
+    if (strncmp(own->o.topology, "file:", 5) == 0 ||
+        dm_graph_build(&graph, mixing, own->o.topology, own->o.mixing, nodes, error,
+                       sizeof error)) {
+        int left = nodes_left(w, kept);
+        assert(left == nodes), (void)left;
+        if (dm_graph_survivors(&graph, mixing, &w->run->graph, kept, nodes, error, sizeof error))
+            die(EXIT_FAILED,
+                "without the lost worker the nodes cannot go on: %s; --resume with %d "
+                "--workers and --resume-workers keep goes on from %s/last on another --topology",
+                error, nodes, own->o.out);
+        path_of(path, "%s/topology.txt", own->o.out);
+        if (w->c->rank == 0 && dm_graph_write(&graph, path, error, sizeof error))
+            die(EXIT_FAILED, "%s", error);
+        comm_barrier(w->c);
+        path_of(own->topology, "file:%s", path);
+        own->o.topology = own->topology;
+        own->o.mixing = "auto";
+        if (dm_graph_build(&graph, mixing, own->o.topology, "auto", nodes, error, sizeof error))
+            die(EXIT_FAILED, "%s", error);
+    }
+    free(w->mixing);
+    w->mixing = mixing;
+    own->graph = graph;
+    own->config.graph = &own->graph;
+    for (int r = 0; r < nodes; r++) w->node_id[r] = w->c->member[r];
+}
+
+/* The run as it is for those who are left: their number, shards, graph. */
+static void shrink_run(Worker *w) {
+    char error[PATH_SIZE + 512];
+    Run *own = w->own;
+    if (!own) {
+        own = allocate(sizeof *own);
+        *own = *w->run;
+        own->data.shards = (DataShards){0}; /* the others' until they have their own */
+        if (own->config.up) own->config.up = &own->up;
+        if (own->config.down) own->config.down = &own->down;
+    }
+    own->o.workers = w->c->size;
+    own->o.batch = (long)w->g.B * w->c->size;
+    if (own->o.min_workers > own->o.workers) own->o.min_workers = own->o.workers;
+    if (data_set_shards(&own->data, own->o.shards, (size_t)w->c->size, (size_t)own->o.context,
+                        (uint64_t)own->o.seed, error, sizeof error))
+        die(EXIT_FAILED, "the data cannot be shared out anew among %d workers: --%s", w->c->size,
+            error);
+    if (gossips(w)) close_graph(w, own);
+    w->run = w->own = own;
+}
+
+/* Who is gone, in words. */
+static void tell_loss(const Worker *w, int news) {
+    const CommShared *shared = w->c->shared;
+    for (uint32_t k = w->c->epoch - (uint32_t)news; k < w->c->epoch; k++) {
+        const CommGone *gone = &shared->gone[k];
+        fprintf(stderr, "%sworker %d ", isatty(2) ? "\r\033[K" : "", gone->id);
+        if (gone->left)
+            fprintf(stderr, "left");
+        else if (gone->hung)
+            fprintf(stderr, "kept the others waiting for %g s and was killed", shared->timeout);
+        else
+            fprintf(stderr, "was killed by signal %d (%s)", gone->signal, strsignal(gone->signal));
+        fprintf(stderr, " in step %ld; %d go on from its start\n", w->step + 1, w->c->size);
+    }
+}
+
+/* A collective broke because a worker is gone. Should another go while this runs, it starts over. */
+static void go_on_without(Worker *w) {
+    Comm *c = w->c;
+    int news = comm_regroup(c);
+    shrink_run(w);
+    free(w->arena);
+    w->arena = allocate(
+        sm_optimizer_bytes(&w->run->config, w->g.tensor, w->g.tensors, c->size, c->team->threads)
+            .total);
+    w->optimizer = sm_optimizer_init(w->arena, &w->run->config, w->g.tensor, w->g.tensors, c);
+    return_to_snapshot(w);
+    sm_optimizer_regroup(w->optimizer, w->g.params);
+    if (c->rank == 0) {
+        tell_loss(w, news);
+        if (w->log) fclose(w->log);
+        open_log(w, 1);
+    }
+    comm_barrier(c);
+    forget_snapshot(&w->snapshot);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -2942,13 +3206,20 @@ static int train(Worker *w) {
     const Options *o = &w->run->o;
     w->first = w->step;
     w->started = now();
-    if (w->c->rank == 0) open_log(w), write_command(w->run);
+    if (w->c->rank == 0) open_log(w, o->resume), write_command(w->run);
     gather_statistics(w);
     if (w->evaluated < w->step && (due(w->step, o->eval_every) || w->step >= o->steps)) {
         if (!evaluate_now(w)) return 128 + signal_of_all(w); /* nothing has been trained */
         if (w->c->rank == 0) log_row(w, NAN, w->val, NAN), progress(w, 0);
     }
-    while (w->step < o->steps) {
+    jmp_buf lost;
+    if (strcmp(o->on_death, "continue") == 0) {
+        take_snapshot(w);
+        if (setjmp(lost)) go_on_without(w);
+        comm_can_recover(w->c, &lost);
+    }
+    while (w->step < w->run->o.steps) {
+        if (w->c->recover) take_snapshot(w);
         int status = train_step(w);
         if (status >= 0) return status;
     }
@@ -3001,6 +3272,7 @@ static int work(Comm *c, void *arg) {
                   .consensus = NAN,
                   .node_val = {NAN, NAN, NAN},
                   .started = now()};
+    for (int j = 0; j < c->size; j++) w->node_id[j] = j;
     gpt_layout(&w->g, &run->shape);
     w->g.params = floats(w->g.parameters);
     gpt_allocate(&w->g, B, training, c->team);
@@ -3014,14 +3286,13 @@ static int work(Comm *c, void *arg) {
     if (!o->sample)
         w->window_loss = allocate((size_t)data_val_windows(&run->data, T) * sizeof(double));
     int status = EXIT_OK;
-    void *arena = NULL;
     if (training) {
         w->g.grads = floats(w->g.parameters);
         w->tensor_square = allocate(w->g.tensors * sizeof(double));
-        arena = allocate(
+        w->arena = allocate(
             sm_optimizer_bytes(&run->config, w->g.tensor, w->g.tensors, c->size, c->team->threads)
                 .total);
-        w->optimizer = sm_optimizer_init(arena, &run->config, w->g.tensor, w->g.tensors, c);
+        w->optimizer = sm_optimizer_init(w->arena, &run->config, w->g.tensor, w->g.tensors, c);
         if (gossips(w)) {
             w->mean = floats(w->g.parameters);
             w->gathered = floats(w->g.parameters + (size_t)c->size);
@@ -3040,8 +3311,11 @@ static int work(Comm *c, void *arg) {
             status = 128 + signal_of_all(w);
     }
     gpt_free(&w->g);
-    free(w->in), free(w->target), free(w->window_loss), free(w->tensor_square), free(arena);
-    free(w->mean), free(w->gathered), free(w->exact), free(w);
+    free(w->in), free(w->target), free(w->window_loss), free(w->tensor_square), free(w->arena);
+    free(w->mean), free(w->gathered), free(w->exact), free(w->mixing);
+    forget_snapshot(&w->snapshot);
+    if (w->own) data__free_shards(&w->own->data.shards);
+    free(w->own), free(w);
     return status;
 }
 
@@ -3066,6 +3340,18 @@ static void make_directory(const char *path) {
     }
     if (access(path, W_OK | X_OK))
         die(EXIT_FAILED, "--out %s: cannot be written to: %s", path, strerror(errno));
+}
+
+/* May a resumed run change a flag that is otherwise fixed, because the group is another one? */
+static int may_resize(const Options *o, const Flag *f) {
+    if (strcmp(f->name, "workers") != 0 && strcmp(f->name, "batch") != 0) return 0;
+    if (strcmp(o->resume_workers, "refuse") != 0) return 1;
+    if (f->field == AT(workers))
+        die(EXIT_USAGE,
+            "--workers %ld: the checkpoint was left by another number of them; --resume-workers "
+            "keep, mean or zero says what happens to their momenta",
+            o->workers);
+    return 0;
 }
 
 /* Open OUT/last or OUT/best and take over its flags, where the command line does not name
@@ -3095,13 +3381,14 @@ static void open_checkpoint(Run *run, const int *given) {
         const char *stored = st_meta(&run->checkpoint, f->name);
         int matters = o->resume || strcmp(f->group, MODEL) == 0 || strcmp(f->group, "Data") == 0;
         if (f->keep == KEEP_NOT || !matters) continue;
+        if (strcmp(f->name, "workers") == 0 && stored) run->saved_workers = atoi(stored);
         if (!stored)
             die(EXIT_FAILED, "%s: says nothing of --%s: it was written by another version", path,
                 f->name);
         if (!given[i]) {
             if (flag_parse(o, f, stored, error, sizeof error))
                 die(EXIT_FAILED, "%s: %s", path, error);
-        } else if (f->keep == KEEP_FIXED && !flag_agrees(o, f, stored))
+        } else if (f->keep == KEEP_FIXED && !flag_agrees(o, f, stored) && !may_resize(o, f))
             die(EXIT_USAGE,
                 "--%s %s differs from the checkpoint's %s, and a checkpoint cannot change it: "
                 "leave the flag out, or train anew with another --out",
@@ -3264,9 +3551,12 @@ int main(int argc, char **argv) {
             gpt_free(&g);
         }
     }
+    int goes_on = strcmp(o->on_death, "continue") == 0 && !o->sample && !o->eval;
     CommOptions options = {.backend = comm_backend(o->sample ? "threads" : o->backend),
                            .workers = o->sample ? 1 : (int)o->workers,
                            .threads = o->sample ? 1 : (int)o->threads,
+                           .least = goes_on ? (int)o->min_workers : 0,
+                           .timeout = o->timeout,
                            .machines = o->sample ? 1 : run.place.machines,
                            .hold = !o->overlap};
     int status = comm_run(&options, work, &run, error, sizeof error);
