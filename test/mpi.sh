@@ -32,7 +32,8 @@ same() { # same FOLDER FOLDER
 
 over() { # over NAME RANKS FLAGS...: a run that hangs counts as one that fails
     name=$1 ranks=$2 && shift 2
-    timeout -k 1 60 mpirun.$name -n "$ranks" ./train_gpt_$name "$@" >"$tmp/$name.stdout" 2>"$tmp/$name.stderr" </dev/null
+    timeout -k 1 60 mpirun.$name -n "$ranks" ./train_gpt_$name "$@" \
+        >"$tmp/$name.stdout" 2>"$tmp/$name.stderr" </dev/null
 }
 
 says() { # says NAME STATUS SENTENCE FLAGS...: that status, and that sentence once
