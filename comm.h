@@ -1192,7 +1192,11 @@ static inline CommPlace comm_init(int *argc, char ***argv) {
     CommPlace p = {0, 1, 1};
     MPI_Comm node;
     int provided;
-    if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided)) exit(1);
+    if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) ||
+        provided < MPI_THREAD_FUNNELED) {
+        fprintf(stderr, "MPI does not start, or not beside threads\n");
+        exit(1);
+    }
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     COMM__MPI(MPI_Comm_rank, MPI_COMM_WORLD, &m->rank);
     COMM__MPI(MPI_Comm_size, MPI_COMM_WORLD, &m->ranks);

@@ -32,7 +32,8 @@ same() { # same FOLDER FOLDER
 
 over() { # over NAME RANKS FLAGS...: a run that hangs counts as one that fails
     name=$1 ranks=$2 && shift 2
-    timeout -k 1 60 mpirun.$name -n "$ranks" ./train_gpt_$name "$@" >"$tmp/$name.stdout" 2>"$tmp/$name.stderr" </dev/null
+    timeout -k 1 60 mpirun.$name -n "$ranks" ./train_gpt_$name "$@" \
+        >"$tmp/$name.stdout" 2>"$tmp/$name.stderr" </dev/null
 }
 
 says() { # says NAME STATUS SENTENCE FLAGS...: that status, and that sentence once
@@ -163,7 +164,7 @@ while read -r flags; do
     check "the same bits: $flags" equal_bits "$flags"
 done <"$tmp/rows"
 for name in $names; do
-    for layout in 1:3 3:1 2:2 3:2; do
+    for layout in 1:3 5:1 2:2 3:2; do
         check "$name: every byte, ranks:workers $layout" \
             timeout 60 mpirun.$name -n ${layout%:*} "$tmp/mpi.$name" ${layout#*:} >/dev/null 2>&1
     done
