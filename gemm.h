@@ -466,8 +466,8 @@ static inline void gemm__copy(float *restrict out, size_t width, const float *re
 }
 
 /* out(k,width) = the first `lanes` lanes of x, then zeros; x is fp32 */
-static inline void gemm__pack_strip(float *restrict out, size_t width, GemmOperand x, size_t lanes,
-                                    size_t k) {
+__attribute__((noinline)) static void gemm__pack_strip(float *restrict out, size_t width,
+                                                       GemmOperand x, size_t lanes, size_t k) {
     const float *restrict in = x.x;
     size_t l8 = lanes / 8 * 8, k8 = k / 8 * 8;
     if (x.lane == 1) {
@@ -510,7 +510,6 @@ static inline void gemm__pack_strip_bf16(GemmWord word, float *restrict out, siz
     enum { S = GEMM__STRIP, N = GEMM_NR_MAX };
     uint32_t block[N * S], even[N], odd[N], row[2 * S + 1];
     int along = x.lane == 1;
-    block[0] = 0; /* or gcc 12 takes lanes for 0 and warns */
     size_t step = word == GEMM_PAIRS ? 1 : 2, elements = gemm__min(left, k * 2 / step);
     for (size_t p = 0; along && p < k; p += step) { /* block(k, N) */
         size_t at = p * 2 / step;

@@ -773,9 +773,10 @@ sm__count(SmWide count[][SM__WIDES], size_t planes, const uint64_t *const *bits,
  * for + counts 2, an abstention 1, and the count ends below 2^(top+1), even if absent voters said +
  * (and count 3). */
 static inline void sm__start(SmWide count[][SM__WIDES], size_t voters, size_t top, size_t wides) {
+    const SmWide zero = {0};
     uint64_t start = ((uint64_t)1 << top) - 1 - voters;
     for (size_t p = 0; p <= top; p++)
-        for (size_t k = 0; k < wides; k++) count[p][k] = (SmWide){0} - (start >> p & 1);
+        for (size_t k = 0; k < wides; k++) count[p][k] = zero - (start >> p & 1);
 }
 
 /* The verdicts of such a count on `wides` registers of words from w on. */
@@ -842,12 +843,13 @@ static inline size_t sm_planes(size_t voters) {
  * voters   1 .. 65,535, in sm_planes(voters) planes */
 static inline void sm_count(uint64_t *counts, size_t stride, const uint64_t *const *bits, int zeros,
                             size_t voters, size_t words) {
+    const SmWide zero = {0};
     size_t planes = sm_planes(voters), most = planes < 3 ? 3 : planes, block = SM__LANES;
     assert(voters >= 1 && voters < 65536);
     for (size_t w = 0; w < words; w += block) {
         SmWide count[SM__PLANES][SM__WIDES];
         size_t lanes = words - w < block ? words - w : block;
-        for (size_t p = 0; p < most; p++) count[p][0] = (SmWide){0};
+        for (size_t p = 0; p < most; p++) count[p][0] = zero;
         sm__count(count, most, bits, zeros ? ~(uint64_t)0 : 0, voters, w, 1, lanes);
         for (size_t p = 0; p < planes; p++)
             memcpy(counts + p * stride + w, &count[p][0], lanes * sizeof *counts);

@@ -8373,23 +8373,37 @@ TEST(honest_workers_are_never_long_against_the_others_and_flippers_are_out_at_ex
         CHECK(told && sscanf(told, "longest row of steps against the others: %u", &longest) == 1);
         if (longest >= 20) FAIL("a row of %u steps: %s", longest, lines[i]);
     }
-    CLI_REFUSED(
-        1,
-        "worker 6 has voted against the majority of the others for 40 steps in a row, up to "
-        "step 40,",
-        CLI_TINY "--out b --width 64 --batch 14 --workers 7 --adversaries 1 --expel --steps 60");
-    CLI_REFUSED(1, "for 9 steps in a row, up to step 9,",
-                CLI_TINY "--out b --batch 14 --workers 7 --adversaries 3 --expel --expel-after 9 "
-                         "--steps 60 --backend processes --method signum --aux same");
-    /* the row goes on after a resume */
-    CLI_OK(CLI_TINY
-           "--out c --batch 14 --workers 7 --adversaries 1 --expel --steps 25 --method signum");
-    CLI_REFUSED(
-        1,
-        "worker 6 has voted against the majority of the others for 40 steps in a row, up to "
-        "step 40,",
-        "--resume --quiet --out c --steps 60 --backend processes");
-    CHECK_EQ(cli_step("c"), 25);
+    CLI_OK(
+        "--data text.txt --layers 1 --heads 2 --width 64 --context 16 --eval-every 0 --overwrite "
+        "--out b --batch 14 --workers 7 --adversaries 1 --expel --steps 60");
+    CHECK(strstr(cli_err, "worker 6 was voted out in step 40; 6 go on from its start\n"));
+    CHECK_EQ((int)cli_meta("b/last/model.safetensors", "workers"), 6);
+    CHECK_EQ((int)cli_meta("b/last/model.safetensors", "adversaries"), 0);
+    CLI_OK("--resume --quiet --out b --steps 62");
+    cli_end();
+}
+
+TEST(an_expulsion_gives_the_same_bits_on_threads_and_processes_and_after_a_resume) {
+    static const char *const backend[] = {"threads", "processes"};
+    cli_begin();
+    for (int k = 0; k < 2; k++) {
+        CLI_OK(CLI_TINY "--out a%d --batch 14 --workers 7 --adversaries 3 --expel --expel-after 9 "
+                        "--steps 30 --backend %s --method signum --aux same",
+               k, backend[k]);
+        for (int r = 4; r < 7; r++) {
+            char line[64];
+            snprintf(line, sizeof line, "worker %d was voted out in step ", r);
+            const char *told = strstr(cli_err, line);
+            long step = told ? strtol(told + strlen(line), NULL, 10) : 0;
+            if (step < 9 || step > 13) FAIL("%s: worker %d left in step %ld", backend[k], r, step);
+        }
+        CHECK(strstr(cli_err, "; 4 go on from its start"));
+        CHECK_EQ(cli_closing().steps, 30);
+    }
+    cli_same("a0", "a1", 4);
+    CLI_OK(CLI_TINY "--out b --batch 14 --workers 7 --adversaries 3 --expel --expel-after 9 "
+                    "--steps 30 --save-every 5 --method signum --aux same --keep 8");
+    cli_same("a0", "b", 4);
     cli_end();
 }
 

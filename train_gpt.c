@@ -2169,6 +2169,8 @@ typedef struct Snapshot {
     float *memory, *params;
     SmState *array; /* of the optimizer; data lie in memory */
     size_t arrays;
+    int workers;
+    int16_t member[COMM_MAX_WORKERS];
     long step, evaluated;
     double val, best;
 } Snapshot;
@@ -2971,6 +2973,16 @@ static void take_snapshot(Worker *w) {
     team_run(w->c->team, copy_arrays, w);
     s->step = w->step, s->evaluated = w->evaluated;
     s->val = w->val, s->best = w->best;
+    s->workers = w->c->size;
+    memcpy(s->member, w->c->member, sizeof s->member);
+}
+
+/* A row for each worker of before -> a row for each of those who are left. */
+static void keep_rows(const Worker *w, float *out, const float *in, size_t cols) {
+    const Snapshot *s = &w->snapshot;
+    for (int k = 0, r = 0; k < s->workers && r < w->c->size; k++)
+        if (s->member[k] == w->c->member[r])
+            memcpy(out + cols * (size_t)r++, in + cols * (size_t)k, cols * sizeof *out);
 }
 
 /* Model and state as they were, but for what belongs to a block: owners have changed. */
@@ -2981,8 +2993,11 @@ static void return_to_snapshot(Worker *w) {
     for (size_t i = 0; sm_optimizer_state(w->optimizer, i, &state); i++)
         for (size_t j = 0; j < s->arrays && state.block < 0; j++) {
             const SmState *kept = &s->array[j];
-            if (kept->block < 0 && kept->tensor == state.tensor && kept->rows == state.rows &&
-                strcmp(kept->kind, state.kind) == 0)
+            if (kept->block >= 0 || kept->tensor != state.tensor || strcmp(kept->kind, state.kind))
+                continue;
+            if (strcmp(state.kind, "dissent") == 0)
+                keep_rows(w, state.data, kept->data, state.cols);
+            else
                 memcpy(state.data, kept->data, state.rows * state.cols * sizeof(float));
         }
     w->step = s->step, w->evaluated = s->evaluated;
@@ -3539,8 +3554,10 @@ static void make_directory(const char *path) {
 
 /* May a resumed run change a flag that is otherwise fixed, because the group is another one? */
 static int may_resize(const Options *o, const Flag *f) {
-    if (strcmp(f->name, "workers") != 0 && strcmp(f->name, "batch") != 0) return 0;
-    if (strcmp(o->resume_workers, "refuse") != 0) return 1;
+    static const size_t field[] = {AT(workers), AT(batch), AT(adversaries), AT(attack)};
+    int of_group = 0;
+    for (size_t i = 0; i < sizeof field / sizeof *field; i++) of_group |= f->field == field[i];
+    if (strcmp(o->resume_workers, "refuse") != 0) return of_group;
     if (f->field == AT(workers))
         die(EXIT_USAGE,
             "--workers %ld: the checkpoint was left by another number of them; --resume-workers "
