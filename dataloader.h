@@ -821,7 +821,7 @@ static inline int data__line(FILE *f, char *line, int size) {
         line[n++] = (char)c;
     }
     line[n] = 0;
-    return n;
+    return ferror(f) ? -1 : n;
 }
 
 static inline int data__deal_file(DataShards *s, const DataSet *d, const char *path, size_t T,

@@ -702,7 +702,8 @@ static void resolve_graph(Options *o, SmConfig *c, DmGraph *graph) {
         !S_ISREG(s.st_mode)) /* a FIFO would block */
         die(EXIT_USAGE, "--topology %s: not a regular file", o->topology);
     if (dm_graph_build(graph, weights, o->topology, o->mixing, nodes, error, sizeof error))
-        die(EXIT_USAGE, "%s", error);
+        die(strncmp(error, "cannot ", 7) == 0 && errno != ENOENT ? EXIT_FAILED : EXIT_USAGE, "%s",
+            error);
     c->graph = graph;
     c->rounds[0] = (int)first;
     c->rounds[1] = (int)second;
@@ -3200,12 +3201,8 @@ static int open_part(StFile *f, const char *folder, const char *name, double ste
                      char *error, size_t size) {
     char path[PATH_SIZE];
     path_of(path, "%s/%s.safetensors", folder, name);
-    if (st_open(f, path, error, size)) {
-        static const int ours[] = {EMFILE, ENFILE, ENOMEM, EACCES, EPERM};
-        int denied = 0;
-        for (size_t i = 0; i < sizeof ours / sizeof *ours; i++) denied |= errno == ours[i];
-        return denied ? -2 : -1;
-    }
+    if (st_open(f, path, error, size))
+        return errno && errno != ENOENT && errno != ENOTDIR && errno != ERANGE ? -2 : -1;
     const char *wrong = NULL;
     if (!f->verified)
         wrong = "carries no checksum: it was not written by train_gpt";
@@ -3229,7 +3226,11 @@ static int open_generation(Run *run, const char *folder, char *error, size_t siz
     double step = stored_number(&model, "step"), workers = stored_number(&model, "workers");
     path_of(path, "%s/exact.safetensors", folder);
     int parts = run->o.resume && workers <= COMM_MAX_WORKERS ? (int)workers : 0;
-    if (run->o.exact || access(path, F_OK) == 0 || errno != ENOENT) {
+    int there = access(path, F_OK) == 0;
+    if (!there && errno != ENOENT) {
+        snprintf(error, size, "%s: cannot be looked at: %s", path, strerror(errno));
+        failed = -2;
+    } else if (there || run->o.exact) {
         failed = open_part(&other, folder, "exact", step, -1, error, size);
         if (!failed) st_close(&other);
     }
@@ -3304,7 +3305,10 @@ static void find_checkpoint(Run *run) {
     int failed = open_generation(run, folder, error, sizeof error);
     if (!failed) return;
     if (failed < -1)
-        die(EXIT_FAILED, "%s; no save was touched: try again once this is mended", error);
+        die(EXIT_FAILED,
+            "%s; nothing was touched: mend this, or remove that file to go on from the "
+            "save before it",
+            error);
     if (open_older(run, name, run->slot))
         die(EXIT_FAILED, "%s; no other save in %s is whole: train anew with --overwrite", error,
             o->out);
@@ -3351,8 +3355,9 @@ static void open_data(Run *run) {
                    : data_set_shards(&run->data, o->shards, (size_t)o->workers, (size_t)o->context,
                                      (uint64_t)o->seed, error, sizeof error);
     if (code)
-        die(code == DATA_NO_MEMORY ? EXIT_FAILED : EXIT_USAGE, "--%s%s",
-            strncmp(error, "shards", 6) ? "shards: " : "", error);
+        die(code == DATA_NO_MEMORY || (code == DATA_UNREADABLE && errno != ENOENT) ? EXIT_FAILED
+                                                                                   : EXIT_USAGE,
+            "--%s%s", strncmp(error, "shards", 6) ? "shards: " : "", error);
     if (data_check_context(&run->data, (size_t)o->context, (size_t)o->workers, error, sizeof error))
         die(EXIT_FAILED, "%s", error);
     size_t length = data_vocab_export(&run->data.vocab, NULL, 0);
@@ -3416,8 +3421,9 @@ static void prepare_out(const Run *run) {
 
 /* A mapped file ended before its last page: it was cut short by somebody else. */
 static void end_of_map(int signal_number) {
-    static const char text[] = "train_gpt: a file was cut short while it was being read (--data or "
-                               "a checkpoint): restore it, then --resume\n";
+    static const char text[] =
+        "train_gpt: a file (--data or a checkpoint) was cut short while it was being read, or its "
+        "disk fails: restore it, then --resume\n";
     (void)signal_number;
     if (comm__signalled && atomic_exchange(&comm__signalled->spoken, 1)) await_the_end();
     _exit(write(2, text, sizeof text - 1) < 0 ? EXIT_FAILED : EXIT_FAILED);
