@@ -3288,11 +3288,11 @@ static void find_checkpoint(Run *run) {
     char folder[PATH_SIZE], path[PATH_SIZE], error[PATH_SIZE + 512];
     struct stat s;
     path_of(folder, "%s/%s", o->out, name);
+    path_of(path, "%s/model.safetensors", folder);
     if (lstat(folder, &s))
-        die(EXIT_FAILED, "%s: %s; %s", folder, strerror(errno),
+        die(EXIT_FAILED, "%s: %s; %s", path, strerror(errno),
             o->resume ? "there is nothing to resume: train first, or name the run with --out"
                       : "there is no checkpoint to read: train first, or name the run with --out");
-    path_of(path, "%s/model.safetensors", folder);
     if (o->exact && access(path, F_OK) == 0) {
         path_of(path, "%s/exact.safetensors", folder);
         if (access(path, F_OK))
