@@ -8235,17 +8235,24 @@ static const char *cli_damage(const char *out, int slot, int way) {
     snprintf(worker, sizeof worker, "%s/.last.%d/worker-2.safetensors", out, slot);
     snprintf(other, sizeof other, "%s/.last.%d/worker-2.safetensors", out, (slot + 1) % 2);
     switch (way) {
-    case 0: return cli_flip(model, 700), "model.safetensors: ";
-    case 1: return cli_flip(worker, -9), "worker-2.safetensors: checksum";
-    case 2: return cli_cut(model, 1000), "model.safetensors: ";
-    case 3: return cli_cut(worker, 0), "worker-2.safetensors: too short";
-    case 4: return unlink(cli_path("%s", worker)), "worker-2.safetensors: cannot open: No such";
-    case 5: return unlink(cli_path("%s", model)), "model.safetensors: cannot open: No such";
+    case 0:
+        return cli_flip(model, 700), "model.safetensors: ";
+    case 1:
+        return cli_flip(worker, -9), "worker-2.safetensors: checksum";
+    case 2:
+        return cli_cut(model, 1000), "model.safetensors: ";
+    case 3:
+        return cli_cut(worker, 0), "worker-2.safetensors: too short";
+    case 4:
+        return unlink(cli_path("%s", worker)), "worker-2.safetensors: cannot open: No such";
+    case 5:
+        return unlink(cli_path("%s", model)), "model.safetensors: cannot open: No such";
     case 6: /* of the generation before */
         unlink(cli_path("%s", worker));
         if (link(cli_path("%s", other), cli_path("%s", worker))) FAIL("cannot link %s", worker);
         return "worker-2.safetensors: belongs to another step";
-    default: return NULL;
+    default:
+        return NULL;
     }
 }
 
@@ -8280,7 +8287,8 @@ TEST(the_newest_of_many_saves_that_is_whole_goes_on_and_when_none_is_nothing_cha
     cli_begin();
     CLI_OK(CLI_TINY "--out a --steps 9 --save-every 2 --keep 4 --workers 3");
     CHECK_EQ(cli_slot("a"), 0); /* 9 stands where 2 was, and 4, 6, 8 behind it */
-    for (int slot = 0; slot < 4; slot++) CHECK_EQ(cli_generation("a", slot), slot ? 2 + 2 * slot : 9);
+    for (int slot = 0; slot < 4; slot++)
+        CHECK_EQ(cli_generation("a", slot), slot ? 2 + 2 * slot : 9);
     cli_damage("a", 0, 0);
     cli_damage("a", 3, 1);
     cli_fell_back(cli("--eval --out a"), "model", "a/.last.3", 8);
@@ -8344,9 +8352,10 @@ TEST(a_run_killed_while_it_saves_loads_whenever_it_was) {
     cli_begin();
     CLI_OK(CLI_TINY "--out whole --steps 40 --workers 2 --log-every 0");
     for (int k = 0; k < 12; k++) {
-        pid_t pid = cli_start(CLI_TINY "--out a --steps 40 --workers 2 --save-every 1 --log-every 0 "
-                                       "--backend %s",
-                              k % 2 ? "processes" : "threads");
+        pid_t pid =
+            cli_start(CLI_TINY "--out a --steps 40 --workers 2 --save-every 1 --log-every 0 "
+                               "--backend %s",
+                      k % 2 ? "processes" : "threads");
         cli_await(pid, "a/last", "");
         for (uint64_t rest = test_hash((uint64_t)k) % 8; rest; rest--) cli_rest();
         kill(pid, SIGKILL);
@@ -8434,12 +8443,14 @@ TEST(a_forged_checkpoint_is_refused_before_anything_of_its_size_is_allocated) {
         cli_forge(name, rows[i].key, rows[i].value);
         int status = cli("%s --out a --data text.txt --quiet", rows[i].call);
         cli_refused(status, status == 2 ? 2 : 1, rows[i].word);
-        if (strchr(cli_err, 0x1b) || strstr(cli_err, "\x9b")) FAIL("a control sequence: %s", cli_line);
+        if (strchr(cli_err, 0x1b) || strstr(cli_err, "\x9b"))
+            FAIL("a control sequence: %s", cli_line);
         if (cli_peak > honest + 64e6) FAIL("%.0f MB for: %s", cli_peak * 1e-6, cli_line);
         cli_remove(cli_path("a"));
     }
     CLI_REFUSED(1, "GB", CLI_TINY "--out a --layers 1000 --width 65536");
-    CLI_REFUSED(1, "GB", CLI_TINY "--out a --layers 1000 --batch 1000000 --context 1024 --width 512");
+    CLI_REFUSED(1, "GB",
+                CLI_TINY "--out a --layers 1000 --batch 1000000 --context 1024 --width 512");
     CHECK(access(cli_path("a"), F_OK));
     cli_end();
 }
@@ -8577,13 +8588,21 @@ static void cli_harmless(const char *word) {
         bad |= (c < 32 && !strchr("\n\r\t", c)) || c == 0 || c == 127 ||
                (before == 0xc2 && c < 0xa0); /* C1 */
     }
-    if (bad || !strstr(cli_out, word)) FAIL("not harmless, or no '%s': %s: %s", word, cli_line, cli_out);
+    if (bad || !strstr(cli_out, word))
+        FAIL("not harmless, or no '%s': %s: %s", word, cli_line, cli_out);
 }
 
 TEST(control_sequences_never_reach_a_terminal_and_files_have_every_byte) {
-    static const char *const alphabet[] = {"\x1b[2J", "\x1b]0;x\a", "\xc2\x9b" "31m", "\x7f", "\b",
-                                           "\xc3\xa9", "\xe2\x82\xac", "a"},
-                      raw[] = "\x1b\x7f\xc2\x9b", broken[] = "\xff\x1b\x9b\xe9";
+    static const char *const alphabet[] = {"\x1b[2J",
+                                           "\x1b]0;x\a",
+                                           "\xc2\x9b"
+                                           "31m",
+                                           "\x7f",
+                                           "\b",
+                                           "\xc3\xa9",
+                                           "\xe2\x82\xac",
+                                           "a"},
+                             raw[] = "\x1b\x7f\xc2\x9b", broken[] = "\xff\x1b\x9b\xe9";
     cli_begin();
     cli_write_words("chars.txt", 8000, alphabet, 8);
     for (int bytes = 0; bytes < 2; bytes++) {
@@ -8605,8 +8624,11 @@ TEST(control_sequences_never_reach_a_terminal_and_files_have_every_byte) {
     CHECK_EQ(cli_on_terminal("--eval --out x\xc3\xa9%s", broken), 1);
     cli_harmless("x\xc3\xa9?\?\?\?/last");
     CHECK_EQ(cli_on_terminal("--dry-run --data chars.txt --layers 1 --context 8 --vocab bytes"), 0);
-    rename(cli_path("chars.txt"), cli_path("\xc2\x9b" "31m.txt"));
-    CHECK_EQ(cli_on_terminal("--dry-run --data \xc2\x9b" "31m.txt --layers 1 --context 8"), 0);
+    rename(cli_path("chars.txt"), cli_path("\xc2\x9b"
+                                           "31m.txt"));
+    CHECK_EQ(cli_on_terminal("--dry-run --data \xc2\x9b"
+                             "31m.txt --layers 1 --context 8"),
+             0);
     cli_harmless("data       ?\?31m.txt: ");
     cli_end();
 }
