@@ -8325,6 +8325,16 @@ TEST(another_run_or_a_smaller_keep_leaves_no_save_that_could_be_mistaken_for_its
         CHECK_EQ(cli_generation("a", slot), slot == cli_slot("a") ? 1 : -1);
     cli_damage("a", cli_slot("a"), 0);
     CLI_REFUSED(1, "model.safetensors", "--eval --out a");
+    /* nor a file of a server or a worker that it does not have */
+    CLI_OK(CLI_TINY
+           "--out b --steps 3 --workers 3 --method ef21-muon --up topk:0.2 --down topk:0.3");
+    CLI_OK(CLI_TINY "--out b --steps 2 --save-every 1 --workers 2 --overwrite");
+    CLI_OK("--resume --out b --quiet --steps 3");
+    CHECK(!*cli_err);
+    for (int slot = 0; slot < 2; slot++) {
+        CHECK(access(cli_path("b/.last.%d/exact.safetensors", slot), F_OK));
+        CHECK(access(cli_path("b/.last.%d/worker-2.safetensors", slot), F_OK));
+    }
     cli_end();
 }
 

@@ -5,7 +5,7 @@
 # was there still loads; the same command without the failure then ends as if nothing had been.
 #
 #   test/faults.sh PROGRAM all     every call; PROGRAM is train_gpt with test/faults.c linked in. Of
-#                                  writes of text into a stream, 20 of every place and run
+#                                  writes of text into a stream, 5 of every place and run
 #   test/faults.sh PROGRAM sites   every place in the sources that calls, once
 #
 # Last line: S call sites, N failures injected, B bad endings.
@@ -36,7 +36,7 @@ old="$train --save-every 1 --seed 5 --steps 2" # what lies in OUT beforehand
 rows=(
     "threads|$old|$train --steps 2 --overwrite"
     "processes|$old|$train --steps 2 --overwrite --backend processes"
-    "resume|$old|--resume --steps 4 --quiet --out out"
+    "resume|$old|--resume --steps 4 --save-every 0 --quiet --out out"
     "resume by processes|$old --backend processes --keep 3|--resume --steps 3 --quiet --out out"
     "fallback|$old; truncate -s 200 out/last/worker-1.safetensors|--resume --steps 3 --quiet --out out"
     "error feedback|$old|$train --steps 1 --overwrite --method ef21-muon --up topk:0.2 --down rankk:0.3"
@@ -132,7 +132,7 @@ turns() {
     rm -f trace
     FAULT_KIND=$kind FAULT_TRACE=$folder/trace run "$program" "${arguments[@]}"
     if [ "$mode" = all ]; then
-        awk '$2 !~ /^(f?put|f?printf|fwrite|getc)/ || seen[$2 $3]++ < 20 { print $1 }' trace
+        awk '$2 !~ /^(f?put|f?printf|fwrite|getc)/ || seen[$2 $3]++ < 5 { print $1 }' trace
     else
         awk -v kind="$kind" 'FILENAME == "sites" { seen[$0] = 1; next } { key = kind " " $2 " " $3 } !seen[key]++ { print $1 }' sites trace
     fi
