@@ -8326,8 +8326,8 @@ TEST(another_run_or_a_smaller_keep_leaves_no_save_that_could_be_mistaken_for_its
     cli_damage("a", cli_slot("a"), 0);
     CLI_REFUSED(1, "model.safetensors", "--eval --out a");
     /* nor a file of a server or a worker that it does not have */
-    CLI_OK(CLI_TINY
-           "--out b --steps 3 --workers 3 --method ef21-muon --up topk:0.2 --down topk:0.3");
+    CLI_OK(CLI_TINY "--out b --steps 3 --save-every 2 --workers 3 --method ef21-muon --up topk:0.2 "
+                    "--down topk:0.3");
     CLI_OK(CLI_TINY "--out b --steps 2 --save-every 1 --workers 2 --overwrite");
     CLI_OK("--resume --out b --quiet --steps 3");
     CHECK(!*cli_err);
@@ -8603,15 +8603,8 @@ static void cli_harmless(const char *word) {
 }
 
 TEST(control_sequences_never_reach_a_terminal_and_files_have_every_byte) {
-    static const char *const alphabet[] = {"\x1b[2J",
-                                           "\x1b]0;x\a",
-                                           "\xc2\x9b"
-                                           "31m",
-                                           "\x7f",
-                                           "\b",
-                                           "\xc3\xa9",
-                                           "\xe2\x82\xac",
-                                           "a"},
+    static const char *const alphabet[] = {"\x1b[2J", "\x1b]0;x\a", "\xc2\x9b;31m", "\x7f",
+                                           "\b",      "\xc3\xa9",   "\xe2\x82\xac", "a"},
                              raw[] = "\x1b\x7f\xc2\x9b", broken[] = "\xff\x1b\x9b\xe9";
     cli_begin();
     cli_write_words("chars.txt", 8000, alphabet, 8);
