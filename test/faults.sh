@@ -38,7 +38,7 @@ rows=(
     "processes|$old|$train --steps 2 --overwrite --backend processes"
     "resume|$old|--resume --steps 4 --save-every 0 --quiet --out out"
     "resume by processes|$old --backend processes --keep 3|--resume --steps 3 --quiet --out out"
-    "fallback|$old; truncate -s 200 out/last/worker-1.safetensors|--resume --steps 3 --quiet --out out"
+    "fallback|$old; truncate -s 200 out/last/worker-1.safetensors|--resume --steps 3 --save-every 0 --quiet --out out"
     "error feedback|$old|$train --steps 1 --overwrite --method ef21-muon --up topk:0.2 --down rankk:0.3"
     "gossip|$old|--data text.txt $model --batch 6 --workers 3 --out out --steps 1 --overwrite --method demuon --topology file:graph --shards dirichlet:1"
     "token shards||--data part-*.bin --val-data val.bin --shards file:ranges $model --width 2 --heads 1 --batch 4 --workers 2 --out out --steps 1"
@@ -51,7 +51,16 @@ rows=(
 
 without_counters() { sed 's/\(steps [0-9]*\).*/\1/' "$1"; }
 without_time() { sed 's/seconds [0-9.]*//' "$1"; }
-loss_of() { "$program" --eval --out out --from "$1" 2>&1; }
+loss_of() { "$program" --eval --out out --from "$1" 2>&1 | sed '/; going on from .* the save of step/d'; }
+# generations WHICH: the loss of every save that OUT/WHICH may point at
+generations() {
+    local save
+    mkdir -p one
+    for save in out/."$1".*; do
+        ln -sfn "$folder/$save" one/"$1"
+        "$program" --eval --out one --from "$1" 2>/dev/null
+    done
+}
 site_name() { addr2line -s -e "$program" "$1" 2>/dev/null || echo "$1"; }
 
 complain() {
@@ -112,14 +121,14 @@ prepare() {
         mv out pristine
     fi
     restore
-    for which in last best; do : >losses.$which; if [ -d pristine ]; then loss_of $which >losses.$which; fi; done
+    for which in last best; do : >losses.$which; if [ -d pristine ]; then generations $which >losses.$which; fi; done
     kind=none
     : >log
     run "$program" "${arguments[@]}"
     if [ "$status" != 0 ]; then complain 'fails without a failure'; return 1; fi
     without_time stdout >reference.stdout
     saves=$(if [ -d out ] && [ ! -d pristine -o "$(cat out/last/model.safetensors 2>/dev/null | cksum)" != "$(cat pristine/last/model.safetensors 2>/dev/null | cksum)" ]; then echo yes; fi)
-    if [ -d pristine ]; then for which in last best; do loss_of $which >>losses.$which; done; fi
+    if [ -d pristine ]; then for which in last best; do generations $which >>losses.$which; done; fi
     if [ -d out ]; then mv out reference; fi
 }
 
@@ -172,7 +181,7 @@ limit() {
 }
 
 limited=("${rows[0]}")
-if grep -q __lsan_init "$program"; then limited=(); fi # the sanitizers want files and memory themselves
+if grep -q __asan_init "$program"; then limited=(); fi # the sanitizers want files and memory themselves
 if [ "$mode" = all ] && [ ${#limited[@]} != 0 ]; then limited+=("${rows[1]}" "${rows[3]}"); fi
 for row in "${limited[@]}"; do
     prepare "$row" || continue
