@@ -2488,8 +2488,13 @@ static int forget_others(const Worker *w, const char *name, int slot, char *erro
     const Options *o = &w->run->o;
     int anew = !o->resume && !w->saved[is_last(name)], failed = 0;
     DIR *all = opendir(o->out);
-    if (!all) failed = snprintf(error, size, "%s: cannot be listed: %s", o->out, strerror(errno));
-    for (const struct dirent *d; !failed && (d = readdir(all)) != NULL;) {
+    if (!all) return snprintf(error, size, "%s: cannot be listed: %s", o->out, strerror(errno)), -1;
+    while (!failed) {
+        errno = 0;
+        const struct dirent *d = readdir(all);
+        if (!d && errno)
+            failed = snprintf(error, size, "%s: cannot be read: %s", o->out, strerror(errno));
+        if (!d) break;
         int other = slot_number(d->d_name, name);
         char folder[PATH_SIZE];
         if (other < 0 || other == slot || (!anew && other < (is_last(name) ? (int)o->keep : 2)))
@@ -2498,7 +2503,7 @@ static int forget_others(const Worker *w, const char *name, int slot, char *erro
         failed = clear_slot(folder, error, size);
         rmdir(folder);
     }
-    if (all) closedir(all);
+    closedir(all);
     return failed;
 }
 
@@ -3424,9 +3429,9 @@ static void end_of_map(int signal_number) {
     static const char text[] =
         "train_gpt: a file (--data or a checkpoint) was cut short while it was being read, or its "
         "disk fails: restore it, then --resume\n";
-    (void)signal_number;
     if (comm__signalled && atomic_exchange(&comm__signalled->spoken, 1)) await_the_end();
-    _exit(write(2, text, sizeof text - 1) < 0 ? EXIT_FAILED : EXIT_FAILED);
+    ssize_t told = write(2, text, sizeof text - 1);
+    _exit(told < 0 ? 128 + signal_number : EXIT_FAILED);
 }
 
 /* The end of a call whose result is on stdout. */
