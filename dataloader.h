@@ -517,7 +517,7 @@ static inline FILE *data__fopen(const char *path) {
     struct stat s;
     int fd = data__descriptor(path), known = fd >= 0 && fstat(fd, &s) == 0;
     FILE *f = known && S_ISREG(s.st_mode) ? fdopen(fd, "r") : NULL;
-    int why = known && !S_ISREG(s.st_mode) ? 0 : errno;
+    int why = f || !known || S_ISREG(s.st_mode) ? errno : S_ISDIR(s.st_mode) ? EISDIR : 0;
     if (!f && fd >= 0) close(fd);
     errno = why;
     return f;
