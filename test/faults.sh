@@ -72,12 +72,12 @@ complain() {
 
 # run COMMAND...: into status, stdout, stderr; a run that hangs is killed, and what it left as well
 run() {
-    timeout -s KILL 5 "$@" >stdout 2>stderr </dev/null &
-    local group=$!
-    wait $group 2>/dev/null
+    bash -c 'echo $$ >group; exec timeout -s KILL 5 "$@"' - "$@" >stdout 2>stderr </dev/null
     status=$?
-    orphans=$(pgrep -g $group | wc -l)
-    if [ "$orphans" != 0 ]; then kill -KILL -- -$group 2>/dev/null; fi
+    local group
+    read -r group <group # timeout leads a group of its own
+    orphans=$(pgrep -g "$group" | wc -l)
+    if [ "$orphans" != 0 ]; then kill -KILL -- "-$group" 2>/dev/null; fi
 }
 
 restore() { rm -rf out; if [ -d pristine ]; then cp -a pristine out; fi; }
