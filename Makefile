@@ -52,13 +52,22 @@ test_signmuon: test_signmuon.c train_gpt.c signmuon.c data/play.c $(HEADERS)
 test: test_signmuon train_gpt ## every test (under a minute; needs nothing but the compiler)
 	./test_signmuon
 
+# train_gpt whose n-th call to the outside world fails, as test/faults.c says
+WRAPPED = $(shell awk -F', ' '/^FAIL/ { print $$2 }' test/faults.c) $(shell grep -o '__wrap_[a-z][a-z_]*' test/faults.c | sort -u | sed s/__wrap_//)
+test/train_gpt_faults: test/faults.c train_gpt.c signmuon.c $(HEADERS)
+	$(CC) $(CFLAGS) -g -no-pie $(foreach name,$(WRAPPED),-Wl,--wrap=$(name)) -o $@ train_gpt.c signmuon.c test/faults.c $(LDLIBS)
+
+torture: test/train_gpt_faults ## the long campaigns: every call to the outside world fails once, ... (an hour)
+	test/faults.sh test/train_gpt_faults all
+	! test -f test/torture.sh || test/torture.sh
+
 # The same tests under other compilers and watchers. Each build lies in a folder of its own.
 define variant
 	@mkdir -p build && rm -rf build/$@ && mkdir build/$@
 	@git ls-files -z | xargs -0 cp --parents -t build/$@
 endef
 
-check: check-gcc check-clang check-mpi check-isa check-neon check-asan check-tsan check-valgrind check-tidy ## all tests again: two compilers, both MPIs, every instruction set, ASan, UBSan, TSan, valgrind, clang-tidy
+check: check-gcc check-clang check-mpi check-isa check-neon check-asan check-tsan check-valgrind check-faults check-tidy ## all tests again: two compilers, both MPIs, every instruction set, ASan, UBSan, TSan, valgrind, failing calls, clang-tidy
 
 check-gcc check-clang: ## -Werror
 	$(variant)
@@ -98,6 +107,11 @@ check-valgrind: ## valgrind on a small training and a sample
 	    "--workers 2 --method demuon --shards dirichlet:1 --gradient-noise student:2,1e-3 --steps 3 --overwrite"; do GEMM_ISA=avx2 \
 	    valgrind -q --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite ./train_gpt --data text --quiet \
 	    $$(case "$$c" in --w*) echo --layers 1 --width 32 --context 16;; esac) $$c --out o || exit 1; done
+
+check-faults: ## every place that calls the outside world sees its call fail; leaks under ASan
+	$(variant)
+	$(MAKE) -s -C build/$@ OPT=-O1 EXTRA='-Werror -fsanitize=address,undefined -fno-sanitize-recover=all' test/train_gpt_faults
+	cd build/$@ && test/faults.sh test/train_gpt_faults sites
 
 check-tidy: ## clang-tidy with .clang-tidy
 	clang-tidy --quiet train_gpt.c signmuon.c data/play.c bench/bench.c bench/problem.c bench/claims.c bench/claims_gpt.c -- $(filter-out -W%,$(CFLAGS)) -I.
@@ -171,9 +185,9 @@ install: all ## into PREFIX (/usr/local)
 	install -m 644 signmuon.h ef21muon.h demuon.h comm.h gemm.h $(PREFIX)/include
 
 clean: ## remove what was built
-	rm -rf train_gpt train_gpt_mpi test_signmuon data/play bench/bench bench/problem bench/claims build *.o *.a *.so
+	rm -rf train_gpt train_gpt_mpi test_signmuon test/train_gpt_faults data/play bench/bench bench/problem bench/claims build *.o *.a *.so
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-.PHONY: all mpi train sample test check check-gcc check-clang check-mpi check-isa check-neon check-asan check-tsan check-valgrind check-tidy fuzz fuzz-seeds bench claims bytes gossip liars plots table install clean help
+.PHONY: all mpi train sample test check check-gcc check-clang check-mpi check-isa check-neon check-asan check-tsan check-valgrind check-faults check-tidy torture fuzz fuzz-seeds bench claims bytes gossip liars plots table install clean help

@@ -627,8 +627,10 @@ static inline int comm__work(CommShared *shared, int rank, CommWorker worker, vo
     c.team = calloc(1, sizeof *c.team);
     comm_float_environment();
     if (!c.team || team_start(c.team, shared->threads, shared->spin)) {
-        fprintf(stderr, "worker %d cannot start %d compute threads: lower --threads\n", rank,
-                shared->threads);
+        if (!atomic_exchange(&shared->spoken, 1))
+            fprintf(stderr,
+                    "train_gpt: worker %d cannot start %d compute threads: lower --threads\n", rank,
+                    shared->threads);
         exit(1); /* the others wait for this one: there is no going on */
     }
     int status = worker(&c, arg);
@@ -666,6 +668,7 @@ static inline int comm__run_some(CommShared *shared, int first, int count, CommW
         if (failed) { /* the others wait for this one: the caller must end the process */
             snprintf(error, size, "cannot start worker %d as a thread: %s; lower --workers",
                      first + k, strerror(failed));
+            if (k == 1) free(t); /* nobody else has it */
             return COMM_FAILED;
         }
     }

@@ -66,6 +66,7 @@
      data_vocab_free(v)
      data_encode(v, utf8, out, max)                a prompt
      data_decode(v, token, out)                    a token's bytes
+     data_printable(text, n)                       may a terminal have its first character?
      data_floor(path)                              exact entropy noted in PATH.entropy, or 0
      data_strerror(code)
 
@@ -212,6 +213,14 @@ static inline size_t data__next(DataKind kind, const unsigned char *p, size_t n,
     return *code < least[length] || *code >= DATA__CODES || *code >> 11 == 0x1b ? 0 : length;
 }
 
+/* The length of the printable character that n > 0 bytes begin with, or 0 if they begin with none: a
+ * control character, C1 included, or what is not UTF-8. */
+static inline size_t data_printable(const char *text, size_t n) {
+    uint32_t code;
+    size_t length = data__next(DATA_CHARS, (const unsigned char *)text, n, &code);
+    return code < 32 || (code >= 127 && code < 160) ? 0 : length;
+}
+
 /* ------------------------------------------------------------------------------------------------
  * vocabulary */
 
@@ -348,10 +357,19 @@ static inline void data__free_text(DataText *t) {
     *t = (DataText){0};
 }
 
+/* open, again when a signal came between; a FIFO does not block */
+static inline int data__descriptor(const char *path) {
+    int fd;
+    do {
+        fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    } while (fd < 0 && errno == EINTR);
+    return fd;
+}
+
 /* maps a file. Returns 1 if it is a token file, 0 if it is text, or a code */
 static inline int data__map(DataFile *f, const DataError *e) {
     struct stat s = {0};
-    f->fd = open(f->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); /* a FIFO would block */
+    f->fd = data__descriptor(f->path);
     const char *wrong = f->fd < 0 || fstat(f->fd, &s) ? strerror(errno) : NULL;
     if (!wrong && S_ISDIR(s.st_mode))
         wrong = "is a directory; name a file, or a pattern such as '*.bin' in it";
@@ -501,10 +519,21 @@ static inline int data__open_any(DataText *t, DataVocab *v, const char *mode, co
     return 0;
 }
 
+/* A regular file, or NULL and errno, 0 if it is of another kind: a device may have no end. */
+static inline FILE *data__fopen(const char *path) {
+    struct stat s;
+    int fd = data__descriptor(path), known = fd >= 0 && fstat(fd, &s) == 0;
+    FILE *f = known && S_ISREG(s.st_mode) ? fdopen(fd, "r") : NULL;
+    int why = f || !known || S_ISREG(s.st_mode) ? errno : S_ISDIR(s.st_mode) ? EISDIR : 0;
+    if (!f && fd >= 0) close(fd);
+    errno = why;
+    return f;
+}
+
 static inline double data_floor(const char *path) {
     char name[4096], line[64] = "", *end = line;
     int n = snprintf(name, sizeof name, "%s.entropy", path);
-    FILE *f = n < 0 || (size_t)n >= sizeof name ? NULL : fopen(name, "r");
+    FILE *f = n < 0 || (size_t)n >= sizeof name ? NULL : data__fopen(name);
     if (!f) return 0;
     double nats = fgets(line, sizeof line, f) ? strtod(line, &end) : 0;
     fclose(f);
@@ -789,18 +818,36 @@ static inline int data__deal_line(DataShards *s, const DataSet *d, const char *p
     return data__deal(s, (size_t)worker, first, last - first);
 }
 
+/* The next line, without its end; returns its length, -1 at the end of the file, -2 if it does not
+ * fit. */
+static inline int data__line(FILE *f, char *line, int size) {
+    int n = 0, c = getc(f);
+    if (c == EOF) return -1;
+    for (; c != EOF && c != '\n'; c = getc(f)) {
+        if (n + 1 == size) return -2;
+        line[n++] = (char)c;
+    }
+    line[n] = 0;
+    return ferror(f) ? -1 : n;
+}
+
 static inline int data__deal_file(DataShards *s, const DataSet *d, const char *path, size_t T,
                                   uint64_t seed, const DataError *e) {
     (void)seed;
-    FILE *f = fopen(path, "r");
-    if (!f) return data__fail(e, DATA_UNREADABLE, path, "%s", strerror(errno));
-    char *line = NULL;
-    size_t room = 0, number = 0;
+    FILE *f = data__fopen(path);
+    if (!f)
+        return data__fail(e, DATA_UNREADABLE, path, "%s",
+                          errno ? strerror(errno) : "not a regular file");
+    char line[1024];
+    size_t number = 0;
     int code = 0;
-    for (ssize_t n; !code && (n = getline(&line, &room, f)) >= 0;)
-        code = data__deal_line(s, d, path, ++number, line, (size_t)n, e);
-    if (!code && !feof(f)) code = data__fail(e, DATA_UNREADABLE, path, "%s", strerror(errno));
-    free(line);
+    for (int n; !code && (n = data__line(f, line, sizeof line)) != -1;) {
+        number++;
+        code = n < 0 ? data__fail(e, DATA_MALFORMED, path, "line %zu is longer than %zu bytes",
+                                  number, sizeof line - 1)
+                     : data__deal_line(s, d, path, number, line, (size_t)n, e);
+    }
+    if (!code && ferror(f)) code = data__fail(e, DATA_UNREADABLE, path, "%s", strerror(errno));
     fclose(f);
     size_t lacking = code ? s->workers : data__short_worker(s, T);
     if (lacking == s->workers) return code;

@@ -43,6 +43,8 @@
             st_read_f32  the same for F32
             st_close     unmap and free; harmless on an StFile of zeros or after a failed st_open
             st_is_utf8   may this text be a name, a key or a value?
+            st_sync      what was written through a descriptor survives a power cut
+            st_sync_directory   and so do the names in a directory
 
    LIMITS   Little-endian hosts. At most ST_RANK dimensions, headers of ST_HEADER_MAX bytes. Names
             and metadata are UTF-8 without NUL; st_write refuses other text. A mapped file must not
@@ -467,14 +469,24 @@ static inline int st__load(StFile *f, int fd, const StError *error) {
     return st__parse(f, f->map + 8, n, f->size - 8 - n, error) || st__verify(f, error) ? -1 : 0;
 }
 
+/* open, again when a signal came between: on a network file system that happens */
+static inline int st__descriptor(const char *path, int flags) {
+    int fd;
+    do {
+        fd = open(path, flags | O_CLOEXEC, 0666);
+    } while (fd < 0 && errno == EINTR);
+    return fd;
+}
+
 /* Opens a file for reading; every header that breaks a rule of the format is refused.
  * cost     with a checksum one pass over the file, without one only the header is touched
- * error    f is closed */
+ * error    f is closed; errno is the system's reason, or 0 when the file is to blame */
 static inline int st_open(StFile *f, const char *path, char *error, size_t error_size) {
     StError e = {path, error, error_size};
+    errno = 0;
     *f = (StFile){.path = strdup(path)};
     if (!f->path) return st__fail(&e, "out of memory");
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), failed = st__load(f, fd, &e);
+    int fd = st__descriptor(path, O_RDONLY | O_NONBLOCK), failed = st__load(f, fd, &e);
     if (fd >= 0) close(fd);
     if (failed) st_close(f);
     return failed;
@@ -566,10 +578,24 @@ static inline int st__compose(StPart *part, const StTensor *t, size_t n, const S
     return failed;
 }
 
+/* 0 or errno: what was written through fd is on the disk */
+static inline int st_sync(int fd) {
+    while (fsync(fd))
+        if (errno != EINTR) return errno;
+    return 0;
+}
+
+/* The same of the names in a directory. */
+static inline int st_sync_directory(const char *path) {
+    int fd = st__descriptor(path, O_RDONLY | O_DIRECTORY), why = fd < 0 ? errno : st_sync(fd);
+    if (fd >= 0) close(fd);
+    return why == EINVAL ? 0 : why; /* where a directory has nothing to sync */
+}
+
 /* 0 or errno; after a failure there is no file */
 static inline int st__write_file(const char *path, const StPart *part, size_t parts) {
     unlink(path); /* what an interrupted run may have left */
-    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666), why = 0;
+    int fd = st__descriptor(path, O_WRONLY | O_CREAT | O_EXCL), why = 0;
     if (fd < 0) return errno;
     for (size_t i = 0; i < parts && !why; i++) {
         const char *p = part[i].data;
@@ -581,8 +607,8 @@ static inline int st__write_file(const char *path, const StPart *part, size_t pa
                 why = done ? errno : ENOSPC;
         }
     }
-    if (!why && fsync(fd)) why = errno;
-    if (close(fd) && !why) why = errno;
+    if (!why) why = st_sync(fd);
+    if (close(fd) && errno != EINTR && !why) why = errno; /* an interrupted close has closed */
     if (why) unlink(path);
     return why;
 }
@@ -604,7 +630,7 @@ static inline int st_write(const char *path, const StTensor *t, size_t n, const 
                               : st__fail(&e, "cannot write: out of memory");
     if (!failed) {
         sprintf(name, "%.*s", length, slash ? path : ".");
-        fd = open(name, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        fd = st__descriptor(name, O_RDONLY | O_DIRECTORY);
         sprintf(name, "%s.tmp", path);
         if (fd < 0)
             failed = st__fail(&e, "cannot open its directory: %s", strerror(errno));
@@ -613,9 +639,8 @@ static inline int st_write(const char *path, const StTensor *t, size_t n, const 
         else if (rename(name, path)) {
             failed = st__fail(&e, "cannot rename %s: %s", name, strerror(errno));
             unlink(name);
-        } else if (fsync(fd) && errno != EINVAL) /* where a directory has nothing to sync */
-            failed =
-                st__fail(&e, "written, but its directory cannot be synced: %s", strerror(errno));
+        } else if ((why = st_sync(fd)) && why != EINVAL) /* a directory with nothing to sync */
+            failed = st__fail(&e, "written, but its directory cannot be synced: %s", strerror(why));
     }
     if (fd >= 0) close(fd);
     if (part) free((void *)(uintptr_t)part[0].data);

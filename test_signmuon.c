@@ -1744,7 +1744,7 @@ static int st_test_write(const char *path) {
 TEST(tensors_and_metadata_survive_a_round_trip) {
     const char *path = st_test_path("x.safetensors");
     StFile f;
-    float weight[6];
+    float weight[6] = {0};
     uint64_t seed = 0;
     CHECK_EQ(st_test_write(path), 0);
     if (st_open(&f, path, st_test_error, sizeof st_test_error)) FAIL("%s", st_test_error);
@@ -8138,7 +8138,7 @@ static void cli_flip(const char *name, long at) {
 TEST(a_damaged_or_incomplete_checkpoint_is_refused_and_left_alone) {
     static const char *const backend[] = {"threads", "processes"};
     cli_begin();
-    CLI_OK(CLI_TINY "--out a --steps 6 --workers 3 --save-every 3");
+    CLI_OK(CLI_TINY "--out a --steps 6 --workers 3"); /* one generation, nothing to fall back to */
     CLI_OK(CLI_TINY "--out b --steps 4 --workers 3 --aux sign");
     for (long at = -5; at < 2000; at += 401) {
         cli_flip("a/last/model.safetensors", at);
@@ -8170,53 +8170,6 @@ TEST(a_damaged_or_incomplete_checkpoint_is_refused_and_left_alone) {
     for (int k = 0; k < 6; k++) /* when all workers fail, still one speaks */
         CLI_REFUSED(1, "b/last/worker-", "--resume --out b --steps 9 --quiet --backend %s",
                     backend[k % 2]);
-    cli_end();
-}
-
-/* Rewrite a checkpoint with another value of a key, and a checksum that is right. */
-static void cli_forge(const char *name, const char *key, const char *value) {
-    static StTensor tensor[200];
-    static StPair meta[300];
-    StFile f;
-    char error[512] = "";
-    size_t n = 0;
-    int failed = st_open(&f, cli_path("%s", name), error, sizeof error);
-    for (size_t i = 0; !failed && i < f.n; i++) {
-        const StEntry *e = &f.entries[i];
-        tensor[i] = (StTensor){.name = e->name, .dtype = e->dtype, .rank = e->rank};
-        memcpy(tensor[i].shape, e->shape, sizeof e->shape);
-        tensor[i].data = st_data(&f, e);
-    }
-    for (size_t i = 0; !failed && i < f.n_meta; i++)
-        if (strncmp(f.meta[i].key, "checksum", 8))
-            meta[n++] =
-                (StPair){f.meta[i].key, strcmp(f.meta[i].key, key) ? f.meta[i].value : value};
-    if (failed || st_write(cli_path("%s", name), tensor, f.n, meta, n, error, sizeof error))
-        FAIL("%s", error);
-    st_close(&f);
-}
-
-TEST(a_forged_step_rank_or_counter_that_no_integer_holds_is_refused) {
-    static const char *const file[] = {"a/last/model.safetensors", "a/last/worker-0.safetensors"};
-    static const char *const forged[][2] = {
-        {"step", "1e300"}, {"step", "-3"}, {"step", "2.5"}, {"step", "nan"}};
-    cli_begin();
-    CLI_OK(CLI_TINY "--out a --steps 3");
-    for (size_t i = 0; i < 2 * sizeof forged / sizeof *forged; i++) {
-        cli_forge(file[i % 2], forged[i / 2][0], forged[i / 2][1]);
-        CLI_REFUSED(1, "'step' is", "--resume --out a --steps 9 --quiet");
-        cli_forge(file[i % 2], "step", "3");
-    }
-    cli_forge(file[0], "evaluated", "inf");
-    CLI_REFUSED(1, "'evaluated' is inf", "--resume --out a --steps 9 --quiet");
-    cli_forge(file[0], "evaluated", "3");
-    cli_forge(file[1], "sent_control", "-1");
-    CLI_REFUSED(1, "'sent_control' is -1", "--resume --out a --steps 9 --quiet");
-    cli_forge(file[1], "sent_control", "0");
-    cli_forge(file[1], "rank", "4294967296"); /* 0 as an int */
-    CLI_REFUSED(1, "another step or worker", "--resume --out a --steps 9 --quiet");
-    cli_forge(file[1], "rank", "0");
-    CLI_OK("--resume --out a --steps 4 --quiet");
     cli_end();
 }
 
@@ -8261,6 +8214,25 @@ TEST(a_full_disk_is_status_1_wherever_results_go) {
         CLI_REFUSED(1, "cannot write", "--data text.txt --out a %s", lines[i]);
         unlink(path);
     }
+    cli_end();
+}
+
+TEST(a_file_size_limit_is_a_full_disk_and_kills_nobody) {
+    static const char *const backend[] = {"threads", "processes"};
+    struct rlimit before, limit;
+    cli_begin();
+    CLI_OK(CLI_TINY "--out good --steps 4 --workers 3");
+    CLI_OK(CLI_TINY "--out a --steps 4 --workers 3");
+    getrlimit(RLIMIT_FSIZE, &before);
+    limit = (struct rlimit){60000, before.rlim_max}; /* log and worker-1 have room, the model not */
+    for (int k = 0; k < 2; k++) {
+        setrlimit(RLIMIT_FSIZE, &limit);
+        int status = cli("--resume --out a --steps 8 --quiet --backend %s", backend[k]);
+        setrlimit(RLIMIT_FSIZE, &before);
+        cli_refused(status, 1, "File too large");
+        cli_same("a", "good", 3);
+    }
+    CLI_OK("--resume --out a --steps 8 --quiet");
     cli_end();
 }
 
@@ -8635,6 +8607,28 @@ TEST(when_the_parent_is_killed_no_worker_is_left) {
     CHECK(shared == cli_names("/dev/shm"));
 }
 
+TEST(a_file_that_is_cut_short_ends_the_run_with_a_sentence) {
+    static const char *const backend[] = {"threads", "processes"};
+    cli_begin();
+    for (int k = 0; k < 4; k++) {
+        pid_t child[8], pid = cli_start(CLI_TINY "--workers 2 --steps 100000000 --log-every 0 "
+                                                 "--save-every 3 --out a --data long.txt "
+                                                 "--val-data text.txt --backend %s",
+                                        backend[k % 2]);
+        cli_await(pid, "a/last/worker-1.safetensors", "");
+        pid_t reader = k % 2 && cli_children(pid, child, 8) == 2 ? child[1] : pid;
+        if (k < 2) /* between two looks at its size: what the kernel then sends */
+            kill(reader, SIGBUS);
+        else if (truncate(cli_path("long.txt"), 50))
+            FAIL("cannot cut long.txt");
+        cli_refused(cli_wait(pid, CLI_PATIENCE), 1, k < 2 ? "cut short" : "long.txt");
+        if (k < 2) CLI_OK("--eval --out a");
+        cli_remove(cli_path("a"));
+        cli_write_words("long.txt", 120000, cli_alphabet, 21);
+    }
+    cli_end();
+}
+
 TEST(a_run_that_saves_again_and_again_keeps_no_file_open) {
     cli_begin();
     pid_t pid =
@@ -8942,6 +8936,297 @@ TEST(half_a_row_that_a_killed_run_left_in_the_log_is_not_resumed) {
 }
 
 /* ------------------------------------------------------------------------------------------------
+ * generations */
+
+/* The step of OUT/.last.SLOT, or -1 when it holds no model. */
+static long cli_generation(const char *out, int slot) {
+    char name[128];
+    snprintf(name, sizeof name, "%s/.last.%d/model.safetensors", out, slot);
+    return access(cli_path("%s", name), F_OK) ? -1 : (long)cli_meta(name, "step");
+}
+
+/* The slot that OUT/last points at. */
+static int cli_slot(const char *out) {
+    char target[64] = "";
+    ssize_t n = readlink(cli_path("%s/last", out), target, sizeof target - 1);
+    return n == 7 && strncmp(target, ".last.", 6) == 0 ? target[6] - '0' : -1;
+}
+
+/* A run that fell back: status 0, one sentence that names what is damaged and the step. */
+static void cli_fell_back(int status, const char *file, const char *from, long step) {
+    char end[128];
+    snprintf(end, sizeof end, "; going on from %s, the save of step %ld\n", from, step);
+    const char *newline = strchr(cli_err, '\n');
+    if (status || strncmp(cli_err, "train_gpt: ", 11) || !newline || newline[1] ||
+        !strstr(cli_err, file) || !strstr(cli_err, end))
+        FAIL("status %d, not '%s' and '%s': %s: %s", status, file, end, cli_line, cli_err);
+}
+
+static void cli_cut(const char *name, long bytes) {
+    if (truncate(cli_path("%s", name), bytes)) FAIL("cannot cut %s", name);
+}
+
+/* Ways to lose OUT/.last.SLOT for --resume, and what the sentence must name. */
+static const char *cli_damage(const char *out, int slot, int way) {
+    char model[128], worker[128], other[128];
+    snprintf(model, sizeof model, "%s/.last.%d/model.safetensors", out, slot);
+    snprintf(worker, sizeof worker, "%s/.last.%d/worker-2.safetensors", out, slot);
+    snprintf(other, sizeof other, "%s/.last.%d/worker-2.safetensors", out, (slot + 1) % 2);
+    switch (way) {
+    case 0:
+        return cli_flip(model, 700), "model.safetensors: ";
+    case 1:
+        return cli_flip(worker, -9), "worker-2.safetensors: checksum";
+    case 2:
+        return cli_cut(model, 1000), "model.safetensors: ";
+    case 3:
+        return cli_cut(worker, 0), "worker-2.safetensors: too short";
+    case 4:
+        return unlink(cli_path("%s", worker)), "worker-2.safetensors: cannot open: No such";
+    case 5:
+        return unlink(cli_path("%s", model)), "model.safetensors: cannot open: No such";
+    case 6: /* of the generation before */
+        unlink(cli_path("%s", worker));
+        if (link(cli_path("%s", other), cli_path("%s", worker))) FAIL("cannot link %s", worker);
+        return "worker-2.safetensors: belongs to another step";
+    default:
+        return NULL;
+    }
+}
+
+TEST(when_the_last_save_is_damaged_the_one_before_goes_on_and_is_not_overwritten_first) {
+    cli_begin();
+    CLI_OK(CLI_TINY "--out whole --steps 12 --save-every 6 --workers 3 --log-every 1");
+    CLI_OK(CLI_TINY "--out a --steps 12 --save-every 6 --workers 3 --log-every 1");
+    for (int way = 0; way < 7; way++) {
+        int slot = cli_slot("a");
+        char from[32];
+        snprintf(from, sizeof from, "a/.last.%d", 1 - slot);
+        CHECK_EQ(cli_generation("a", slot), 12);
+        CHECK_EQ(cli_generation("a", 1 - slot), 6);
+        const char *word = cli_damage("a", slot, way);
+        if (strstr(word, "model")) { /* reading does not need the workers' files */
+            cli_fell_back(cli("--eval --out a"), word, from, 6);
+            CHECK(strncmp(cli_out, "val_loss ", 9) == 0);
+            cli_fell_back(cli("--sample 5 --out a"), word, from, 6);
+        } else
+            CLI_OK("--eval --out a");
+        cli_fell_back(cli("--resume --out a --quiet --steps 12 --save-every 0"), word, from, 6);
+        CHECK_EQ(cli_log("a", 12), 12);
+        CHECK_EQ(cli_slot("a"), slot);
+        CHECK_EQ(cli_generation("a", slot), 12);
+        CHECK_EQ(cli_generation("a", 1 - slot), 6);
+        cli_same("whole", "a", 3);
+    }
+    cli_end();
+}
+
+TEST(the_newest_of_many_saves_that_is_whole_goes_on_and_when_none_is_nothing_changes) {
+    cli_begin();
+    CLI_OK(CLI_TINY "--out a --steps 9 --save-every 2 --keep 4 --workers 3");
+    CHECK_EQ(cli_slot("a"), 0); /* 9 stands where 2 was, and 4, 6, 8 behind it */
+    for (int slot = 0; slot < 4; slot++)
+        CHECK_EQ(cli_generation("a", slot), slot ? 2 + 2 * slot : 9);
+    cli_damage("a", 0, 0);
+    cli_damage("a", 3, 1);
+    cli_fell_back(cli("--eval --out a"), "model", "a/.last.3", 8);
+    cli_fell_back(cli("--resume --out a --quiet --steps 7"), "a/last/model", "a/.last.2", 6);
+    CHECK_EQ(cli_slot("a"), 3); /* behind the one it came from */
+    CHECK_EQ(cli_generation("a", 3), 7);
+    CHECK_EQ(cli_generation("a", 2), 6);
+    for (int slot = 0; slot < 4; slot++) cli_damage("a", slot, slot % 2);
+    cli_damage("a", 0, 2);
+    cli_damage("a", 2, 4);
+    uint64_t before = cli_snapshot();
+    CLI_REFUSED(1, "no other save", "--resume --out a --quiet --steps 20");
+    CHECK(before == cli_snapshot());
+    rename(cli_path("a/.last.3"), cli_path("a/kept")); /* the link points nowhere */
+    CLI_REFUSED(1, "a/last/model", "--resume --out a --quiet --steps 20");
+    CLI_REFUSED(1, "--overwrite", "--data text.txt --layers 1 --heads 2 --width 32 --out a");
+    cli_end();
+}
+
+TEST(another_run_or_a_smaller_keep_leaves_no_save_that_could_be_mistaken_for_its_own) {
+    cli_begin();
+    CLI_OK(CLI_TINY "--out a --steps 10 --save-every 2 --keep 5");
+    for (int slot = 0; slot < 5; slot++) CHECK_EQ(cli_generation("a", slot), 2 + 2 * slot);
+    CLI_OK("--resume --out a --quiet --steps 11 --keep 3");
+    CHECK_EQ(cli_slot("a"), 2);
+    CHECK_EQ(cli_generation("a", 2), 11);
+    for (int slot = 3; slot < 5; slot++) CHECK(access(cli_path("a/.last.%d", slot), F_OK));
+    CLI_OK("--resume --out a --quiet --steps 12"); /* keeps 3 from now on */
+    CHECK_EQ(cli_generation("a", 0), 12);
+    CHECK_EQ(cli_generation("a", 1), 4);
+    CLI_OK(CLI_TINY "--out a --steps 1 --seed 9 --overwrite");
+    CHECK_EQ(cli_step("a"), 1);
+    for (int slot = 0; slot < 3; slot++)
+        CHECK_EQ(cli_generation("a", slot), slot == cli_slot("a") ? 1 : -1);
+    cli_damage("a", cli_slot("a"), 0);
+    CLI_REFUSED(1, "model.safetensors", "--eval --out a");
+    /* nor a file of a server or a worker that it does not have */
+    CLI_OK(CLI_TINY "--out b --steps 3 --save-every 2 --workers 3 --method ef21-muon --up topk:0.2 "
+                    "--down topk:0.3");
+    CLI_OK(CLI_TINY "--out b --steps 2 --save-every 1 --workers 2 --overwrite");
+    CLI_OK("--resume --out b --quiet --steps 3");
+    CHECK(!*cli_err);
+    for (int slot = 0; slot < 2; slot++) {
+        CHECK(access(cli_path("b/.last.%d/exact.safetensors", slot), F_OK));
+        CHECK(access(cli_path("b/.last.%d/worker-2.safetensors", slot), F_OK));
+    }
+    cli_end();
+}
+
+TEST(a_damaged_exact_model_or_best_falls_back_too) {
+    char best[128];
+    cli_begin();
+    CLI_OK(CLI_TINY "--out a --steps 4 --save-every 2 --workers 2 --method ef21-muon --up topk:0.2 "
+                    "--down topk:0.3 --eval-every 2");
+    int slot = cli_slot("a");
+    snprintf(best, sizeof best, "a/.last.%d/exact.safetensors", slot);
+    cli_flip(best, -40);
+    for (int k = 0; k < 2; k++)
+        cli_fell_back(cli("--eval --out a %s", k ? "--exact" : ""), "exact.safetensors",
+                      slot ? "a/.last.0" : "a/.last.1", 2);
+    char target[64] = "";
+    CHECK(readlink(cli_path("a/best"), target, sizeof target - 1) == 7);
+    snprintf(best, sizeof best, "a/%s/model.safetensors", target);
+    cli_flip(best, -40);
+    cli_fell_back(cli("--eval --out a --from best"), "a/best/model",
+                  target[6] == '1' ? "a/.best.0" : "a/.best.1", 2);
+    cli_end();
+}
+
+TEST(a_run_killed_while_it_saves_loads_whenever_it_was) {
+    cli_begin();
+    CLI_OK(CLI_TINY "--out whole --steps 40 --workers 2 --log-every 0");
+    for (int k = 0; k < 12; k++) {
+        pid_t pid =
+            cli_start(CLI_TINY "--out a --steps 40 --workers 2 --save-every 1 --log-every 0 "
+                               "--backend %s",
+                      k % 2 ? "processes" : "threads");
+        cli_await(pid, "a/last", "");
+        for (uint64_t rest = test_hash((uint64_t)k) % 8; rest; rest--) cli_rest();
+        kill(pid, SIGKILL);
+        cli_wait(pid, CLI_PATIENCE);
+        CLI_OK("--resume --out a --quiet --save-every 0");
+        if (*cli_err) FAIL("%s: %s", cli_line, cli_err);
+        cli_same("whole", "a", 2);
+        cli_remove(cli_path("a"));
+    }
+    cli_end();
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * files that are not to be trusted */
+
+/* Writes FOLDER/here/NAME anew, its checksum included, with another value for one key. */
+static void cli_forge(const char *name, const char *key, const char *value) {
+    static char path[4096];
+    char error[512];
+    StFile f;
+    snprintf(path, sizeof path, "%s", cli_path("%s", name));
+    if (st_open(&f, path, error, sizeof error)) {
+        FAIL("%s", error);
+        return;
+    }
+    StTensor *t = calloc(f.n, sizeof *t);
+    StPair *m = calloc(f.n_meta, sizeof *m);
+    size_t n = 0;
+    for (size_t i = 0; i < f.n; i++) {
+        const StEntry *e = &f.entries[i];
+        t[i] = (StTensor){.name = e->name, .dtype = e->dtype, .rank = e->rank};
+        t[i].data = st_data(&f, e);
+        memcpy(t[i].shape, e->shape, sizeof e->shape);
+    }
+    for (size_t i = 0; i < f.n_meta; i++)
+        if (strncmp(f.meta[i].key, "checksum", 8)) {
+            m[n] = f.meta[i];
+            if (strcmp(m[n].key, key) == 0) m[n].value = value;
+            n++;
+        }
+    if (st_write(path, t, f.n, m, n, error, sizeof error)) FAIL("%s", error);
+    st_close(&f);
+    free(t), free(m);
+}
+
+TEST(a_forged_checkpoint_is_refused_before_anything_of_its_size_is_allocated) {
+    static const struct {
+        const char *file, *key, *value, *word, *call;
+    } rows[] = {
+        {"model", "layers", "1000", "h.1.", "--eval"},
+        {"model", "layers", "1e9", "--layers", "--eval"},
+        {"model", "layers", "-1", "--layers", "--eval"},
+        {"model", "width", "65536", "another shape", "--sample 5"},
+        {"model", "context", "1048576", "another shape", "--sample 5"},
+        {"model", "heads", "999", "heads", "--eval"},
+        {"model", "batch", "1000000000", "--batch", "--resume"},
+        {"model", "workers", "99999", "--workers", "--resume"},
+        {"model", "workers", "4", "worker-3", "--resume"},
+        {"model", "vocabulary", "gpt2:65536", "another shape", "--sample 5"},
+        {"model", "vocabulary", "bytes:0-ff", "another shape", "--sample 5"},
+        {"model", "vocabulary", "chars:0-10fffff", "vocabulary", "--sample 5"},
+        {"model", "vocabulary", "", "vocabulary", "--sample 5"},
+        {"model", "step", "1e300", "step", "--resume"},
+        {"model", "step", "nan", "step", "--eval"},
+        {"model", "step", "-3", "step", "--resume"},
+        {"model", "step", "2.5", "step", "--resume"},
+        {"model", "evaluated", "1e300", "evaluated", "--resume"},
+        {"model", "evaluated", "2.5", "evaluated", "--resume"},
+        {"model", "lr", "1e999", "--lr", "--resume"},
+        {"model", "method", "\x1b[31mred\xc2\x9b", "--method", "--resume"},
+        {"worker-0", "step", "7", "another step", "--resume"},
+        {"worker-0", "rank", "1", "another step or worker", "--resume"},
+        {"worker-0", "rank", "1e12", "another step or worker", "--resume"},
+        {"worker-0", "sent_matrices", "-1", "sent_matrices", "--resume"},
+        {"worker-0", "up_control", "1e30", "up_control", "--resume"},
+        {"worker-0", "seconds", "soon", "seconds", "--resume"},
+    };
+    cli_begin();
+    CLI_OK(CLI_TINY "--out good --steps 2 --workers 3");
+    CLI_OK("--eval --out good");
+    double honest = cli_peak;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char name[128];
+        CLI_OK(CLI_TINY "--out a --steps 2 --workers 3");
+        snprintf(name, sizeof name, "a/last/%s.safetensors", rows[i].file);
+        cli_forge(name, rows[i].key, rows[i].value);
+        int status = cli("%s --out a --data text.txt --quiet", rows[i].call);
+        cli_refused(status, status == 2 ? 2 : 1, rows[i].word);
+        if (strchr(cli_err, 0x1b) || strstr(cli_err, "\x9b"))
+            FAIL("a control sequence: %s", cli_line);
+        if (cli_peak > honest + 64e6) FAIL("%.0f MB for: %s", cli_peak * 1e-6, cli_line);
+        cli_remove(cli_path("a"));
+    }
+    CLI_REFUSED(1, "GB", CLI_TINY "--out a --layers 1000 --width 65536");
+    CLI_REFUSED(1, "GB",
+                CLI_TINY "--out a --layers 1000 --batch 1000000 --context 1024 --width 512");
+    CHECK(access(cli_path("a"), F_OK));
+    cli_end();
+}
+
+TEST(what_is_no_regular_file_is_refused_and_never_waited_for) {
+    static const char *const lines[] = {"--data pipe", "--val-data pipe", "--shards file:pipe",
+                                        "--method demuon --workers 3 --topology file:pipe"};
+    static char line[5000];
+    cli_begin();
+    if (mkfifo(cli_path("pipe"), 0666)) FAIL("cannot make a pipe");
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
+        for (int k = 0; k < 3; k++) {
+            static const char *const place[] = {"pipe", "/dev/zero", "."};
+            snprintf(line, sizeof line, "%s", lines[i]);
+            strcpy(strstr(line, "pipe"), place[k]);
+            int status = cli(CLI_TINY "--out a %s", line);
+            cli_refused(status, status == 2 ? 2 : 1, place[k]);
+        }
+    memset(line, '1', sizeof line); /* a line without end */
+    cli_put("line.txt", line, sizeof line);
+    CLI_REFUSED(2, "line 1 is longer", CLI_TINY "--out a --shards file:line.txt");
+    mkfifo(cli_path("text.txt.entropy"), 0666); /* an entropy that nobody writes */
+    CLI_OK(CLI_TINY "--out a --steps 1");
+    cli_end();
+}
+
+/* ------------------------------------------------------------------------------------------------
  * text and numbers out */
 
 /* Characters of UTF-8. */
@@ -8999,6 +9284,94 @@ TEST(a_sample_is_the_prompt_and_so_many_characters_and_nothing_else) {
     rename(cli_path("text.txt"), cli_path("moved.txt")); /* a sample does not need the data */
     CLI_OK("--out a --sample 5");
     CHECK_EQ(cli_out_size, 6);
+    cli_end();
+}
+
+/* A run on a terminal of its own: all that reaches it into cli_out. Returns its exit status. */
+__attribute__((format(printf, 1, 2))) static int cli_on_terminal(const char *format, ...) {
+    char slave[128] = "";
+    int master = posix_openpt(O_RDWR | O_NOCTTY);
+    if (master < 0 || grantpt(master) || unlockpt(master) || ptsname_r(master, slave, 128)) {
+        FAIL("there is no terminal to be had: %s", strerror(errno));
+        return -1;
+    }
+    static char words[8192];
+    char *argv[64] = {cli_program};
+    int argc = 1, s = 0;
+    va_list list;
+    va_start(list, format);
+    vsnprintf(cli_line, sizeof cli_line, format, list);
+    va_end(list);
+    memcpy(words, cli_line, sizeof words);
+    for (char *c = strtok(words, " "); c; c = strtok(NULL, " ")) argv[argc++] = c;
+    int hold = open(slave, O_RDWR | O_NOCTTY); /* so that what is written outlives the program */
+    pid_t pid = fork();
+    if (pid == 0) {
+        setsid();
+        int fd = open(slave, O_RDWR);
+        if (dup2(fd, 0) < 0 || dup2(fd, 1) < 0 || dup2(fd, 2) < 0 || chdir(cli_path("%s", "")))
+            _exit(99);
+        execv(cli_program, argv);
+        _exit(99);
+    }
+    cli_out_size = 0;
+    fcntl(master, F_SETFL, O_NONBLOCK);
+    for (int ended = 0; !ended;) {
+        ended = waitpid(pid, &s, WNOHANG) == pid;
+        ssize_t n;
+        while ((n = read(master, cli_out + cli_out_size, sizeof cli_out - 1 - cli_out_size)) > 0)
+            cli_out_size += (size_t)n;
+        if (!ended) cli_rest();
+    }
+    cli_out[cli_out_size] = 0;
+    close(hold);
+    close(master);
+    return WIFEXITED(s) ? WEXITSTATUS(s) : -WTERMSIG(s);
+}
+
+/* Is it text that moves no cursor? The terminal itself makes \r\n of \n. */
+static void cli_harmless(const char *word) {
+    int bad = !st_is_utf8(cli_out);
+    for (size_t i = 0; i < cli_out_size; i++) {
+        unsigned char c = (unsigned char)cli_out[i], before = i ? (unsigned char)cli_out[i - 1] : 0;
+        bad |= (c < 32 && !strchr("\n\r\t", c)) || c == 0 || c == 127 ||
+               (before == 0xc2 && c < 0xa0); /* C1 */
+    }
+    if (bad || !strstr(cli_out, word))
+        FAIL("not harmless, or no '%s': %s: %s", word, cli_line, cli_out);
+}
+
+TEST(control_sequences_never_reach_a_terminal_and_files_have_every_byte) {
+    static const char *const alphabet[] = {"\x1b[2J", "\x1b]0;x\a", "\xc2\x9b;31m", "\x7f",
+                                           "\b",      "\xc3\xa9",   "\xe2\x82\xac", "a"},
+                             raw[] = "\x1b\x7f\xc2\x9b", broken[] = "\xff\x1b\x9b\xe9";
+    cli_begin();
+    cli_write_words("chars.txt", 8000, alphabet, 8);
+    for (int bytes = 0; bytes < 2; bytes++) {
+        CLI_OK(CLI_TINY "--data chars.txt --steps 2 --vocab %s --out a", bytes ? "bytes" : "chars");
+        const char *prompt = "\xe2\x82\xac\x1b[2J\x7f\xc2\x9b\xc3\xa9";
+        CHECK_EQ(cli_on_terminal("--out a --sample 400 --temperature 3 --prompt %s", prompt), 0);
+        cli_harmless("\xe2\x82\xac?[2J?\?\?\xc3\xa9");
+        CLI_OK("--out a --sample 400 --temperature 3 --prompt '%s'", prompt);
+        CHECK(strncmp(cli_out, prompt, strlen(prompt)) == 0 && strchr(cli_out + 20, 0x1b));
+        cli_remove(cli_path("a"));
+    }
+    /* what a user typed, and what is wrong with it */
+    CHECK_EQ(cli_on_terminal("--data %s.txt", raw), 1);
+    cli_harmless("train_gpt: ?\?\?\?.txt");
+    CHECK_EQ(cli_on_terminal("--%s", broken), 2);
+    cli_harmless("--?\?\?\?");
+    CHECK_EQ(cli_on_terminal("--method %s", broken), 2);
+    cli_harmless("'?\?\?\?'");
+    CHECK_EQ(cli_on_terminal("--eval --out x\xc3\xa9%s", broken), 1);
+    cli_harmless("x\xc3\xa9?\?\?\?/last");
+    CHECK_EQ(cli_on_terminal("--dry-run --data chars.txt --layers 1 --context 8 --vocab bytes"), 0);
+    rename(cli_path("chars.txt"), cli_path("\xc2\x9b"
+                                           "31m.txt"));
+    CHECK_EQ(cli_on_terminal("--dry-run --data \xc2\x9b"
+                             "31m.txt --layers 1 --context 8"),
+             0);
+    cli_harmless("data       ?\?31m.txt: ");
     cli_end();
 }
 

@@ -9,6 +9,7 @@
    checkpoints, training. Shape letters: B sequences, T positions, C width, V vocabulary, L layers,
    NH heads, HS = C/NH. */
 #include <ctype.h>
+#include <dirent.h>
 #include <limits.h>
 #include <math.h>
 #include <stdarg.h>
@@ -34,19 +35,40 @@ __attribute__((noreturn)) static void await_the_end(void) {
     for (;;) pause();
 }
 
-/* A user's mistake, or the outside world's: one sentence on stderr, then the end. */
-__attribute__((format(printf, 2, 3))) __attribute__((noreturn)) static void
-die(int status, const char *format, ...) {
-    char text[1024], who[32];
+/* What a user typed, or a file says, never controls the terminal: text without its control
+ * characters and broken UTF-8. */
+static char *harmless(char *text) {
+    for (size_t i = 0, n, size = strlen(text); i < size; i += n ? n : 1)
+        if (!(n = data_printable(text + i, size - i))) text[i] = '?';
+    return text;
+}
+
+/* One sentence on stderr, behind `who` says it. */
+static void tell_text(const char *who, const char *text) {
+    fprintf(stderr, "%strain_gpt: %s%s\n", isatty(2) && comm__signalled ? "\r\033[K" : "", who,
+            text);
+}
+
+__attribute__((format(printf, 1, 2))) static void tell(const char *format, ...) {
+    char text[2 * PATH_SIZE];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    for (char *c = text; *c; c++)
-        if ((unsigned char)*c < 32) *c = '?'; /* what a user typed never controls the terminal */
+    tell_text("", harmless(text));
+}
+
+/* A user's mistake, or the outside world's: one sentence, then the end. */
+__attribute__((format(printf, 2, 3))) __attribute__((noreturn)) static void
+die(int status, const char *format, ...) {
+    char text[2 * PATH_SIZE], who[32];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    harmless(text);
     if (comm_last_words(status, text, who))
-        fprintf(stderr, "%strain_gpt: %s%s\n", isatty(2) && comm__signalled ? "\r\033[K" : "", who,
-                text);
+        tell_text(who, text);
     else if (comm__signalled)
         await_the_end();
     exit(status);
@@ -107,7 +129,7 @@ typedef struct Options {
     int expel;
     int overlap;
     const char *dtype;
-    long batch, steps, seed, eval_every, log_every, save_every;
+    long batch, steps, seed, eval_every, log_every, save_every, keep;
     const char *eval_nodes;
     int resume, overwrite, eval, exact, dry_run, quiet, help, version;
     const char *list, *from, *prompt;
@@ -334,6 +356,9 @@ static const Flag flags[] = {
      "a row of log.csv; 0 only at evaluations"},
     {RUN, "save-every", FLAG_WHOLE, AT(save_every), KEEP, "500", 0, HUGE_COUNT, NULL, "STEPS",
      "write OUT/last; 0 only at the end"},
+    {RUN, "keep", FLAG_WHOLE, AT(keep), KEEP, "2", 2, 1000, NULL, "K",
+     "saves that stay: OUT/last is a link to the newest of OUT/.last.0 .. .last.K-1, used in turn; "
+     "when that is damaged, --resume, --eval and --sample take the newest whole one and say so"},
     {RUN, "out", FLAG_TEXT, AT(out), KEEP_NOT, "out", 0, 0, NULL, "DIR",
      "checkpoints and log"},
     {RUN, "resume", FLAG_SWITCH, AT(resume), KEEP_NOT, "off", 0, 0, NULL, NULL,
@@ -720,8 +745,13 @@ static void resolve_graph(Options *o, SmConfig *c, DmGraph *graph) {
     o->topology = unless_auto(o->topology, "ring");
     double *weights = allocate(dm_graph_doubles(nodes) * sizeof *weights);
     graph->weight = weights;
+    struct stat s;
+    if (strncmp(o->topology, "file:", 5) == 0 && stat(o->topology + 5, &s) == 0 &&
+        !S_ISREG(s.st_mode)) /* a FIFO would block */
+        die(EXIT_USAGE, "--topology %s: not a regular file", o->topology);
     if (dm_graph_build(graph, weights, o->topology, o->mixing, nodes, error, sizeof error))
-        die(EXIT_USAGE, "%s", error);
+        die(strncmp(error, "cannot ", 7) == 0 && errno != ENOENT ? EXIT_FAILED : EXIT_USAGE, "%s",
+            error);
     c->graph = graph;
     c->rounds[0] = (int)first;
     c->rounds[1] = (int)second;
@@ -2086,15 +2116,35 @@ static int32_t sample_token(const float *logits, float *sorted, size_t V, double
     return (int32_t)best;
 }
 
-/* Text bytes go out as they are, except that a terminal never receives control sequences from
- * them. */
-static void put_token(const DataVocab *vocab, int32_t token, int terminal) {
-    char text[DATA_DECODED];
-    size_t n = data_decode(vocab, (unsigned)token, text);
-    for (size_t i = 0; i < n; i++) {
-        unsigned char c = (unsigned char)text[i];
-        putchar(terminal && ((c < 32 && c != '\n' && c != '\t') || c == 127) ? '?' : c);
+/* Text on its way to stdout: bytes as they are, except that a terminal never receives control
+ * sequences from them. */
+typedef struct Printer {
+    int terminal;
+    size_t n;
+    char held[DATA_DECODED + 4]; /* of a character whose other bytes are tokens still to come */
+} Printer;
+
+static void print_text(Printer *p, const char *text, size_t n, int last) {
+    if (!p->terminal) fwrite(text, 1, n, stdout);
+    if (!p->terminal) return;
+    memcpy(p->held + p->n, text, n);
+    p->n += n;
+    while (p->n) {
+        unsigned char c = (unsigned char)p->held[0];
+        size_t length = data_printable(p->held, p->n);
+        size_t whole = c < 0xc2 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 1;
+        if (!length && p->n < whole && !last) return;
+        if (!length) p->held[0] = c == '\n' || c == '\t' ? (char)c : '?';
+        if (!length) length = 1;
+        fwrite(p->held, 1, length, stdout);
+        p->n -= length;
+        memmove(p->held, p->held + length, p->n);
     }
+}
+
+static void put_token(Printer *p, const DataVocab *vocab, int32_t token) {
+    char text[DATA_DECODED];
+    print_text(p, text, data_decode(vocab, (unsigned)token, text), 0);
 }
 
 /* Write o->sample tokens after the prompt. When the context is full, go on from its last half. */
@@ -2103,7 +2153,7 @@ static int write_sample(Gpt *g, const DataVocab *vocab, const Options *o, const 
     uint16_t *prompt = allocate(room * sizeof *prompt);
     int32_t *window = allocate((T + 1) * sizeof *window);
     float *logits = floats(V), *sorted = floats(V);
-    int terminal = isatty(1);
+    Printer printer = {.terminal = isatty(1)};
     int64_t length = data_encode(vocab, o->prompt, prompt, room);
     if (vocab->kind == DATA_GPT2 && length < 0) length = 1, prompt[0] = V > 50256 ? 50256 : 0;
     if (length < 0 && strcmp(o->prompt, "\n") == 0)
@@ -2113,7 +2163,7 @@ static int write_sample(Gpt *g, const DataVocab *vocab, const Options *o, const 
             (long long)-length);
     if (length == 0) length = 1, prompt[0] = 0;
     size_t start = (size_t)length > T ? (size_t)length - T : 0, known = (size_t)length - start;
-    for (size_t i = 0; i < (size_t)length; i++) put_token(vocab, prompt[i], terminal);
+    for (size_t i = 0; i < (size_t)length; i++) put_token(&printer, vocab, prompt[i]);
     for (size_t i = 0; i < known; i++) window[i] = prompt[start + i];
     gpt_begin_sample(g);
     for (long made = 0; made < o->sample && !comm_stop_requested(c); made++) {
@@ -2127,12 +2177,13 @@ static int write_sample(Gpt *g, const DataVocab *vocab, const Options *o, const 
             (double)(sm_hash(sm_key((uint64_t)o->seed, 0x73616d70u, 0), (uint64_t)made) >> 11) *
             0x1p-53;
         int32_t token = sample_token(logits, sorted, V, o->temperature, (size_t)o->top_k, u);
-        put_token(vocab, token, terminal);
+        put_token(&printer, vocab, token);
         window[known++] = token;
     }
-    if (terminal) putchar('\n');
+    print_text(&printer, "\n", printer.terminal ? 1 : 0, 1);
     free(prompt), free(window), free(logits), free(sorted);
-    if (fflush(stdout)) die(EXIT_FAILED, "cannot write the sample: %s", strerror(errno));
+    if (fflush(stdout) || ferror(stdout))
+        die(EXIT_FAILED, "cannot write the sample: %s", strerror(errno));
     int stopped = comm_stop_requested(c);
     return stopped ? 128 + stopped : EXIT_OK;
 }
@@ -2156,6 +2207,7 @@ typedef struct Run {
     int saved_workers;            /* that wrote it */
     char topology[PATH_SIZE];     /* of the survivors' graph, when it is a file */
     CommPlace place;              /* among the ranks of an mpirun */
+    int slot;                     /* the N of that folder .last.N, or -1 */
     double per_byte, per_message; /* of --link; 0 without */
 } Run;
 
@@ -2204,6 +2256,7 @@ typedef struct Worker {
     double consensus;       /* gossip: root of the sum of squared distances to the mean */
     double node_val[3];     /* least, mean and greatest loss over the nodes */
     int warned;             /* X and W parted, and the user was told */
+    int saved[2];           /* has this run replaced OUT/best, OUT/last? */
     FILE *log;
     double curve[SPARK], counted[SPARK]; /* sums of training losses over the run, how many */
 } Worker;
@@ -2357,8 +2410,10 @@ static int evaluate_nodes(Worker *w) {
 }
 
 /* ------------------------------------------------------------------------------------------------
- * checkpoints: OUT/last and OUT/best are links, swapped by rename, to one of two folders each: a
- * complete checkpoint stands there at every instant */
+ * checkpoints. OUT/last is a link to one of the folders OUT/.last.0 .. .last.K-1, and OUT/best to one
+ * of two: the generations. A save empties the oldest, fills it, and swaps the link by rename, all of
+ * it synced in that order: a complete checkpoint stands there at every instant. A generation is whole
+ * when every file in it has its checksum and all are of one step. */
 
 __attribute__((format(printf, 2, 3))) static void path_of(char *out, const char *format, ...) {
     va_list arguments;
@@ -2476,60 +2531,138 @@ static int write_state(const Worker *w, const char *folder, char *error, size_t 
     return failed;
 }
 
+/* The number N of a folder called .NAME.N, or -1. */
+static int slot_number(const char *folder, const char *name) {
+    size_t n = strlen(name);
+    char *end;
+    if (*folder != '.' || strncmp(folder + 1, name, n) != 0 || folder[n + 1] != '.') return -1;
+    if (!isdigit((unsigned char)folder[n + 2])) return -1;
+    long slot = strtol(folder + n + 2, &end, 10);
+    return *end || slot > 9999 ? -1 : (int)slot;
+}
+
+/* The number of the folder that OUT/name points at; -1 when it points nowhere, -2 and a sentence
+ * when that cannot be told. */
+static int linked_slot(const char *out, const char *name, char *error, size_t size) {
+    char path[PATH_SIZE], target[64];
+    path_of(path, "%s/%s", out, name);
+    ssize_t n = readlink(path, target, sizeof target - 1);
+    if (n < 0 && errno == ENOENT) return -1;
+    if (n < 0)
+        return snprintf(error, size, "%s: is not a link that can be read: %s", path,
+                        strerror(errno)),
+               -2;
+    target[n] = 0;
+    return slot_number(target, name);
+}
+
+/* Remove what OUT/.name.SLOT holds, its model first: without that it is no generation. */
+static int clear_slot(const char *folder, char *error, size_t size) {
+    char path[PATH_SIZE];
+    path_of(path, "%s/model.safetensors", folder);
+    int failed = unlink(path) && errno != ENOENT;
+    DIR *all = failed ? NULL : opendir(folder);
+    if (!all && !failed && errno == ENOENT) return 0;
+    if (!all && !failed) path_of(path, "%s", folder), failed = 1;
+    while (!failed) {
+        errno = 0;
+        const struct dirent *d = readdir(all);
+        if (!d && !errno) break;
+        path_of(path, "%s/%s", folder, d ? d->d_name : "");
+        failed = !d || (strstr(d->d_name, ".safetensors") && unlink(path) && errno != ENOENT);
+    }
+    if (failed) snprintf(error, size, "%s: cannot be removed: %s", path, strerror(errno));
+    if (all) closedir(all);
+    return failed ? -1 : 0;
+}
+
+static int is_last(const char *name) { return strcmp(name, "last") == 0; }
+
+/* Worker 0: an empty folder to save OUT/name in, the one after the newest. A run that came from an
+ * older generation than the link's goes on behind that, so that it cannot overwrite it. Returns its
+ * number, or -1 and a sentence. */
+static int prepare_slot(const Worker *w, const char *name, char *error, size_t size) {
+    const Options *o = &w->run->o;
+    char folder[PATH_SIZE];
+    int resumed = is_last(name) && o->resume && !w->saved[1];
+    int newest =
+        resumed && w->run->slot >= 0 ? w->run->slot : linked_slot(o->out, name, error, size);
+    if (newest < -1) return -1;
+    int slot = (newest + 1) % (is_last(name) ? (int)o->keep : 2);
+    path_of(folder, "%s/.%s.%d", o->out, name, slot);
+    if (clear_slot(folder, error, size)) return -1;
+    if (mkdir(folder, 0777) == 0 || errno == EEXIST) return slot;
+    return snprintf(error, size, "%s: cannot be made: %s", folder, strerror(errno)), -1;
+}
+
 /* Point OUT/name at OUT/.name.SLOT, atomically and durably. */
 static int publish(const char *out, const char *name, int slot, char *error, size_t size) {
     char link[PATH_SIZE], temporary[PATH_SIZE], target[64];
     path_of(link, "%s/%s", out, name);
     path_of(temporary, "%s/.%s.link", out, name);
     snprintf(target, sizeof target, ".%s.%d", name, slot);
-    unlink(temporary);
-    if (symlink(target, temporary) || rename(temporary, link))
-        return snprintf(error, size, "%s: cannot be replaced: %s", link, strerror(errno)), -1;
-    int fd = open(out, O_RDONLY);
-    if (fd >= 0) fsync(fd), close(fd);
-    return 0;
+    errno = st_sync_directory(out); /* the folder must be there before a link says so */
+    int failed = errno != 0 || (unlink(temporary) && errno != ENOENT) ||
+                 symlink(target, temporary) || rename(temporary, link);
+    if (!failed) failed = (errno = st_sync_directory(out)) != 0;
+    if (failed) snprintf(error, size, "%s: cannot be replaced: %s", link, strerror(errno));
+    return failed ? -1 : 0;
 }
 
-/* A slot may hold the exact model of the run before, which --overwrite has ended. */
-static int forget_exact(const char *folder, char *error, size_t size) {
-    char path[PATH_SIZE];
-    path_of(path, "%s/exact.safetensors", folder);
-    if (unlink(path) == 0 || errno == ENOENT) return 0;
-    return snprintf(error, size, "%s: cannot be removed: %s", path, strerror(errno)), -1;
+/* Remove generations of the run before, which --overwrite has ended, and those beyond --keep. They
+ * are harmless where they cannot be removed, once their models are gone. */
+static int forget_others(const Worker *w, const char *name, int slot, char *error, size_t size) {
+    const Options *o = &w->run->o;
+    int anew = !o->resume && !w->saved[is_last(name)], failed = 0;
+    DIR *all = opendir(o->out);
+    if (!all) return snprintf(error, size, "%s: cannot be listed: %s", o->out, strerror(errno)), -1;
+    while (!failed) {
+        errno = 0;
+        const struct dirent *d = readdir(all);
+        if (!d && errno)
+            failed = snprintf(error, size, "%s: cannot be read: %s", o->out, strerror(errno));
+        if (!d) break;
+        int other = slot_number(d->d_name, name);
+        char folder[PATH_SIZE];
+        if (other < 0 || other == slot || (!anew && other < (is_last(name) ? (int)o->keep : 2)))
+            continue;
+        path_of(folder, "%s/%s", o->out, d->d_name);
+        failed = clear_slot(folder, error, size);
+        rmdir(folder);
+    }
+    closedir(all);
+    return failed;
 }
 
 /* All workers together: write OUT/name. Ends the program when it cannot; the old one then still
  * stands. */
 static void save(Worker *w, const char *name, int with_state) {
     const Options *o = &w->run->o;
-    char path[PATH_SIZE], folder[PATH_SIZE], target[64] = "", error[PATH_SIZE + 512] = "";
+    char folder[PATH_SIZE], error[PATH_SIZE + 512] = "";
     int32_t slot = 0, failed = 0, all[COMM_MAX_WORKERS];
-    path_of(path, "%s/%s", o->out, name);
     size_t bad = first_not_finite(&w->g);
     if (bad < w->g.tensors) die_diverged(w, bad, w->train);
-    if (w->c->rank == 0) {
-        ssize_t n = readlink(path, target, sizeof target - 1);
-        slot = n > 0 && target[n - 1] == '0';
-        path_of(folder, "%s/.%s.%d", o->out, name, slot);
-        failed = mkdir(folder, 0777) && errno != EEXIST;
-        if (failed)
-            snprintf(error, sizeof error, "%s: cannot be made: %s", folder, strerror(errno));
-    }
+    if (w->c->rank == 0) slot = prepare_slot(w, name, error, sizeof error);
     comm_broadcast(w->c, &slot, sizeof slot, 0, COMM_OTHER);
+    failed = slot < 0;
     path_of(folder, "%s/.%s.%d", o->out, name, slot);
     const float *model = deployed(w);
     int exact = exact_model(w);
     if (!failed && w->c->rank == 0)
         failed = write_model(w, model, folder, "model", error, sizeof error) ||
-                 (exact ? write_model(w, w->exact, folder, "exact", error, sizeof error)
-                        : forget_exact(folder, error, sizeof error));
+                 (exact && write_model(w, w->exact, folder, "exact", error, sizeof error));
     if (!failed && with_state) failed = write_state(w, folder, error, sizeof error) != 0;
     comm_gather(w->c, &failed, sizeof failed, all, COMM_OTHER);
     for (int j = 0; j < w->c->size; j++) failed |= all[j];
-    if (!failed && w->c->rank == 0) failed = publish(o->out, name, slot, error, sizeof error) != 0;
+    if (!failed && w->c->rank == 0)
+        failed = publish(o->out, name, slot, error, sizeof error) ||
+                 forget_others(w, name, slot, error, sizeof error);
     comm_broadcast(w->c, &failed, sizeof failed, 0, COMM_OTHER);
-    if (failed && *error) die(EXIT_FAILED, "%s; the checkpoint before it is untouched", error);
+    if (failed && *error)
+        die(EXIT_FAILED, "%s; the checkpoint before it is untouched: mend this, then --resume",
+            error);
     if (failed) await_the_end();
+    w->saved[is_last(name)] = 1;
 }
 
 /* A number that the checkpoint's metadata must hold. */
@@ -2551,17 +2684,25 @@ static int64_t meta_integer(const StFile *f, const char *key, int64_t least) {
     die(EXIT_FAILED, "%s: '%s' is %g, which no checkpoint of train_gpt says", f->path, key, value);
 }
 
+/* What the flags of a checkpoint promise must be in it, before they decide how much is allocated. */
+static void check_shapes(const Gpt *g, const StFile *f) {
+    for (size_t i = 0; i < g->tensors; i++) {
+        const SmTensor *t = &g->tensor[i];
+        StTensor want = as_stored(t, t->name, NULL);
+        const StEntry *have = st_find(f, t->name);
+        if (!have) die(EXIT_FAILED, "%s: there is no tensor '%s'", f->path, t->name);
+        if (have->rank != want.rank || have->shape[0] != want.shape[0] ||
+            (want.rank == 2 && have->shape[1] != want.shape[1]))
+            die(EXIT_FAILED, "%s: '%s' has another shape than the flags stored beside it say",
+                f->path, t->name);
+    }
+}
+
 /* Fill the tensors of the model from a checkpoint. */
 static void read_model(Gpt *g, const StFile *f) {
     char error[PATH_SIZE + 512];
     for (size_t i = 0; i < g->tensors; i++) {
         const SmTensor *t = &g->tensor[i];
-        StTensor want = as_stored(t, t->name, NULL);
-        const StEntry *have = st_find(f, t->name);
-        if (have && (have->rank != want.rank || have->shape[0] != want.shape[0] ||
-                     (want.rank == 2 && have->shape[1] != want.shape[1])))
-            die(EXIT_FAILED, "%s: '%s' has another shape than the flags stored beside it say",
-                f->path, t->name);
         if (st_read_f32(f, t->name, g->params + t->offset, tensor_size(t), error, sizeof error))
             die(EXIT_FAILED, "%s", error);
         if (!sm_finite(g->params + t->offset, tensor_size(t)))
@@ -2739,7 +2880,9 @@ static void print_memory(const Run *run, Gpt *g, size_t B) {
 /* Who gossips with whom, and how fast they agree. */
 static void print_graph(const Run *run) {
     const DmGraph *graph = &run->graph;
+    char name[PATH_SIZE];
     if (!run->config.graph) return;
+    path_of(name, "%s", run->o.topology);
     size_t least = SIZE_MAX, most = 0;
     for (int r = 0; r < graph->period; r++)
         for (int j = 0; j < graph->nodes; j++) {
@@ -2747,7 +2890,7 @@ static void print_graph(const Run *run) {
             least = degree < least ? degree : least;
             most = degree > most ? degree : most;
         }
-    printf("\ngraph      %s of %d nodes, %zu", run->o.topology, graph->nodes, least);
+    printf("\ngraph      %s of %d nodes, %zu", harmless(name), graph->nodes, least);
     if (most > least) printf(" to %zu", most);
     double rho = dm_graph_rho(graph), rounds = dm_rounds_to_shrink(graph, 1000);
     printf(" neighbours to send to; spectral gap %.6f; %.0f rounds of gossip shrink disagreement "
@@ -2774,6 +2917,8 @@ static void print_uplink(const Run *run, const Gpt *g) {
 static void print_dry_run(const Run *run) {
     const Options *o = &run->o;
     Gpt g;
+    char data[PATH_SIZE];
+    path_of(data, "%s", o->data);
     gpt_layout(&g, &run->shape);
     size_t B = (size_t)(o->batch / o->workers);
     double bytes = formula_bytes(run, &g), P = (double)g.parameters,
@@ -2781,8 +2926,8 @@ static void print_dry_run(const Run *run) {
     printf(
         "model      %ld layers, %ld heads, width %ld, context %ld, vocabulary %d: %zu parameters\n",
         o->layers, o->heads, o->width, o->context, run->shape.vocab, g.parameters);
-    printf("data       %s: %" PRIu64 " tokens to train on, %" PRIu64 " to validate on\n", o->data,
-           run->data.train_tokens, run->data.val_tokens);
+    printf("data       %s: %" PRIu64 " tokens to train on, %" PRIu64 " to validate on\n",
+           harmless(data), run->data.train_tokens, run->data.val_tokens);
     printf("workers    %ld %s of %ld compute threads, %zu sequences each per step\n\n", o->workers,
            o->backend, o->threads, B);
     print_rules(stdout, run, &g);
@@ -2823,7 +2968,7 @@ static void log_row(Worker *w, double train, double val, double norm) {
     print_value(w->log, "%.6g", w->consensus);
     for (int i = 0; i < 3; i++) print_value(w->log, "%.6f", validated ? w->node_val[i] : NAN);
     fprintf(w->log, ",%d\n", w->c->size);
-    if (fflush(w->log))
+    if (fflush(w->log) || ferror(w->log))
         die(EXIT_FAILED, "%s/log.csv: cannot be written: %s", o->out, strerror(errno));
 }
 
@@ -2849,6 +2994,8 @@ static void open_log(Worker *w, int goes_on) {
     path_of(path, "%s/log.csv", w->run->o.out);
     path_of(temporary, "%s/.log.csv.tmp", w->run->o.out);
     FILE *old = goes_on ? fopen(path, "r") : NULL;
+    int lost = goes_on && !old && errno != ENOENT;
+    if (lost) die(EXIT_FAILED, "%s: cannot be read: %s", path, strerror(errno));
     w->log = fopen(temporary, "w");
     if (!w->log) die(EXIT_FAILED, "%s: cannot be written: %s", temporary, strerror(errno));
     fputs(log_header, w->log);
@@ -2856,17 +3003,19 @@ static void open_log(Worker *w, int goes_on) {
         ends = strchr(line, '\n') != NULL;
         if (begins && ends && is_row_until(line, w->step)) fputs(line, w->log);
     }
+    if (old && ferror(old)) die(EXIT_FAILED, "%s: cannot be read: %s", path, strerror(errno));
     if (old) fclose(old);
-    if (fflush(w->log) || rename(temporary, path))
+    if (fflush(w->log) || ferror(w->log) || st_sync(fileno(w->log)) || rename(temporary, path))
         die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
 }
 
 /* OUT/command.txt: a command line that repeats the run, and what ran it. */
 static void write_command(const Run *run) {
-    char path[PATH_SIZE], text[64];
-    struct utsname u;
+    char path[PATH_SIZE], temporary[PATH_SIZE], text[64];
+    struct utsname u = {0};
     path_of(path, "%s/command.txt", run->o.out);
-    FILE *f = fopen(path, "w");
+    path_of(temporary, "%s/.command.txt.tmp", run->o.out);
+    FILE *f = fopen(temporary, "w");
     if (!f) die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
     fprintf(f, "train_gpt");
     for (size_t i = 0; i < FLAG_COUNT; i++) {
@@ -2879,7 +3028,9 @@ static void write_command(const Run *run) {
     uname(&u);
     fprintf(f, "\n# train_gpt %s, %s, %s %s, products %s, %d usable cores\n", GPT_VERSION,
             __VERSION__, u.sysname, u.machine, gemm_default(GEMM_F32)->name, comm_cores());
-    if (fclose(f)) die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
+    int lost = ferror(f);
+    if (fclose(f) || lost || rename(temporary, path))
+        die(EXIT_FAILED, "%s: cannot be written: %s", path, strerror(errno));
 }
 
 static void print_time(FILE *f, double seconds) {
@@ -3380,10 +3531,12 @@ static int train_step(Worker *w) {
     if (!complete) stop = signal_of_all(w); /* all workers know, and one of them why */
     if (stop || saves) save(w, "last", 1);
     if (stop && (!last || !complete)) {
+        char out[PATH_SIZE];
+        path_of(out, "%s", o->out);
         if (w->c->rank == 0)
             fprintf(stderr,
                     "%sstopped by signal %d after step %ld; %s/last holds it, --resume goes on\n",
-                    isatty(2) ? "\n" : "", stop, w->step, o->out);
+                    isatty(2) ? "\n" : "", stop, w->step, harmless(out));
         return 128 + stop;
     }
     return -1;
@@ -3392,7 +3545,8 @@ static int train_step(Worker *w) {
 /* The last words of a training run. */
 static void conclude(Worker *w) {
     if (w->c->rank) return;
-    if (w->log) fclose(w->log);
+    if (w->log && fclose(w->log))
+        die(EXIT_FAILED, "%s/log.csv: cannot be written: %s", w->run->o.out, strerror(errno));
     sparkline(w);
     double P = (double)w->g.parameters, steps = w->step > 0 ? (double)w->step : 1;
     int rank;
@@ -3408,7 +3562,8 @@ static void conclude(Worker *w) {
                 8 * (double)w->sent / P / steps, 64.0 * (w->c->size - 1) / w->c->size);
     printf("val_loss %.4f best %.4f steps %ld seconds %.1f bytes_sent %" PRIu64 "\n", w->val,
            w->best, w->step, elapsed(w), w->sent);
-    if (fflush(stdout)) die(EXIT_FAILED, "cannot write the result: %s", strerror(errno));
+    if (fflush(stdout) || ferror(stdout))
+        die(EXIT_FAILED, "cannot write the result: %s", strerror(errno));
 }
 
 static int train(Worker *w) {
@@ -3516,7 +3671,8 @@ static int work(Comm *c, void *arg) {
     } else {
         if (evaluate(w, w->g.params, 0, &w->val)) {
             if (c->rank == 0) printf("val_loss %.6f\n", w->val);
-            if (fflush(stdout)) die(EXIT_FAILED, "cannot write the result: %s", strerror(errno));
+            if (fflush(stdout) || ferror(stdout))
+                die(EXIT_FAILED, "cannot write the result: %s", strerror(errno));
         } else
             status = 128 + signal_of_all(w);
     }
@@ -3566,34 +3722,149 @@ static int may_resize(const Options *o, const Flag *f) {
     return 0;
 }
 
-/* Open OUT/last or OUT/best and take over its flags, where the command line does not name
- * another value. */
-static void open_checkpoint(Run *run, const int *given) {
-    Options *o = &run->o;
-    char path[PATH_SIZE], error[PATH_SIZE + 512], text[64];
-    path_of(run->folder, "%s/%s", o->out, o->resume ? "last" : o->from);
-    path_of(path, "%s/model.safetensors", run->folder);
+/* The step and, of a worker's file, the rank that a file of a checkpoint says it belongs to; -1
+ * where it does not. */
+static double stored_number(const StFile *f, const char *key) {
+    const char *text = st_meta(f, key);
+    char *end = NULL;
+    double value = text ? strtod(text, &end) : -1;
+    return text && end != text && !*end && value >= 0 && value <= HUGE_COUNT ? value : -1;
+}
+
+/* One file of a generation: is it whole, and of this step (-1: of any) and rank (-1: of none)?
+ * Returns 0 and leaves it open, -1 and a sentence, or -2 when the file is not to blame. */
+static int open_part(StFile *f, const char *folder, const char *name, double step, int rank,
+                     char *error, size_t size) {
+    char path[PATH_SIZE];
+    path_of(path, "%s/%s.safetensors", folder, name);
+    if (st_open(f, path, error, size))
+        return errno && errno != ENOENT && errno != ENOTDIR && errno != ERANGE ? -2 : -1;
+    const char *wrong = NULL;
+    if (!f->verified)
+        wrong = "carries no checksum: it was not written by train_gpt";
+    else if (stored_number(f, "step") < 0)
+        wrong = "tells no step: it was not written by train_gpt";
+    else if ((step >= 0 && stored_number(f, "step") != step) ||
+             (rank >= 0 && stored_number(f, "rank") != rank))
+        wrong = "belongs to another step or worker than model.safetensors beside it";
+    if (!wrong) return 0;
+    st_close(f);
+    return snprintf(error, size, "%s: %s", path, wrong), -1;
+}
+
+/* Open the model of the generation in `folder` as the run's checkpoint, when all that this call
+ * will read of it is whole. Returns as open_part. */
+static int open_generation(Run *run, const char *folder, char *error, size_t size) {
+    StFile model, other;
+    char path[PATH_SIZE], name[32];
+    int failed = open_part(&model, folder, "model", -1, -1, error, size);
+    if (failed) return failed;
+    double step = stored_number(&model, "step"), workers = stored_number(&model, "workers");
+    path_of(path, "%s/exact.safetensors", folder);
+    int parts = run->o.resume && workers <= COMM_MAX_WORKERS ? (int)workers : 0;
+    int there = access(path, F_OK) == 0;
+    if (!there && errno != ENOENT) {
+        snprintf(error, size, "%s: cannot be looked at: %s", path, strerror(errno));
+        failed = -2;
+    } else if (there || run->o.exact) {
+        failed = open_part(&other, folder, "exact", step, -1, error, size);
+        if (!failed) st_close(&other);
+    }
+    for (int r = 0; r < parts && !failed; r++) {
+        snprintf(name, sizeof name, "worker-%d", r);
+        failed = open_part(&other, folder, name, step, r, error, size);
+        if (!failed) st_close(&other);
+    }
+    if (run->o.exact && !failed) { /* from here on this is the model */
+        st_close(&model);
+        failed = open_part(&model, folder, "exact", step, -1, error, size);
+    } else if (failed)
+        st_close(&model);
+    if (failed) return failed;
+    run->checkpoint = model;
+    path_of(run->folder, "%s", folder);
+    return 0;
+}
+
+/* The newest generation of OUT/name below a step that is whole; returns 0 once it is open. */
+static int open_older(Run *run, const char *name, int except) {
+    enum { MOST = 1000 };
+    const char *out = run->o.out;
+    char folder[PATH_SIZE], error[PATH_SIZE + 512];
+    int slots[MOST], n = 0;
+    double steps[MOST];
+    DIR *all = opendir(out);
+    if (!all) die(EXIT_FAILED, "%s: cannot be listed: %s", out, strerror(errno));
+    for (const struct dirent *d; n < MOST && (d = readdir(all)) != NULL;) {
+        StFile f;
+        slots[n] = slot_number(d->d_name, name);
+        if (slots[n] < 0 || slots[n] == except) continue;
+        path_of(folder, "%s/%s", out, d->d_name);
+        if (open_part(&f, folder, "model", -1, -1, error, sizeof error)) continue;
+        steps[n++] = stored_number(&f, "step");
+        st_close(&f);
+    }
+    closedir(all);
+    for (int tried = 0; tried < n; tried++) {
+        int newest = 0;
+        for (int i = 1; i < n; i++)
+            if (steps[i] > steps[newest]) newest = i;
+        path_of(folder, "%s/.%s.%d", out, name, slots[newest]);
+        run->slot = slots[newest];
+        if (!open_generation(run, folder, error, sizeof error)) return 0;
+        steps[newest] = -1;
+    }
+    return -1;
+}
+
+/* Open OUT/last or OUT/best; when it is damaged, the newest generation before it that is whole. */
+static void find_checkpoint(Run *run) {
+    const Options *o = &run->o;
+    const char *name = o->resume ? "last" : o->from;
+    char folder[PATH_SIZE], path[PATH_SIZE], error[PATH_SIZE + 512];
+    struct stat s;
+    path_of(folder, "%s/%s", o->out, name);
+    path_of(path, "%s/model.safetensors", folder);
+    if (lstat(folder, &s))
+        die(EXIT_FAILED, "%s: %s; %s", path, strerror(errno),
+            o->resume ? "there is nothing to resume: train first, or name the run with --out"
+                      : "there is no checkpoint to read: train first, or name the run with --out");
     if (o->exact && access(path, F_OK) == 0) {
-        path_of(path, "%s/exact.safetensors", run->folder);
+        path_of(path, "%s/exact.safetensors", folder);
         if (access(path, F_OK))
             die(EXIT_FAILED,
                 "%s: %s; only an ef21 run with a compressed --down has a server whose model is not "
                 "the workers': leave --exact out",
                 path, strerror(errno));
     }
-    if (access(path, F_OK))
-        die(EXIT_FAILED, "%s: %s; %s", path, strerror(errno),
-            o->resume ? "there is nothing to resume: train first, or name the run with --out"
-                      : "there is no checkpoint to read: train first, or name the run with --out");
-    if (st_open(&run->checkpoint, path, error, sizeof error)) die(EXIT_FAILED, "%s", error);
-    if (!run->checkpoint.verified)
-        die(EXIT_FAILED, "%s: carries no checksum: it was not written by train_gpt", path);
+    run->slot = linked_slot(o->out, name, error, sizeof error);
+    int failed = open_generation(run, folder, error, sizeof error);
+    if (!failed) return;
+    if (failed < -1)
+        die(EXIT_FAILED,
+            "%s; nothing was touched: mend this, or remove that file to go on from the "
+            "save before it",
+            error);
+    if (open_older(run, name, run->slot))
+        die(EXIT_FAILED, "%s; no other save in %s is whole: train anew with --overwrite", error,
+            o->out);
+    tell("%s; going on from %s, the save of step %.0f", error, run->folder,
+         stored_number(&run->checkpoint, "step"));
+}
+
+/* Open a checkpoint and take over its flags, where the command line does not name another value. */
+static void open_checkpoint(Run *run, const int *given) {
+    Options *o = &run->o;
+    char error[PATH_SIZE + 512], text[64];
+    find_checkpoint(run);
+    const char *path = run->checkpoint.path;
     for (size_t i = 0; i < FLAG_COUNT; i++) {
         const Flag *f = &flags[i];
         const char *stored = st_meta(&run->checkpoint, f->name);
         int matters = o->resume || strcmp(f->group, MODEL) == 0 || strcmp(f->group, "Data") == 0;
         if (f->keep == KEEP_NOT || !matters) continue;
-        if (strcmp(f->name, "workers") == 0 && stored) run->saved_workers = atoi(stored);
+        if (strcmp(f->name, "workers") == 0 && stored)
+            run->saved_workers = (int)stored_number(&run->checkpoint, "workers");
         if (!stored)
             die(EXIT_FAILED, "%s: says nothing of --%s: it was written by another version", path,
                 f->name);
@@ -3617,9 +3888,14 @@ static void open_data(Run *run) {
     assert(o->data && o->val_data); /* texts are never NULL */
     if (*o->val_data && data_open_val(&run->data, o->val_data, error, sizeof error))
         die(EXIT_FAILED, "%s", error);
-    if (!o->eval && data_set_shards(&run->data, o->shards, (size_t)o->workers, (size_t)o->context,
-                                    (uint64_t)o->seed, error, sizeof error))
-        die(EXIT_USAGE, "--%s%s", strncmp(error, "shards", 6) ? "shards: " : "", error);
+    int code = o->eval
+                   ? 0
+                   : data_set_shards(&run->data, o->shards, (size_t)o->workers, (size_t)o->context,
+                                     (uint64_t)o->seed, error, sizeof error);
+    if (code)
+        die(code == DATA_NO_MEMORY || (code == DATA_UNREADABLE && errno != ENOENT) ? EXIT_FAILED
+                                                                                   : EXIT_USAGE,
+            "--%s%s", strncmp(error, "shards", 6) ? "shards: " : "", error);
     if (data_check_context(&run->data, (size_t)o->context, (size_t)o->workers, error, sizeof error))
         die(EXIT_FAILED, "%s", error);
     size_t length = data_vocab_export(&run->data.vocab, NULL, 0);
@@ -3642,17 +3918,53 @@ static void set_shape(Run *run, unsigned vocab) {
                             .seed = (uint64_t)o->seed};
 }
 
+/* A model that is the checkpoint's, and that can fit this machine at all: parameters, gradients and
+ * momenta of every worker, and one activation of each channel and block. */
+static void check_size(const Run *run) {
+    const Options *o = &run->o;
+    int training = !o->sample && !o->eval;
+    double copies = o->sample ? 1 : (double)o->workers * (training ? 3 : 1);
+    double tokens = training ? (double)o->batch * (double)o->context : 0;
+    double channels = (double)o->width * (double)o->layers;
+    double have = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    Gpt g;
+    gpt_layout(&g, &run->shape);
+    double least = sizeof(float) * (copies * (double)g.parameters + tokens * channels);
+    if (run->checkpoint.map) check_shapes(&g, &run->checkpoint);
+    gpt_free(&g);
+    if (have > 0 && least > have && !o->dry_run)
+        die(EXIT_FAILED,
+            "this run takes at least %.3g GB and this machine has %.3g: take a smaller model, "
+            "batch "
+            "or context, or fewer workers",
+            least * 1e-9, have * 1e-9);
+}
+
 /* A run directory that nothing gets lost in. */
 static void prepare_out(const Run *run) {
     const Options *o = &run->o;
     char path[PATH_SIZE];
-    path_of(path, "%s/last/model.safetensors", o->out);
-    if (!o->resume && !o->overwrite && access(path, F_OK) == 0)
+    struct stat s;
+    path_of(path, "%s/last", o->out);
+    int there = lstat(path, &s) == 0;
+    if (!there && errno != ENOENT && errno != ENOTDIR)
+        die(EXIT_FAILED, "%s: cannot be looked at: %s", path, strerror(errno));
+    if (!o->resume && !o->overwrite && there)
         die(EXIT_FAILED,
-            "%s/last holds a checkpoint: --resume goes on from it, --overwrite starts anew, --out "
-            "DIR leaves it alone",
-            o->out);
+            "%s holds a checkpoint: --resume goes on from it, --overwrite starts anew, --out DIR "
+            "leaves it alone",
+            path);
     make_directory(o->out);
+}
+
+/* A mapped file ended before its last page: it was cut short by somebody else. */
+static void end_of_map(int signal_number) {
+    static const char text[] =
+        "train_gpt: a file (--data or a checkpoint) was cut short while it was being read, or its "
+        "disk fails: restore it, then --resume\n";
+    if (comm__signalled && atomic_exchange(&comm__signalled->spoken, 1)) await_the_end();
+    ssize_t told = write(2, text, sizeof text - 1);
+    _exit(told < 0 ? 128 + signal_number : EXIT_FAILED);
 }
 
 /* The end of a call whose result is on stdout. */
@@ -3717,6 +4029,8 @@ int main(int argc, char **argv) {
     if (run.place.machine > 0 && !freopen("/dev/null", "w", stdout)) /* rank 0 speaks */
         die(EXIT_FAILED, "/dev/null: %s", strerror(errno));
     comm_float_environment();
+    signal(SIGXFSZ, SIG_IGN); /* writing then fails, and what failed can be told */
+    signal(SIGBUS, end_of_map);
     parse_flags(o, argc, argv, given);
     if (o->help) return print_help(), told();
     if (o->version) return printf("train_gpt %s (%s)\n", GPT_VERSION, __VERSION__), told();
@@ -3748,6 +4062,7 @@ int main(int argc, char **argv) {
         open_data(&run);
         set_shape(&run, run.data.vocab.size);
     }
+    check_size(&run);
     if (o->dry_run) return print_dry_run(&run), told();
     if (!o->sample && !o->eval) {
         prepare_out(&run);
