@@ -90,7 +90,7 @@ check-valgrind: ## valgrind on a small training and a sample
 check-tidy: ## clang-tidy with .clang-tidy
 	clang-tidy --quiet train_gpt.c signmuon.c data/play.c bench/bench.c bench/problem.c bench/claims.c bench/claims_gpt.c -- $(filter-out -W%,$(CFLAGS)) -I.
 
-bench/bench: bench/bench.c bench/roofline.h train_gpt.c signmuon.c $(HEADERS)
+bench/bench: bench/bench.c bench/measure.h bench/roofline.h train_gpt.c signmuon.c $(HEADERS)
 	$(CC) $(CFLAGS) -I. -o $@ bench/bench.c signmuon.c $(LDLIBS) -ldl
 
 bench: bench/bench train_gpt ## kernels and steps in percent of this machine's limits, as docs/BENCH.md (two minutes)
