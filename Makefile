@@ -55,7 +55,7 @@ check: check-gcc check-clang check-isa check-neon check-asan check-tsan check-va
 
 check-gcc check-clang: ## -Werror
 	$(variant)
-	$(MAKE) -s -C build/$@ CC=$(subst check-,,$@) EXTRA=-Werror all bench/bench bench/problem bench/claims test
+	$(MAKE) -s -C build/$@ CC=$(subst check-,,$@) EXTRA=-Werror all bench/bench bench/scale bench/problem bench/claims test
 
 check-isa: test_signmuon train_gpt ## the kernels of older CPUs
 	for isa in avx2 portable; do echo "GEMM_ISA=$$isa"; GEMM_ISA=$$isa ./test_signmuon || exit 1; done
@@ -88,7 +88,7 @@ check-valgrind: ## valgrind on a small training and a sample
 	    $$(case "$$c" in --w*) echo --layers 1 --width 32 --context 16;; esac) $$c --out o || exit 1; done
 
 check-tidy: ## clang-tidy with .clang-tidy
-	clang-tidy --quiet train_gpt.c signmuon.c data/play.c bench/bench.c bench/problem.c bench/claims.c bench/claims_gpt.c -- $(filter-out -W%,$(CFLAGS)) -I.
+	clang-tidy --quiet train_gpt.c signmuon.c data/play.c bench/bench.c bench/scale.c bench/problem.c bench/claims.c bench/claims_gpt.c -- $(filter-out -W%,$(CFLAGS)) -I.
 
 bench/bench: bench/bench.c bench/measure.h bench/roofline.h train_gpt.c signmuon.c $(HEADERS)
 	$(CC) $(CFLAGS) -I. -o $@ bench/bench.c signmuon.c $(LDLIBS) -ldl
@@ -96,6 +96,14 @@ bench/bench: bench/bench.c bench/measure.h bench/roofline.h train_gpt.c signmuon
 bench: bench/bench train_gpt ## kernels and steps in percent of this machine's limits, as docs/BENCH.md (two minutes)
 	@mkdir -p docs
 	./bench/bench
+
+bench/scale: bench/scale.c bench/measure.h train_gpt.c signmuon.c $(HEADERS)
+	$(CC) $(CFLAGS) -I. -o $@ bench/scale.c signmuon.c $(LDLIBS)
+
+scale: bench/scale train_gpt ## steps on 8 to 100,000 workers, predicted from rates measured here, as docs/SCALE.md (two minutes; gnuplot)
+	@mkdir -p docs
+	./bench/scale
+	gnuplot bench/scale.gp
 
 bench/problem: bench/problem.c bench/problem.h signmuon.c $(HEADERS)
 	$(CC) $(CFLAGS) -I. -o $@ bench/problem.c $(LDLIBS)
@@ -134,9 +142,9 @@ install: all ## into PREFIX (/usr/local)
 	install -m 644 signmuon.h ef21muon.h demuon.h comm.h gemm.h $(PREFIX)/include
 
 clean: ## remove what was built
-	rm -rf train_gpt test_signmuon data/play bench/bench bench/problem bench/claims build *.o *.a *.so
+	rm -rf train_gpt test_signmuon data/play bench/bench bench/scale bench/problem bench/claims build *.o *.a *.so
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-.PHONY: all train sample test check check-gcc check-clang check-isa check-neon check-asan check-tsan check-valgrind check-tidy bench claims bytes gossip plots table install clean help
+.PHONY: all train sample test check check-gcc check-clang check-isa check-neon check-asan check-tsan check-valgrind check-tidy bench scale claims bytes gossip plots table install clean help
