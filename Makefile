@@ -134,6 +134,11 @@ gossip: train_gpt ## DeMuon and its baselines on three graphs, as docs/GOSSIP.md
 	@mkdir -p docs
 	text=$(TEXT) && sh bench/gossip.sh "$$text" >gossip.tmp && mv gossip.tmp docs/GOSSIP.md
 
+network: train_gpt_mpi ## steps over TCP at four rates between network namespaces, as docs/NETWORK.md (fifteen minutes; root, Open MPI, gnuplot)
+	@mkdir -p docs
+	text=$(TEXT) && sh bench/network.sh "$$text" >network.tmp && mv network.tmp docs/NETWORK.md
+	gnuplot bench/network.gp
+
 install: all ## into PREFIX (/usr/local)
 	install -d $(PREFIX)/bin $(PREFIX)/lib $(PREFIX)/include
 	install train_gpt $(PREFIX)/bin
@@ -147,4 +152,4 @@ clean: ## remove what was built
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-.PHONY: all train sample test check check-gcc check-clang check-isa check-neon check-asan check-tsan check-valgrind check-tidy bench scale claims bytes gossip plots table install clean help
+.PHONY: all train sample test check check-gcc check-clang check-isa check-neon check-asan check-tsan check-valgrind check-tidy bench scale network claims bytes gossip plots table install clean help
