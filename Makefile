@@ -71,7 +71,7 @@ check: check-gcc check-clang check-mpi check-isa check-neon check-asan check-tsa
 
 check-gcc check-clang: ## -Werror
 	$(variant)
-	$(MAKE) -s -C build/$@ CC=$(subst check-,,$@) EXTRA=-Werror all bench/bench bench/problem bench/claims test
+	$(MAKE) -s -C build/$@ CC=$(subst check-,,$@) EXTRA=-Werror all bench/bench bench/scale bench/problem bench/claims test
 
 check-mpi: ## trainings over Open MPI and MPICH, where they are installed (two minutes)
 	$(variant)
@@ -114,7 +114,7 @@ check-faults: ## every place that calls the outside world sees its call fail; le
 	cd build/$@ && test/faults.sh test/train_gpt_faults sites
 
 check-tidy: ## clang-tidy with .clang-tidy
-	clang-tidy --quiet train_gpt.c signmuon.c data/play.c bench/bench.c bench/problem.c bench/claims.c bench/claims_gpt.c -- $(filter-out -W%,$(CFLAGS)) -I.
+	clang-tidy --quiet train_gpt.c signmuon.c data/play.c bench/bench.c bench/scale.c bench/problem.c bench/claims.c bench/claims_gpt.c -- $(filter-out -W%,$(CFLAGS)) -I.
 
 # libFuzzer comes with clang; Debian: apt-get install clang libclang-rt-dev
 FUZZ_SECONDS = 60
@@ -137,12 +137,20 @@ fuzz-seeds: test/fuzz/make_seeds.c train_gpt.c signmuon.c $(HEADERS)
 	$(CC) $(CFLAGS) -I. -o build/make_seeds $< signmuon.c $(LDLIBS)
 	build/make_seeds
 
-bench/bench: bench/bench.c bench/roofline.h train_gpt.c signmuon.c $(HEADERS)
+bench/bench: bench/bench.c bench/measure.h bench/roofline.h train_gpt.c signmuon.c $(HEADERS)
 	$(CC) $(CFLAGS) -I. -o $@ bench/bench.c signmuon.c $(LDLIBS) -ldl
 
 bench: bench/bench train_gpt ## kernels and steps in percent of this machine's limits, as docs/BENCH.md (two minutes)
 	@mkdir -p docs
 	./bench/bench
+
+bench/scale: bench/scale.c bench/measure.h train_gpt.c signmuon.c $(HEADERS)
+	$(CC) $(CFLAGS) -I. -o $@ bench/scale.c signmuon.c $(LDLIBS)
+
+scale: bench/scale train_gpt ## steps on 8 to 100,000 workers, predicted from rates measured here, as docs/SCALE.md (two minutes; gnuplot)
+	@mkdir -p docs
+	./bench/scale
+	gnuplot bench/scale.gp
 
 bench/problem: bench/problem.c bench/problem.h signmuon.c $(HEADERS)
 	$(CC) $(CFLAGS) -I. -o $@ bench/problem.c $(LDLIBS)
@@ -177,6 +185,11 @@ liars: train_gpt ## workers that lie, and what a vote and a mean make of it, as 
 	@mkdir -p docs
 	text=$(TEXT) && sh bench/liars.sh "$$text" >liars.tmp && mv liars.tmp docs/LIARS.md
 
+network: train_gpt_mpi ## steps over TCP at four rates between network namespaces, as docs/NETWORK.md (fifteen minutes; root, Open MPI, gnuplot)
+	@mkdir -p docs
+	text=$(TEXT) && sh bench/network.sh "$$text" >network.tmp && mv network.tmp docs/NETWORK.md
+	gnuplot bench/network.gp
+
 install: all ## into PREFIX (/usr/local)
 	install -d $(PREFIX)/bin $(PREFIX)/lib $(PREFIX)/include
 	install train_gpt $(PREFIX)/bin
@@ -185,9 +198,9 @@ install: all ## into PREFIX (/usr/local)
 	install -m 644 signmuon.h ef21muon.h demuon.h comm.h gemm.h $(PREFIX)/include
 
 clean: ## remove what was built
-	rm -rf train_gpt train_gpt_mpi test_signmuon test/train_gpt_faults data/play bench/bench bench/problem bench/claims build *.o *.a *.so
+	rm -rf train_gpt train_gpt_mpi test_signmuon test/train_gpt_faults data/play bench/bench bench/scale bench/problem bench/claims build *.o *.a *.so
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-.PHONY: all mpi train sample test check check-gcc check-clang check-mpi check-isa check-neon check-asan check-tsan check-valgrind check-faults check-tidy torture fuzz fuzz-seeds bench claims bytes gossip liars plots table install clean help
+.PHONY: all mpi train sample test check check-gcc check-clang check-mpi check-isa check-neon check-asan check-tsan check-valgrind check-faults check-tidy torture fuzz fuzz-seeds bench claims bytes gossip liars scale network plots table install clean help

@@ -8905,7 +8905,7 @@ TEST(the_log_has_one_row_per_step_even_after_a_resume) {
 }
 
 TEST(half_a_row_that_a_killed_run_left_in_the_log_is_not_resumed) {
-    static const char row[] = "0,0,0.000,,4.17,,,,0,0,,,0,0,,,,,,\n";
+    static const char row[] = "0,0,0.000,,4.17,,,,0,0,,,0,0,,,,,,,3\n";
     char text[4000], got[4000];
     data_test_begin();
     Run *run = calloc(1, sizeof *run);

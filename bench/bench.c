@@ -8,40 +8,9 @@
    the best of SAMPLES. Every other figure is the median of SAMPLES runs that repeat one call for
    about SECONDS, so operands are as warm in cache as they fit. Like the tests it includes the
    program, to time the very functions that train; whole steps are timed through ./train_gpt. */
-#include "comm.h"
-#include <dlfcn.h>
-#pragma GCC diagnostic push
-#ifndef __clang__
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized" /* gcc 12 loses sight of what is packed */
-#endif
-#include "gemm.h"
+#include "measure.h"
 #include "roofline.h"
-#include <math.h>
-
-/* Newton-Schulz runs on gemm.h, as in signmuon.c, whose hooks this file cannot see; these count the
- * flop that are really done, a symmetric product at half. */
-static _Thread_local double polar_flops;
-
-static void polar_gemm(char op, float *c, const float *a, const float *b, size_t m, size_t n,
-                       size_t k, float *scratch) {
-    polar_flops += 2.0 * (double)(m * n * k);
-    GemmOperand columns = op == 't' ? gemm_f32(b, k, 1) : gemm_f32(b, 1, n);
-    gemm_multiply(gemm_default(GEMM_F32), c, n, gemm_f32(a, k, 1), columns, m, n, k, 0, scratch, 0,
-                  1);
-}
-static void polar_symmetric(char op, float *c, const float *a, const float *b, size_t m, size_t k,
-                            float *scratch) {
-    polar_flops += (double)(m * m * k);
-    GemmOperand columns = op == 't' ? gemm_f32(b, k, 1) : gemm_f32(b, 1, m);
-    gemm_symmetric(gemm_default(GEMM_F32), c, m, gemm_f32(a, k, 1), columns, m, k, scratch);
-}
-#define SIGNMUON_GEMM polar_gemm
-#define SIGNMUON_GEMM_SCRATCH gemm_scratch()
-#define SIGNMUON_SYMMETRIC polar_symmetric
-#define TESTING
-#pragma GCC diagnostic ignored "-Wunused-function"
-#include "train_gpt.c" // NOLINT(bugprone-suspicious-include)
-#pragma GCC diagnostic pop
+#include <dlfcn.h>
 
 enum { ONE, TWO, ALL, TEAMS }; /* of 1, of 2, and of as many threads as there are cores */
 enum { SAMPLES = 9, ENTRIES = 1 << 20, ROOM = 4 * ENTRIES, BUFFERS = 5 };
@@ -63,7 +32,7 @@ typedef struct Row {
 
 typedef struct Bench {
     Sgemm *blas;
-    char cpu[512], blas_core[64], folder[256]; /* folder: of the runs of train_gpt, or "" */
+    char cpu[512], blas_core[64], folder[FOLDER_SIZE]; /* folder: of runs of train_gpt, or "" */
     Team team[TEAMS];
     float *x[BUFFERS], *scratch[2];                     /* ROOM floats each; scratch by thread */
     double fma[TEAMS], dot[TEAMS], copy[COPIES][TEAMS]; /* limits, in GFLOP/s and GB/s */
@@ -88,28 +57,8 @@ struct Job {
     double best; /* seconds of the fastest sample */
 };
 
-__attribute__((format(printf, 1, 2))) __attribute__((noreturn)) static void
-give_up(const char *format, ...) {
-    char text[1024];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments); // NOLINT(clang-analyzer-valist.Uninitialized)
-    va_end(arguments);
-    fprintf(stderr, "bench: %s\n", text);
-    exit(1);
-}
-
 /* ------------------------------------------------------------------------------------------------
  * one measurement */
-
-static int by_value(const void *x, const void *y) {
-    return (*(const double *)x > *(const double *)y) - (*(const double *)x < *(const double *)y);
-}
-
-static double median(double *x, size_t n) {
-    qsort(x, n, sizeof *x, by_value);
-    return x[n / 2];
-}
 
 static void repeat(void *context, int ith, int nth) {
     const Job *j = context;
@@ -588,8 +537,6 @@ static void measure_exchange(Bench *b) {
 /* ------------------------------------------------------------------------------------------------
  * whole steps, as ./train_gpt trains: differences of the seconds in log.csv */
 
-enum { VOCABULARY = 65 };
-
 static const struct Step {
     int layers, heads, width, context, batch, workers;
     const char *name, *flags;
@@ -603,88 +550,14 @@ static const struct Step {
     {4, 4, 128, 64, 12, 3, "signmuon 3 workers", "--aux sign", 5, 7},
 };
 
-static void need_program(void) {
-    if (access("train_gpt", X_OK))
-        give_up("no ./train_gpt here, through which steps are timed: run make in the root first");
-}
-
-/* A folder with a text of VOCABULARY characters, made once. */
-static void make_folder(Bench *b) {
-    const char *tmp = getenv("TMPDIR");
-    char path[300];
-    if (*b->folder) return;
-    snprintf(b->folder, sizeof b->folder, "%s/bench.XXXXXX", tmp && *tmp ? tmp : "/tmp");
-    if (!mkdtemp(b->folder)) give_up("cannot make the folder %s: %s", b->folder, strerror(errno));
-    snprintf(path, sizeof path, "%s/text", b->folder);
-    FILE *f = fopen(path, "w");
-    for (size_t i = 0; f && i < 100000; i++) fputc('0' + (int)(sm_hash(1, i) % VOCABULARY), f);
-    if (!f || fclose(f)) give_up("cannot write %s: %s", path, strerror(errno));
-}
-
-static void remove_folder(const Bench *b) {
-    static const char *const left[] = {
-        "/text", "/out/.log.csv.tmp", "/out/command.txt", "/out/log.csv", "/out", ""};
-    char path[300];
-    for (size_t i = 0; *b->folder && i < sizeof left / sizeof *left; i++) {
-        snprintf(path, sizeof path, "%s%s", b->folder, left[i]);
-        remove(path);
-    }
-}
-
-/* Seconds column of the log as far as it is written; returns the number of whole rows. */
-static int read_log(const char *path, double *seconds, int most) {
-    char line[512];
-    int rows = -1; /* the header */
-    FILE *f = fopen(path, "r");
-    while (f && rows < most && fgets(line, sizeof line, f) && strchr(line, '\n')) {
-        const char *comma = strchr(line, ',');
-        comma = comma ? strchr(comma + 1, ',') : NULL;
-        if (rows >= 0 && comma) seconds[rows] = strtod(comma + 1, NULL);
-        rows++;
-    }
-    if (f) fclose(f);
-    return rows;
-}
-
-/* Seconds of a step: the median of several, after the first row. The run would be long and is
- * killed when its log tells enough, so that nothing is evaluated or saved. threads 0: its own
- * choice. */
+/* threads 0: the program's own choice. */
 static double run_steps(Bench *b, const struct Step *s, int threads) {
-    char command[1024], log[300];
-    double seconds[16] = {0};
-    int status = 0;
-    need_program();
-    make_folder(b);
-    snprintf(log, sizeof log, "%s/out/log.csv", b->folder);
-    remove(log);
-    snprintf(command, sizeof command,
-             "exec ./train_gpt --data '%s/text' --out '%s/out' --overwrite --quiet --steps 1000000 "
-             "--log-every %d --eval-every 0 --save-every 0 --check-every 0 --layers %d --heads %d "
-             "--width %d --context %d --batch %d --workers %d --threads %d %s",
-             b->folder, b->folder, s->every, s->layers, s->heads, s->width, s->context, s->batch,
-             s->workers, threads, s->flags);
-    pid_t child = fork();
-    if (child == 0) {
-        setpgid(0, 0); /* Ctrl-C is for this program, whose end is the child's */
-#ifdef __linux__
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-#endif
-        execl("/bin/sh", "sh", "-c", command, (char *)NULL);
-        _exit(127);
-    }
-    if (child < 0) give_up("cannot start ./train_gpt: %s", strerror(errno));
-    while (read_log(log, seconds, s->samples + 1) <= s->samples) {
-        if (waitpid(child, &status, WNOHANG) == child) {
-            remove_folder(b);
-            give_up("a step cannot be timed, as this ended with status %d: %s",
-                    WIFEXITED(status) ? WEXITSTATUS(status) : -1, command + strlen("exec "));
-        }
-        nanosleep(&(struct timespec){0, 20000000}, NULL);
-    }
-    kill(child, SIGKILL);
-    waitpid(child, &status, 0);
-    for (int i = 0; i < s->samples; i++) seconds[i] = (seconds[i + 1] - seconds[i]) / s->every;
-    return median(seconds, (size_t)s->samples);
+    char text[512];
+    snprintf(
+        text, sizeof text,
+        "--layers %d --heads %d --width %d --context %d --batch %d --workers %d --threads %d %s",
+        s->layers, s->heads, s->width, s->context, s->batch, s->workers, threads, s->flags);
+    return time_program(b->folder, text, s->every, s->samples);
 }
 
 static void measure_steps(Bench *b) {
@@ -811,43 +684,6 @@ static void write_file(const Bench *b, const char *path, void (*write)(FILE *, c
 /* ------------------------------------------------------------------------------------------------
  * main */
 
-/* The number or words after `name :` in /proc/cpuinfo. */
-static void cpu_field(char *out, size_t size, const char *name) {
-    char line[512];
-    FILE *f = fopen("/proc/cpuinfo", "r");
-    *out = 0;
-    while (f && !*out && fgets(line, sizeof line, f)) {
-        const char *colon = strchr(line, ':');
-        if (!colon || strncmp(line, name, strlen(name)) || line[strlen(name)] > ' ') continue;
-        snprintf(out, size, "%s", colon + 1 + (colon[1] == ' '));
-        out[strcspn(out, "\n")] = 0;
-    }
-    if (f) fclose(f);
-}
-
-static void describe_cpu(Bench *b) {
-    char model[128], family[32], number_of[32], caches[64] = "";
-    struct utsname u;
-    const Gemm *g = gemm_default(GEMM_F32);
-    uname(&u);
-    cpu_field(model, sizeof model, "model name");
-    cpu_field(family, sizeof family, "cpu family");
-    cpu_field(number_of, sizeof number_of, "model");
-#ifdef _SC_LEVEL3_CACHE_SIZE
-    long l2 = sysconf(_SC_LEVEL2_CACHE_SIZE) >> 10, l3 = sysconf(_SC_LEVEL3_CACHE_SIZE) >> 10;
-    if (l2 > 0) snprintf(caches, sizeof caches, ", L2 %ld KB, L3 %ld KB", l2, l3);
-#endif
-    snprintf(b->cpu, sizeof b->cpu, "%s%s%s%s%s, %d cores%s; %s %s; products %s %zux%zu",
-             *model ? model : u.machine, *family ? " family " : "", family,
-             *number_of ? " model " : "", number_of, comm_cores(), caches,
-#ifdef __clang__
-             "compiled by",
-#else
-             "gcc",
-#endif
-             __VERSION__, g->name, g->mr, g->nr);
-}
-
 /* OpenBLAS on one thread, where it is installed. */
 static void find_blas(Bench *b) {
     void (*set_threads)(int) = NULL;
@@ -894,7 +730,7 @@ int main(int argc, char **argv) {
     for (int i = 0; i < 2; i++) b->scratch[i] = floats(ROOM);
     for (size_t i = 0; i < BUFFERS; i++) b->x[i] = floats(ROOM);
     find_blas(b);
-    describe_cpu(b);
+    describe_cpu(b->cpu, sizeof b->cpu);
     printf("%s; OpenBLAS %s, 1 thread\n\n", b->cpu, b->blas_core);
     print_head(stdout);
     measure_limits(b);
@@ -904,7 +740,7 @@ int main(int argc, char **argv) {
     measure_exchange(b);
     measure_steps(b);
     measure_share(b);
-    remove_folder(b);
+    remove_folder(b->folder);
     if (b->filter) return 0;
     printf("\n");
     write_file(b, "docs/BENCH.md", write_table);

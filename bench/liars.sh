@@ -102,9 +102,12 @@ and momentum makes one step resemble the last, since a row of coincidences of th
 1 / (1 - mu) steps. It fails for a worker whose data contradict everybody else's. And a majority of liars puts the
 honest out: F > N/2 below.
 
-| N | F | attack | outcome |
-| --- | --- | --- | --- |
+The others go back to the start of that step and go on without it. $((steps / 10)) steps:
+
+| N | F | attack | who was put out, in which step | workers at the end |
+| --- | --- | --- | --- | --- |
 END
+steps=$((steps / 10))
 for of in "7 0 -" "7 1 flip" "7 2 flip" "7 3 flip" "7 4 flip" "7 3 random" "7 3 replay"; do
     set -- $of
     name=expel-$2-$3
@@ -112,5 +115,6 @@ for of in "7 0 -" "7 1 flip" "7 2 flip" "7 3 flip" "7 4 flip" "7 3 random" "7 3 
     n=$1 f=$2 attack=$3
     shift 3
     run "$name" --workers "$n" --batch 14 $sign --expel --quiet=off "$@"
-    echo "| $n | $f | $attack | $(sed -n 's/^train_gpt: \(.*\); replace.*/\1/p; s/^\(longest row.*\)$/nobody put out; \1/p' "$out/err") |"
+    out_of=$(sed -n 's/^worker \([0-9]*\) was voted out in step \([0-9]*\);.*/\1 in \2/p' "$out/err" | sort | tr '\n' ',' | sed 's/,$//; s/,/, /g')
+    echo "| $n | $f | $attack | ${out_of:-nobody; $(sed -n 's/^\(longest row[^;]*\);.*/\1/p' "$out/err")} | $(tail -n 1 "$out/log.csv" | sed 's/.*,//') |"
 done
