@@ -57,9 +57,9 @@ WRAPPED = $(shell awk -F', ' '/^FAIL/ { print $$2 }' test/faults.c) $(shell grep
 test/train_gpt_faults: test/faults.c train_gpt.c signmuon.c $(HEADERS)
 	$(CC) $(CFLAGS) -g -no-pie $(foreach name,$(WRAPPED),-Wl,--wrap=$(name)) -o $@ train_gpt.c signmuon.c test/faults.c $(LDLIBS)
 
-torture: test/train_gpt_faults ## the long campaigns: every call to the outside world fails once, ... (an hour)
+torture: train_gpt test/train_gpt_faults ## the long campaigns: workers and programs killed at random, every call to the outside world failing once (an hour)
+	test/torture.sh
 	test/faults.sh test/train_gpt_faults all
-	! test -f test/torture.sh || test/torture.sh
 
 # The same tests under other compilers and watchers. Each build lies in a folder of its own.
 define variant
@@ -97,7 +97,9 @@ check-tsan: ## ThreadSanitizer, on trainings by threads and by processes
 	cd build/$@ && data/play text 100000 && for b in threads processes; do \
 	    for m in "signmuon --aux sign" ef21-muonsign "demuon --topology exponential"; do TSAN_OPTIONS=halt_on_error=1 ./train_gpt \
 	    --data text --quiet --layers 1 --width 32 --context 16 --workers 3 --threads 2 --backend $$b --method $$m --steps 20 \
-	    --eval-every 10 --out $$b --overwrite || exit 1; done; done
+	    --eval-every 10 --out $$b --overwrite || exit 1; done; \
+	    TSAN_OPTIONS=halt_on_error=1 ./train_gpt --data text --quiet --layers 1 --width 32 --context 16 --backend $$b --method signum --aux same \
+	    --workers 7 --batch 14 --adversaries 3 --expel --expel-after 9 --steps 30 --out $$b --overwrite || exit 1; done
 
 check-valgrind: ## valgrind on a small training and a sample
 	$(variant)

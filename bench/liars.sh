@@ -54,12 +54,21 @@ sign="--method signmuon --aux sign"
 row honest 'signmuon, `--aux sign`' 7 0 - 'at most 2.0' $sign
 for f in 1 2 3; do row "flip$f" 'signmuon, `--aux sign`' 7 "$f" flip 'at most 2.0' $sign; done
 row flip4 'signmuon, `--aux sign`' 7 4 flip 'above 2.0: the majority lies' $sign
-for a in random zero replay; do row "$a" 'signmuon, `--aux sign`' 7 3 "$a" 'at most 2.0' $sign; done
 row flip4of8 'signmuon, `--aux sign`' 8 4 flip 'above 2.0: ties' $sign
-row mean 'muon, mean' 7 0 - 'at most 2.0' --method muon
+all=$steps steps=$((steps / 4))
+cat <<END
+
+Other lies, and a mean under them, for $steps steps; the first row of each rule has no liars:
+
+| rule | N | F | what is sent | validation loss | expected |
+| --- | --- | --- | --- | --- | --- |
+END
+row honest 'signmuon, `--aux sign`' 7 0 - '' $sign
+for a in random zero replay; do row "$a" 'signmuon, `--aux sign`' 7 3 "$a" 'a little above that' $sign; done
+row mean 'muon, mean' 7 0 - '' --method muon
 for f in 1 3; do
-    row "mean-flip$f" 'muon, mean' 7 "$f" flip 'at most 2.0: N - 2F is positive' --method muon
-    row "mean-scale$f" 'muon, mean' 7 "$f" scale:-10 'above 2.0' --method muon
+    row "mean-flip$f" 'muon, mean' 7 "$f" flip 'above that: N - 2F is positive' --method muon
+    row "mean-scale$f" 'muon, mean' 7 "$f" scale:-10 'learns nothing' --method muon
 done
 
 cat <<END
@@ -102,12 +111,12 @@ and momentum makes one step resemble the last, since a row of coincidences of th
 1 / (1 - mu) steps. It fails for a worker whose data contradict everybody else's. And a majority of liars puts the
 honest out: F > N/2 below.
 
-The others go back to the start of that step and go on without it. $((steps / 10)) steps:
+The others go back to the start of that step and go on without it. $((all / 10)) steps:
 
 | N | F | attack | who was put out, in which step | workers at the end |
 | --- | --- | --- | --- | --- |
 END
-steps=$((steps / 10))
+steps=$((all / 10))
 for of in "7 0 -" "7 1 flip" "7 2 flip" "7 3 flip" "7 4 flip" "7 3 random" "7 3 replay"; do
     set -- $of
     name=expel-$2-$3

@@ -81,7 +81,7 @@ for ((i = 0; i < runs; i++)); do
     if grep -q 'differ from the others' "$dir/err"; then apart=$((apart + 1)); wrong "survivors differ"; fi
     if [ -e "$out/last/model.safetensors" ]; then
         if ! "$gpt" --eval --out "$out" >/dev/null 2>"$dir/err" ||
-            ! "$gpt" --resume --out "$out" --quiet --backend threads --on-death stop \
+            ! "$gpt" --resume --out "$out" --quiet --backend threads --on-death stop --warmup 0 \
                 --steps $(($(tail -n 1 "$out/log.csv" | cut -d, -f1) + 5)) >/dev/null 2>"$dir/err"; then
             unusable=$((unusable + 1))
             wrong "the checkpoint is of no use"
