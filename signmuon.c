@@ -342,7 +342,7 @@ static int lies(const SmOptimizer *o) {
 }
 
 /* u <- what this worker says in its place: u itself, unless it lies. */
-static void say(SmOptimizer *o, const SmBlock *b, float *u) {
+static void may_lie(SmOptimizer *o, const SmBlock *b, float *u) {
     const SmAttack *attack = o->config.attack;
     float *last = b->state[REPLAY];
     uint64_t stream = (uint64_t)2 << 48 | (uint64_t)b->index << 16 | ((uint64_t)o->comm->rank + 1);
@@ -390,7 +390,7 @@ static void refuse_nan(SmOptimizer *o, const SmGroup *g, int sender, const float
 static void make_direction(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
     estimate(o, g, b, o->direction + b->element);
     apply_map(o, g->worker_map, b, o->direction + b->element, ith);
-    say(o, b, o->direction + b->element);
+    may_lie(o, b, o->direction + b->element);
 }
 
 /* D <- mean of the workers' D_j on my shard: summed in rank order in double, so that equal summands
@@ -482,7 +482,7 @@ static void make_ballot(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
     uint64_t stream = (uint64_t)b->index << 16 | ((uint64_t)o->comm->rank + 1);
     estimate(o, g, b, u);
     apply_map(o, g->worker_map, b, u, ith);
-    say(o, b, u);
+    may_lie(o, b, u);
     sm_pack(o->ballot + b->word, u, n, o->config.zeros, sm_key(o->config.seed, stream, o->step));
     if (o->config.zeros == SM_ABSTAIN) sm_present(o->present + b->word, u, n);
     if (b->tensor->sparse) memset(o->ballot + b->touched, 0, sm_words(b->rows) * sizeof(uint64_t));
@@ -863,7 +863,7 @@ static void make_residual(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
     float *u = o->direction + b->element;
     estimate(o, g, b, u);
     apply_map(o, g->worker_map, b, u, ith);
-    say(o, b, u);
+    may_lie(o, b, u);
     ef_send(o->residuals + b->up, b->state[ESTIMATE], u, b->rows, b->cols, link_of(o, b, 0),
             link_key(o, b, o->comm->rank), link_key(o, b, -1), b->state[WARM_UP],
             thread_scratch(o, ith));
@@ -1025,7 +1025,7 @@ static void correct_tracker(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
     estimate(o, g, b, u);
     dm_track(b->state[TRACKER], u, last, block_size(b));
     memcpy(last, u, block_size(b) * sizeof *u);
-    say(o, b, b->state[TRACKER]);
+    may_lie(o, b, b->state[TRACKER]);
 }
 
 /* Y <- (1 - lr wd) X - lr s LMO(V), V being M where nothing is tracked; AdamW takes this worker's own
@@ -1041,7 +1041,7 @@ static void step_locally(SmOptimizer *o, SmGroup *g, SmBlock *b, int ith) {
     apply_map(o, g->worker_map, b, u, ith);
     move(o, g, b, u);
     memcpy(u, o->params + b->offset, n * sizeof *u);
-    if (!v) say(o, b, u); /* who tracks has said it with the tracker */
+    if (!v) may_lie(o, b, u); /* who tracks has said it with the tracker */
 }
 
 /* X <- what gossip made of Y */

@@ -47,6 +47,7 @@ for ((i = 0; i < runs; i++)); do
     # shellcheck disable=SC2086
     "$gpt" $line >"$dir/out" 2>"$dir/err" &
     pid=$! limit=5000
+    until [ "$(pgrep -c -P $pid)" -ge $workers ] || ! kill -0 $pid 2>/dev/null; do sleep 0.01; done
     doze 900
     hit=0 deaths=$([ $policy = continue ] && echo $((RANDOM % 2 + 1)) || echo 1)
     for ((k = 0; k < deaths; k++)); do
