@@ -332,7 +332,7 @@ static const Flag flags[] = {
      "processes: a killed worker ends the run, or the others redo that step and go on without it"},
     {WORK, "min-workers", FLAG_WHOLE, AT(min_workers), KEEP, "1", 1, COMM_MAX_WORKERS, NULL, "N",
      "fewest that --on-death continue goes on with"},
-    {WORK, "timeout", FLAG_REAL, AT(timeout), KEEP, "60", 0, 1e9, NULL, "SECONDS",
+    {WORK, "timeout", FLAG_REAL, AT(timeout), KEEP, "300", 0, 1e9, NULL, "SECONDS",
      "processes: a worker that keeps the others waiting for longer counts as dead; 0 never"},
     {WORK, "resume-workers", FLAG_CHOICE, AT(resume_workers), KEEP_NOT, "refuse", 0, 0,
      choice_resume_workers, "POLICY",
