@@ -1989,7 +1989,7 @@ TEST(random_damage_to_an_unchecked_header_is_refused_or_harmless) {
     size_t n = strlen(json);
     char damaged[256];
     uint64_t seed = 20;
-    for (int round = 0; round < 3000; round++) {
+    for (int round = 0; round < 500; round++) {
         memcpy(damaged, json, n);
         for (int k = 0; k < 1 + round % 3; k++) {
             size_t at = (size_t)(test_uniform(&seed) * (double)n);
@@ -2628,6 +2628,29 @@ TEST(schedules_start_and_end_where_they_should) {
     CHECK_NEAR(schedule(&o, 90), 0.5, 1e-12);
 }
 
+/* The options of a command line of words between blanks. */
+static Options flag_test(const char *line) {
+    static char words[256];
+    char *argv[24] = {(char *)"train_gpt"};
+    int given[FLAG_COUNT], argc = 1;
+    Options o;
+    memset(&o, 0, sizeof o);
+    snprintf(words, sizeof words, "%s", line);
+    for (char *word = strtok(words, " "); word; word = strtok(NULL, " ")) argv[argc++] = word;
+    parse_flags(&o, argc, argv, given);
+    return o;
+}
+
+TEST(names_have_dashes_or_underscores_and_values_stand_behind_a_blank_or_an_equals_sign) {
+    Options a = flag_test("--steps 3 --polar-after-vote --weight-decay 0.1 --bias on --untied off "
+                          "--seed 12e2"),
+            b = flag_test("--steps=3 --polar_after_vote=on --weight_decay=1e-1 --bias --seed "
+                          "+1200 --seed=1200");
+    CHECK(a.steps == 3 && a.polar_after_vote && a.bias && !a.untied && a.seed == 1200);
+    CHECK_NEAR(a.weight_decay, 0.1, 0);
+    CHECK(memcmp(&a, &b, sizeof a) == 0);
+}
+
 TEST(a_flag_reads_back_what_it_prints) {
     Options o;
     int given[FLAG_COUNT];
@@ -2785,7 +2808,7 @@ static void sm_ref_exact(double *x, size_t m, size_t n) {
     for (int sweep = 0; sweep < 14; sweep++)
         for (size_t i = 0; i + 1 < m; i++)
             for (size_t j = i + 1; j < m; j++) {
-                if (a[i * m + j] == 0) continue;
+                if (a[i * m + j] * a[i * m + j] <= 1e-36 * a[i * m + i] * a[j * m + j]) continue;
                 double angle = 0.5 * atan2(2 * a[i * m + j], a[i * m + i] - a[j * m + j]);
                 double c = cos(angle), s = sin(angle);
                 for (size_t k = 0; k < m; k++) {
@@ -2836,7 +2859,8 @@ typedef struct SmRef {
 
 /* x (n) <- what worker j says in its place */
 static void sm_ref_lie(SmRef *r, double *x, int j, size_t n) {
-    const char *attack = j >= r->workers - r->config->adversaries ? r->config->attack->name : "";
+    if (j < r->workers - r->config->adversaries) return;
+    const char *attack = r->config->attack->name;
     double square = 0, normal[SM_REF_SIZE], length = 0;
     uint64_t key =
         sm_key(r->config->seed, (uint64_t)2 << 48 | (uint64_t)r->block << 16 | (uint64_t)(j + 1),
@@ -3230,6 +3254,7 @@ static double sm_ref_shrink(const SmRef *r, const SmCase *c, const float *g) {
     double square = 0, clip = strcmp(name, "sgd") == 0         ? 1
                               : strcmp(name, "dsgd-clip") == 0 ? 0.1 * pow(r->step + 1, 0.4)
                                                                : INFINITY;
+    if (isinf(clip)) return 1;
     for (size_t k = 0; k < c->count; k++)
         for (size_t i = 0; i < c->tensors[k].rows * c->tensors[k].cols * c->tensors[k].blocks; i++)
             square += pow((double)g[c->tensors[k].offset + i], 2);
@@ -3259,12 +3284,14 @@ static void sm_ref_step(SmRef *r, const SmCase *c, float g[][SM_SIZE]) {
         int by_row = t->sparse && row->combine == SM_VOTE;
         for (size_t at = t->offset; at < t->offset + n * t->blocks; at += by_row ? t->cols : n) {
             size_t rows = by_row ? 1 : t->rows, size = rows * t->cols, touched = 0;
-            for (int j = 0; j < r->workers; j++)
+            for (int j = 0; j < r->workers; j++) {
+                double left = sm_ref_shrink(r, c, g[j]);
                 for (size_t i = 0; i < size; i++) {
-                    u[j][i] = (double)g[j][at + i] * sm_ref_shrink(r, c, g[j]) +
-                              (o->coupled_decay ? decay * r->w[at + i] : 0);
+                    u[j][i] =
+                        (double)g[j][at + i] * left + (o->coupled_decay ? decay * r->w[at + i] : 0);
                     touched += u[j][i] != 0 || r->m[j][at + i] != 0;
                 }
+            }
             if (by_row && !touched) continue; /* nobody has seen this row */
             r->at = at;
             int sign = sm_ref_direction(r, method, d, u, at, rows, t->cols, t->role);
@@ -3335,10 +3362,12 @@ static void sm_ref_gossip_step(SmRef *r, const SmCase *c, float g[][SM_SIZE]) {
             size_t n = t->rows * t->cols;
             for (size_t at = t->offset; at < t->offset + n * t->blocks; at += n, r->block++) {
                 r->at = at;
-                for (int j = 0; j < r->workers; j++)
+                for (int j = 0; j < r->workers; j++) {
+                    double left = sm_ref_shrink(r, c, g[j]);
                     for (size_t i = 0; i < n; i++)
-                        u[j][i] = (double)g[j][at + i] * sm_ref_shrink(r, c, g[j]) +
+                        u[j][i] = (double)g[j][at + i] * left +
                                   (o->coupled_decay && !t->sparse ? decay * r->node[j][at + i] : 0);
+                }
                 if (pass == 0) {
                     if (strcmp(method, "adamw") == 0) continue;
                     if (!sm_ref_track(r, method, u, at, n))
@@ -4548,7 +4577,7 @@ TEST(back_end_compute_threads_and_wire_change_no_bit_whatever_zeros_and_ties_mea
                 if (variant == 1) d.threads = 2;
                 if (variant == 2) d.threads = 3, d.backend = "processes";
                 if (variant == 3) d.config.int8_wire = 1;
-                if (variant == 0 && rule > 1 && rule < 5) continue; /* forks are slow */
+                if (variant == 0 && rule != (int)row % 2) continue; /* forks are slow */
                 if (variant == 2 && rule != 5) continue;
                 sm_case_run(&d, &other);
                 if (memcmp(base.params, other.params, sizeof base.params) != 0 ||
@@ -5201,7 +5230,7 @@ TEST(
 
 /* ---- comm.h ---- */
 
-enum { COMM_TEST_LONG = 2500000 };
+enum { COMM_TEST_LONG = 2 * COMM_OUTBOX + 101 };
 typedef struct CommTest {
     size_t unit;
     int failures;
@@ -5933,7 +5962,7 @@ TEST(a_file_that_is_no_mixing_matrix_is_refused_with_its_row_or_column) {
     dm_test_refused("file:/nowhere/w.txt", "auto", 2, "/nowhere/w.txt|No such file");
     dm_test_refused("file:.", "auto", 2, "cannot read .|directory");
     FILE *f = fopen(data_test_path("matrix"), "w"); /* a comment that does not end */
-    CHECK(f && fputc('#', f) == '#' && fseek(f, 80 << 20, SEEK_SET) == 0 && fputc('\n', f) == '\n');
+    CHECK(f && fputc('#', f) == '#' && fseek(f, 64 << 20, SEEK_SET) == 0 && fputc('\n', f) == '\n');
     if (f) fclose(f);
     char name[4300];
     snprintf(name, sizeof name, "file:%s", data_test_path("matrix"));
@@ -5946,7 +5975,7 @@ TEST(random_bytes_and_damaged_matrices_are_refused_or_are_mixing_matrices) {
     static const char letters[] = "0123456789.eE+- \t\n\r#xnaif,\0\377";
     int accepted = 0, refused = 0;
     data_test_begin();
-    for (uint64_t trial = 0; trial < 3000; trial++) {
+    for (uint64_t trial = 0; trial < 1000; trial++) {
         char text[sizeof good];
         uint64_t s = test_hash(trial);
         size_t n = trial % 2 ? sizeof good - 1 : s % sizeof good, hits = trial % 2 ? 1 + s % 3 : n;
@@ -5965,7 +5994,7 @@ TEST(random_bytes_and_damaged_matrices_are_refused_or_are_mixing_matrices) {
             CHECK(strlen(dm_test_error) > 20 && !strchr(dm_test_error, '\n'));
         }
     }
-    CHECK(accepted > 10 && refused > 1000);
+    CHECK(accepted > 10 && refused > 500);
     data_test_end();
 }
 
@@ -6023,161 +6052,6 @@ TEST(neighbours_deliver_every_byte_in_the_order_of_sources_and_count_what_others
             }
         }
     munmap(t, sizeof *t);
-}
-
-/* ---- demuon.h in somebody else's hands ---- */
-
-static int sm_shell(char *out, size_t size, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-static void sm_write(const char *directory, const char *name, const char *text, size_t n);
-static void sm_remove(const char *directory);
-
-TEST(the_program_in_demuon_h_compiles_as_c_and_as_cpp_and_six_nodes_find_the_mean) {
-    static const struct {
-        const char *variable, *fallback, *language, *standard;
-    } compiler[] = {{"CC", "cc", "c", "c11"}, {"CXX", "c++", "c++", "c++17"}};
-    static char text[20000], out[3000];
-    static const char other[] = "#include \"demuon.h\"\n"; /* a second file links with the first */
-    char directory[] = "/tmp/test_signmuon_XXXXXX";
-    FILE *f = fopen("demuon.h", "r");
-    CHECK(f != NULL && mkdtemp(directory) != NULL);
-    if (!f) return;
-    text[fread(text, 1, sizeof text - 1, f)] = 0;
-    fclose(f);
-    char *begin = strstr(text, "\n#include <stdio.h>"), *end = strstr(text, "\n   MEMORY");
-    CHECK(begin && end && begin < end);
-    if (!begin || !end) return;
-    sm_write(directory, "six.c", begin, (size_t)(end - begin));
-    sm_write(directory, "other.c", other, sizeof other - 1);
-    for (size_t k = 0; k < 2; k++) {
-        float rho = 0, found = 0;
-        const char *program =
-            getenv(compiler[k].variable) ? getenv(compiler[k].variable) : compiler[k].fallback;
-        if (k == 1 && sm_shell(out, sizeof out, "%s --version 2>&1", program)) {
-            printf("    no C++ compiler named %s: not tried as C++\n", program);
-            continue;
-        }
-        if (sm_shell(out, sizeof out,
-                     "%s -x %s -std=%s -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror -I. "
-                     "-o %s/six %s/six.c %s/other.c -lm 2>&1",
-                     program, compiler[k].language, compiler[k].standard, directory, directory,
-                     directory) ||
-            *out)
-            FAIL("%s: %s", program, out);
-        CHECK_EQ(sm_shell(out, sizeof out, "%s/six", directory), 0);
-        CHECK_EQ(sscanf(out, "rho %f, x[0] = %f (mean 3.00, median 0)", &rho, &found), 2);
-        CHECK_NEAR(rho, 2.0 / 3, 1e-4);
-        CHECK_NEAR(found, 3, 0.02);
-    }
-    sm_remove(directory);
-}
-
-/* ---- the header in somebody else's hands ---- */
-
-/* Run a command line; returns its exit status, and its first output in `out`. */
-static int sm_shell(char *out, size_t size, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-static int sm_shell(char *out, size_t size, const char *format, ...) {
-    char command[1200];
-    va_list list;
-    va_start(list, format);
-    vsnprintf(command, sizeof command, format, list);
-    va_end(list);
-    FILE *f = popen(command, "r");
-    if (!f) return -1;
-    size_t n = fread(out, 1, size - 1, f);
-    out[n] = 0;
-    int status = pclose(f);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-static void sm_write(const char *directory, const char *name, const char *text, size_t n) {
-    char path[200];
-    snprintf(path, sizeof path, "%s/%s", directory, name);
-    FILE *f = fopen(path, "w");
-    if (!f || fwrite(text, 1, n, f) != n) FAIL("cannot write %s", path);
-    if (f) fclose(f);
-}
-
-static void sm_remove(const char *directory) {
-    char out[16];
-    CHECK_EQ(sm_shell(out, sizeof out, "rm -rf '%s'", directory), 0);
-}
-
-TEST(the_program_in_signmuon_h_compiles_and_three_workers_find_the_target) {
-    static char text[20000], out[3000];
-    char directory[] = "/tmp/test_signmuon_XXXXXX";
-    const char *cc = getenv("CC") ? getenv("CC") : "cc";
-    FILE *f = fopen("signmuon.h", "r");
-    CHECK(f != NULL && mkdtemp(directory) != NULL);
-    if (!f) return;
-    size_t n = fread(text, 1, sizeof text - 1, f);
-    text[n] = 0;
-    fclose(f);
-    char *begin = strstr(text, "\n#include <pthread.h>"), *end = strstr(text, "\n   MEMORY");
-    CHECK(begin && end && begin < end);
-    if (begin && end && begin < end) {
-        float found = 0, target = 1;
-        sm_write(directory, "three.c", begin, (size_t)(end - begin));
-        if (sm_shell(out, sizeof out,
-                     "%s -std=c11 -D_GNU_SOURCE -Wall -Wextra -I. -pthread -o %s/three %s/three.c "
-                     "-lm 2>&1",
-                     cc, directory, directory) ||
-            *out)
-            FAIL("%s: %s", cc, out);
-        CHECK_EQ(sm_shell(out, sizeof out, "%s/three", directory), 0);
-        CHECK_EQ(sscanf(out, "w[4] = %f (target %f)", &found, &target), 2);
-        CHECK_NEAR(target, 0.4, 1e-6);
-        CHECK_NEAR(found, target, 0.03);
-    }
-    sm_remove(directory);
-}
-
-/* builds one.c and two.c of the directory as C11 and as C++17; the program must print `expect` */
-static void sm_compiles(const char *directory, const char *expect) {
-    static const struct {
-        const char *variable, *fallback, *language, *standard;
-    } compiler[] = {{"CC", "cc", "c", "c11"}, {"CXX", "c++", "c++", "c++17"}};
-    static char out[3000];
-    for (size_t k = 0; k < 2; k++) {
-        const char *program =
-            getenv(compiler[k].variable) ? getenv(compiler[k].variable) : compiler[k].fallback;
-        if (k == 1 && sm_shell(out, sizeof out, "%s --version 2>&1", program)) {
-            printf("    no C++ compiler named %s: not tried as C++\n", program);
-            continue;
-        }
-        if (sm_shell(out, sizeof out,
-                     "%s -x %s -std=%s -Wall -Wextra -Wpedantic -Wshadow -Werror -I. -o %s/both "
-                     "%s/one.c %s/two.c -lm 2>&1",
-                     program, compiler[k].language, compiler[k].standard, directory, directory,
-                     directory))
-            FAIL("%s: %s", program, out);
-        else
-            CHECK_EQ(sm_shell(out, sizeof out, "%s/both", directory), 0);
-        if (strcmp(out, expect)) FAIL("%s: '%s', not '%s'", program, out, expect);
-    }
-}
-
-TEST(signmuon_h_compiles_as_c_and_as_cpp_in_two_files_that_link) {
-    static const char one[] =
-        "#include \"signmuon.h\"\n"
-        "int two(void);\n"
-        "int main(void) {\n"
-        "    float g[6] = {3, 0, 0, 0, 2, 0}, o[6], s[300];\n"
-        "    if (sm_lmo_scratch(2, 3) > 300) return 1;\n"
-        "    sm_polar(o, g, 2, 3, sm_newton_schulz(\"exact\"), s);\n"
-        "    return !(o[0] > 0.999f && o[4] > 0.999f && o[1] < 0.001f) || two() != 42;\n"
-        "}\n";
-    static const char two[] =
-        "#include \"signmuon.h\"\n"
-        "int two(void);\n"
-        "int two(void) { return sm_method(\"signmuon\") && sm_norm(\"spectral\") ? 42 : 0; }\n";
-    char directory[] = "/tmp/test_signmuon_XXXXXX";
-    CHECK(mkdtemp(directory) != NULL);
-    sm_write(directory, "one.c", one, sizeof one - 1);
-    sm_write(directory, "two.c", two, sizeof two - 1);
-    sm_compiles(directory, "");
-    sm_remove(directory);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -6400,32 +6274,6 @@ TEST(noise_is_parsed_strictly) {
     memset(small, 'X', sizeof small);
     CHECK_EQ(noise_parse(&n, "gaussian", small, room), -1);
     CHECK(strlen(small) == 4 && small[5] == 'X');
-}
-
-TEST(noise_h_and_the_program_in_it_compile_as_c_and_as_cpp) {
-    static const char two[] = "#include \"noise.h\"\n"
-                              "const NoiseKind *two(void);\n"
-                              "const NoiseKind *two(void) { return noise_row(0); }\n";
-    static char text[20000], expect[200];
-    char directory[] = "/tmp/test_signmuon_XXXXXX";
-    FILE *f = fopen("noise.h", "r");
-    CHECK(f != NULL && mkdtemp(directory) != NULL);
-    if (!f) return;
-    text[fread(text, 1, sizeof text - 1, f)] = 0;
-    fclose(f);
-    char *begin = strstr(text, "     #include <stdio.h>"), *end = strstr(text, "\n   MEMORY");
-    CHECK(begin && end && begin < end);
-    if (begin && end && begin < end) {
-        float g[4] = {0};
-        Noise n = noise_test("student:1.5,0.01");
-        noise_add(g, 4, &n, sm_key(1, 0, 0), 0);
-        snprintf(expect, sizeof expect, "%g\n%g\n%g\n%g\n", (double)g[0], (double)g[1],
-                 (double)g[2], (double)g[3]);
-        sm_write(directory, "one.c", begin, (size_t)(end - begin));
-        sm_write(directory, "two.c", two, sizeof two - 1);
-        sm_compiles(directory, expect);
-    }
-    sm_remove(directory);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -7134,50 +6982,133 @@ TEST(the_papers_cost_table_follows_from_its_accounting_on_the_shapes_of_gpt2) {
     CHECK(ef_paper_bits(&l, 20, 30) == 16 * 3 * 51);
 }
 
-TEST(the_program_in_ef21muon_h_compiles_as_c_the_header_as_cpp_and_the_workers_find_the_mean) {
-    static const char cpp[] =
-        "#include \"ef21muon.h\"\n"
-        "int main() {\n"
-        "    EfLink l;\n"
-        "    return ef_parse(&l, \"sign\", nullptr, 0) || ef_bytes(&l, 3, 5, 0) != 6;\n"
-        "}\n";
-    static char text[20000], out[3000];
-    char directory[] = "/tmp/test_signmuon_XXXXXX";
-    const char *cc = getenv("CC") ? getenv("CC") : "cc";
-    const char *cxx = getenv("CXX") ? getenv("CXX") : "c++";
-    FILE *f = fopen("ef21muon.h", "r");
-    CHECK(f != NULL && mkdtemp(directory) != NULL);
+/* ------------------------------------------------------------------------------------------------
+ * the headers in somebody else's hands */
+
+/* Run a command line; returns its exit status, and its first output in `out`. */
+__attribute__((format(printf, 3, 4))) static int sm_shell(char *out, size_t size,
+                                                          const char *format, ...) {
+    char command[1200];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(command, sizeof command, format, list);
+    va_end(list);
+    FILE *f = popen(command, "r");
+    if (!f) return -1;
+    size_t n = fread(out, 1, size - 1, f);
+    out[n] = 0;
+    int status = pclose(f);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void sm_write(const char *directory, const char *name, const char *text, size_t n) {
+    char path[200];
+    snprintf(path, sizeof path, "%s/%s", directory, name);
+    FILE *f = fopen(path, "w");
+    if (!f || fwrite(text, 1, n, f) != n) FAIL("cannot write %s", path);
+    if (f) fclose(f);
+}
+
+static void sm_remove(const char *directory) {
+    char out[16];
+    CHECK_EQ(sm_shell(out, sizeof out, "rm -rf '%s'", directory), 0);
+}
+
+/* The example in a header, as a file whose main has the name of the header. */
+static void sm_example(const char *directory, const char *name, const char *first) {
+    static char text[20000], program[20000];
+    char file[64];
+    snprintf(file, sizeof file, "%s.h", name);
+    FILE *f = fopen(file, "r");
+    CHECK(f != NULL);
     if (!f) return;
-    size_t n = fread(text, 1, sizeof text - 1, f);
-    text[n] = 0;
+    text[fread(text, 1, sizeof text - 1, f)] = 0;
     fclose(f);
-    char *begin = strstr(text, "\n#include <stdio.h>"), *end = strstr(text, "\n   MEMORY");
-    CHECK(begin && end && begin < end);
-    if (begin && end && begin < end) {
-        float found = 0, target = 1;
-        sm_write(directory, "three.c", begin, (size_t)(end - begin));
-        if (sm_shell(out, sizeof out,
-                     "%s -std=c11 -Wall -Wextra -Wpedantic -Wshadow -Werror -I. -o %s/three "
-                     "%s/three.c -lm 2>&1",
-                     cc, directory, directory) ||
-            *out)
-            FAIL("%s: %s", cc, out);
-        CHECK_EQ(sm_shell(out, sizeof out, "%s/three", directory), 0);
-        CHECK_EQ(sscanf(out, "w[6] = %f (mean target %f)", &found, &target), 2);
-        CHECK_NEAR(target, 0.2, 1e-6);
-        CHECK_NEAR(found, target, 0.03);
+    char *begin = strstr(text, first), *end = strstr(text, "\n   MEMORY");
+    if (!begin || !end || begin > end) {
+        FAIL("there is no program in %s", file);
+        return;
     }
-    sm_write(directory, "one.cpp", cpp, sizeof cpp - 1);
-    if (sm_shell(out, sizeof out, "%s --version 2>&1", cxx))
-        printf("    no C++ compiler named %s: not tried as C++\n", cxx);
-    else if (sm_shell(
-                 out, sizeof out,
-                 "%s -x c++ -std=c++17 -Wall -Wextra -Wpedantic -Wshadow -Werror -I. -o %s/one "
-                 "%s/one.cpp -lm 2>&1",
-                 cxx, directory, directory))
-        FAIL("%s: %s", cxx, out);
-    else
-        CHECK_EQ(sm_shell(out, sizeof out, "%s/one", directory), 0);
+    int n = snprintf(program, sizeof program,
+                     "%s#define main %s_main\nint main(void);\n%.*s\n", /* barriers are POSIX */
+                     strstr(first, "pthread") ? "#define _GNU_SOURCE\n" : "", name,
+                     (int)(end - begin), begin);
+    snprintf(file, sizeof file, "%s.c", name);
+    sm_write(directory, file, program, (size_t)n);
+}
+
+/* The examples, and a file that has all headers too, in one program as C11 and, without the two
+ * examples that are C only, as C++17. */
+TEST(headers_compile_as_c_and_as_cpp_in_files_that_link_and_the_programs_in_them_do_as_they_say) {
+    static const struct {
+        const char *variable, *fallback, *flags, *c_only;
+    } compiler[] = {{"CC", "cc", "-x c -std=c11", "signmuon.c ef21muon.c"},
+                    {"CXX", "c++", "-x c++ -std=c++17", ""}};
+    static const char all[] =
+        "#include \"signmuon.h\"\n#include \"ef21muon.h\"\n#include \"noise.h\"\n"
+        "#include \"demuon.h\"\n"
+        "int demuon_main(void);\nint noise_main(void);\n"
+        "int signmuon_main(void);\nint ef21muon_main(void);\n"
+        "int main(void) {\n"
+        "    float g[6] = {3, 0, 0, 0, 2, 0}, o[6], s[300];\n"
+        "    EfLink l;\n"
+        "    if (sm_lmo_scratch(2, 3) > 300 || !sm_method(\"signmuon\")) return 1;\n"
+        "    sm_polar(o, g, 2, 3, sm_newton_schulz(\"exact\"), s);\n"
+        "    if (!(o[0] > 0.999f && o[4] > 0.999f && o[1] < 0.001f)) return 2;\n"
+        "    if (ef_parse(&l, \"sign\", NULL, 0) || ef_bytes(&l, 3, 5, 0) != 6) return 3;\n"
+        "    if (!noise_row(0)) return 4;\n"
+        "#ifndef __cplusplus\n"
+        "    if (signmuon_main() || ef21muon_main()) return 5;\n"
+        "#endif\n"
+        "    return demuon_main() || noise_main() ? 6 : 0;\n"
+        "}\n";
+    static char out[3000];
+    char directory[] = "/tmp/test_signmuon_XXXXXX", here[4096], expect[200];
+    CHECK(mkdtemp(directory) != NULL && getcwd(here, sizeof here) != NULL);
+    sm_example(directory, "signmuon", "\n#include <pthread.h>");
+    sm_example(directory, "ef21muon", "\n#include <stdio.h>");
+    sm_example(directory, "demuon", "\n#include <stdio.h>");
+    sm_example(directory, "noise", "     #include <stdio.h>");
+    sm_write(directory, "all.c", all, sizeof all - 1);
+    float noise[4] = {0};
+    Noise law = noise_test("student:1.5,0.01");
+    noise_add(noise, 4, &law, sm_key(1, 0, 0), 0);
+    snprintf(expect, sizeof expect, ")\n%g\n%g\n%g\n%g\n", (double)noise[0], (double)noise[1],
+             (double)noise[2], (double)noise[3]);
+    for (size_t k = 0; k < 2; k++) {
+        float vote = 0, target = 0, mean = 0, mean_target = 0, rho = 0, node = 0;
+        const char *program =
+            getenv(compiler[k].variable) ? getenv(compiler[k].variable) : compiler[k].fallback;
+        if (k == 1 && sm_shell(out, sizeof out, "%s --version 2>&1", program)) {
+            printf("    no C++ compiler named %s: not tried as C++\n", program);
+            continue;
+        }
+        if (sm_shell(out, sizeof out,
+                     "cd %s && %s %s -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror "
+                     "-I'%s' -pthread -o all all.c demuon.c noise.c %s -lm 2>&1",
+                     directory, program, compiler[k].flags, here, compiler[k].c_only) ||
+            *out) {
+            FAIL("%s: %s", program, out);
+            continue;
+        }
+        CHECK_EQ(sm_shell(out, sizeof out, "%s/all", directory), 0);
+        const char *at = out;
+        if (k == 0) {
+            CHECK_EQ(sscanf(out, "w[4] = %f (target %f)", &vote, &target), 2);
+            CHECK_NEAR(target, 0.4, 1e-6);
+            CHECK_NEAR(vote, target, 0.03);
+            const char *second = strstr(out, "w[6]");
+            CHECK(second && sscanf(second, "w[6] = %f (mean target %f)", &mean, &mean_target) == 2);
+            CHECK_NEAR(mean_target, 0.2, 1e-6);
+            CHECK_NEAR(mean, mean_target, 0.03);
+            at = strstr(out, "rho");
+        }
+        CHECK(at && sscanf(at, "rho %f, x[0] = %f (mean 3.00, median 0)", &rho, &node) == 2);
+        CHECK_NEAR(rho, 2.0 / 3, 1e-4);
+        CHECK_NEAR(node, 3, 0.02);
+        at = strstr(at ? at : out, ")\n");
+        if (!at || strcmp(at, expect)) FAIL("%s: '%s', not '%s'", program, out, expect);
+    }
     sm_remove(directory);
 }
 
@@ -7610,7 +7541,7 @@ static const struct CliVariant {
     {3, "--workers 3 --method signmuon --aux adamw --dropout 0.1 --nesterov off"},
     {4, "--workers 4 --aux sign --bias --untied"},
     {2,
-     "--workers 2 --polar-after-vote --zeros abstain --ties abstain --warmup 20 --schedule cosine"},
+     "--workers 2 --polar-after-vote --zeros abstain --ties abstain --warmup 5 --schedule cosine"},
     {3, "--workers 3 --method muonusign --aux same --dropout 0.1 --bias"},
     {2, "--workers 2 --method muonsign --aux sign --untied --layers 2"},
     {6, "--workers 6 --method lion --aux same --ties plus --clip 0.3"},
@@ -7632,43 +7563,6 @@ static const struct CliVariant {
     {3, "--workers 3 --method demuon --adversaries 1 --attack replay"},
 };
 enum { CLI_VARIANTS = sizeof cli_variants / sizeof *cli_variants };
-
-TEST(a_run_gives_the_same_bits_whatever_back_end_threads_and_wire) {
-    cli_begin();
-    for (size_t i = 0; i < CLI_VARIANTS; i++) {
-        const struct CliVariant *v = &cli_variants[i];
-        CLI_OK(CLI_TINY "--steps 24 --out a --threads 1 %s", v->line);
-        CLI_OK(CLI_TINY "--steps 24 --out b --threads 1 %s --backend processes", v->line);
-        cli_same("a", "b", v->workers);
-        CLI_OK(CLI_TINY "--steps 24 --out b --threads 2 %s --eval-every 9 --log-every 1 "
-                        "--save-every 7 --check-every 1",
-               v->line);
-        cli_same("a", "b", v->workers);
-        CLI_OK(CLI_TINY "--steps 24 --out b --threads 3 %s --wire int8 --backend processes",
-               v->line);
-        cli_same("a", "b", v->workers);
-    }
-    cli_end();
-}
-
-TEST(every_method_gives_the_same_bits_with_threads_and_processes) {
-    char list[8192], row[256], method[64];
-    int methods = 0;
-    cli_begin();
-    CLI_OK("--list methods");
-    memcpy(list, cli_out, sizeof list);
-    for (int k = 1; cli_text_line(list, k, row, sizeof row); k++) {
-        if (sscanf(row, "%63s", method) != 1) continue;
-        methods++;
-        CLI_OK(CLI_TINY "--steps 12 --workers 4 --method %s --out a", method);
-        CLI_OK(CLI_TINY
-               "--steps 12 --workers 4 --method %s --out b --backend processes --threads 2",
-               method);
-        cli_same("a", "b", 4);
-    }
-    CHECK(methods >= 10);
-    cli_end();
-}
 
 TEST(the_dry_run_tells_the_peak_memory_to_a_tenth) {
     static const char *const lines[] = {
@@ -7714,33 +7608,67 @@ TEST(another_seed_gives_another_model) {
     cli_end();
 }
 
-/* 60 steps, but killed in step 31 or 32, with the checkpoint of step 30 as the last. */
-static void cli_kill_after_30(const char *out, const char *line) {
+/* 2 N steps, but killed in step N + 1 or N + 2, with the checkpoint of step N as the last. */
+static void cli_kill_after(int n, const char *out, const char *line) {
+    char next[32];
+    snprintf(next, sizeof next, "step %d/%d", n + 1, 2 * n);
     pid_t pid = cli_start_held("--data text.txt --val-data short.txt --layers 1 --heads 2 --width "
                                "32 --context 16 --batch 12 "
-                               "--overwrite --steps 60 --save-every 30 --eval-every 31 --out %s %s",
-                               out, line);
-    cli_follow("step 31/60");
+                               "--overwrite --steps %d --save-every %d --eval-every %d --out %s %s",
+                               2 * n, n, n + 1, out, line);
+    cli_follow(next);
     kill(pid, SIGKILL);
     CHECK_EQ(cli_wait(pid, CLI_PATIENCE), -SIGKILL);
-    CHECK_EQ(cli_step(out), 30);
+    CHECK_EQ(cli_step(out), n);
 }
 
-TEST(a_killed_run_resumes_to_the_bits_of_the_uninterrupted_one) {
+static int cli_varies(const char *method) {
+    size_t length = strlen(method);
+    for (size_t i = 0; i < CLI_VARIANTS; i++) {
+        const char *named = strstr(cli_variants[i].line, "--method ");
+        if (!named && strcmp(method, "signmuon") == 0) return 1;
+        if (named && strcspn(named + 9, " ") == length && !strncmp(named + 9, method, length))
+            return 1;
+    }
+    return 0;
+}
+
+TEST(a_run_gives_the_same_bits_whatever_back_end_threads_and_wire_and_killed_and_resumed) {
+    char list[8192], row[256], method[64];
+    int methods = 0;
     cli_begin();
     cli_write_words("short.txt", 100, cli_alphabet, 21);
     for (size_t i = 0; i < CLI_VARIANTS; i++) {
+        static const char *const backend[2] = {"processes", "threads"};
         const struct CliVariant *v = &cli_variants[i];
-        const char *backend[2] = {i % 2 ? "threads" : "processes", i % 2 ? "processes" : "threads"};
-        char line[512], out[8];
-        snprintf(line, sizeof line, "%s --backend %s", v->line, backend[0]);
-        snprintf(out, sizeof out, "b%zu", i);
-        CLI_OK(CLI_TINY "--val-data short.txt --steps 60 --out a --threads 1 %s", v->line);
-        cli_kill_after_30(out, line);
-        CLI_OK("--resume --out %s --quiet --backend %s --threads 2", out, backend[1]);
-        CHECK_EQ(cli_closing().steps, 60);
-        cli_same("a", out, v->workers);
+        char line[512];
+        const char *same = CLI_TINY "--val-data short.txt --steps 24";
+        CLI_OK("%s --out a --threads 1 %s", same, v->line);
+        CLI_OK("%s --out b --threads 2 %s --eval-every 9 --log-every 1 --save-every 7 "
+               "--check-every 1",
+               same, v->line);
+        cli_same("a", "b", v->workers);
+        CLI_OK("%s --out b --threads 3 %s --wire int8 --backend processes", same, v->line);
+        cli_same("a", "b", v->workers);
+        snprintf(line, sizeof line, "%s --backend %s --threads 1", v->line, backend[i % 2]);
+        cli_kill_after(12, "c", line);
+        CLI_OK("--resume --out c --quiet --backend %s --threads 2", backend[(i + 1) % 2]);
+        CHECK_EQ(cli_closing().steps, 24);
+        cli_same("a", "c", v->workers);
     }
+    CLI_OK("--list methods");
+    memcpy(list, cli_out, sizeof list);
+    for (int k = 1; cli_text_line(list, k, row, sizeof row); k++) {
+        if (sscanf(row, "%63s", method) != 1) continue;
+        methods++;
+        if (cli_varies(method)) continue;
+        CLI_OK(CLI_TINY "--steps 12 --workers 4 --method %s --out a", method);
+        CLI_OK(CLI_TINY
+               "--steps 12 --workers 4 --method %s --out b --backend processes --threads 2",
+               method);
+        cli_same("a", "b", 4);
+    }
+    CHECK(methods >= 10);
     cli_end();
 }
 
@@ -7787,12 +7715,12 @@ TEST(what_a_worker_sends_is_the_promised_bits_and_what_a_dry_run_says) {
         {48, 0, "--method dsgd --topology star"}, /* six messages for four nodes */
         {128, 1, "--method gt-nsgdm --topology exponential --backend processes"},
     };
-    enum { STEPS = 10, WORKERS = 4 };
+    enum { STEPS = 4, WORKERS = 4 };
     cli_begin();
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const char *line = "--data text.txt --layers 2 --heads 2 --width 64 --context 16 --batch "
                            "12 --eval-every 0 --quiet "
-                           "--overwrite --out a --workers 4 --steps 10";
+                           "--overwrite --out a --workers 4 --steps 4";
         double parameters = 0, predicted = 0, sum = 0, largest = 0, uplink = 0, up = 0;
         CLI_OK("%s %s --dry-run", line, rows[i].line);
         char *text = strstr(cli_out, "vocabulary"), *share = strstr(cli_out, "\nuplink "),
@@ -7833,9 +7761,31 @@ TEST(what_a_worker_sends_is_the_promised_bits_and_what_a_dry_run_says) {
 
 /* Every flag of --help that takes a number or one of some words refuses these. */
 static const char *const cli_nonsense[] = {"three", "3x", "-1",  "nan", "inf", "1e99",
-                                           "0x10",  "",   "1,5", "1e",  "--",  "'1 '"};
+                                           "0x10",  "",   "1,5", "1e",  "--",  "1 "};
+
+static const Flag *cli_flag(const char *name) {
+    for (size_t i = 0; i < FLAG_COUNT; i++)
+        if (strcmp(flags[i].name, name) == 0) return &flags[i];
+    FAIL("--help tells of --%s, which is no flag", name);
+    return &flags[0];
+}
+
+/* A value that the table of flags refuses is tried here, and a process for what only looks at the
+ * whole refuses, and for each flag's `first`. */
+static void cli_flag_refuses(const Flag *f, const char *value, int first) {
+    Options o = {0};
+    char error[1024] = "", dashed[80];
+    int n = snprintf(dashed, sizeof dashed, "--%s", f->name);
+    int refused = flag_parse(&o, f, value, error, sizeof error);
+    if (refused && (strncmp(error, dashed, (size_t)n) || error[n] != ' ' || strchr(error, '\n')))
+        FAIL("--%s=%s: %s", f->name, value, error);
+    if (!refused || first)
+        CLI_REFUSED(2, dashed, "--data text.txt --%s=%s%s%s", f->name, *value == '1' ? "'" : "",
+                    value, *value == '1' ? "'" : "");
+}
 
 TEST(every_flag_refuses_every_malformed_value) {
+    enum { NONSENSE = sizeof cli_nonsense / sizeof *cli_nonsense };
     char help[1 << 14], row[512], name[64], value[64], dashed[80];
     int numbers = 0, switches = 0;
     cli_begin();
@@ -7846,23 +7796,22 @@ TEST(every_flag_refuses_every_malformed_value) {
         if (strncmp(row, "  --", 4)) continue;
         int fields = sscanf(row, " --%63s %63s", name, value);
         int valued = fields == 2 && row[22] != ' ';
+        const Flag *f = cli_flag(name);
         snprintf(dashed, sizeof dashed, "--%s", name);
         if (!valued) {
-            switches++;
-            CLI_REFUSED(2, dashed, "--%s=maybe", name);
-            CLI_REFUSED(2, dashed, "--%s=", name);
+            cli_flag_refuses(f, "maybe", switches++ % 2);
+            cli_flag_refuses(f, "", switches % 2);
             continue;
         }
-        CLI_REFUSED(2, dashed, "--%s", name);
-        CLI_REFUSED(2, dashed, "--%s --quiet", name);
+        CLI_REFUSED(2, dashed, "--%s%s", name, k % 2 ? "" : " --quiet");
         if (strcmp(value, "PATH") == 0 || strcmp(value, "DIR") == 0 || strcmp(value, "TEXT") == 0)
             continue;
         numbers++;
-        for (size_t i = 0; i < sizeof cli_nonsense / sizeof *cli_nonsense; i++) {
-            int none = strcmp(name, "link") == 0 || strcmp(name, "gradient-noise") == 0;
+        int none = strcmp(name, "link") == 0 || strcmp(name, "gradient-noise") == 0;
+        for (int i = 0; i < NONSENSE; i++) {
             if (none && !*cli_nonsense[i]) continue; /* no link, no noise */
             if (strcmp(name, "gossip-rounds") == 0 && !strcmp(cli_nonsense[i], "1,5")) continue;
-            CLI_REFUSED(2, dashed, "--data text.txt --%s=%s", name, cli_nonsense[i]);
+            cli_flag_refuses(f, cli_nonsense[i], i == numbers % NONSENSE);
         }
     }
     CHECK(numbers >= 40);
@@ -8024,16 +7973,6 @@ TEST(wrong_use_ends_with_status_2_and_a_sentence_that_names_the_flag) {
     CLI_REFUSED(2, "--method", "--method %s", lengthy);
     CLI_REFUSED(2, "--steps", "--steps %s", lengthy);
     CHECK(before == cli_snapshot());
-    cli_end();
-}
-
-TEST(names_may_be_written_with_dashes_or_underscores_and_values_after_a_blank_or_an_equals_sign) {
-    cli_begin();
-    CLI_OK(CLI_TINY "--steps 3 --out a --polar-after-vote --weight-decay 0.1 --bias on --untied "
-                    "off --seed 12e2");
-    CLI_OK(CLI_TINY "--steps=3 --out=b --polar_after_vote=on --weight_decay=1e-1 --bias --seed "
-                    "+1200 --seed=1200");
-    cli_same("a", "b", 1);
     cli_end();
 }
 
@@ -8303,16 +8242,15 @@ TEST(who_sends_nan_ends_the_run_with_status_3_and_is_named_and_nothing_of_it_is_
         {"weight at step 1:", "--method dsgd --topology star --backend processes"},
     };
     cli_begin();
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        for (int steps = 1; steps <= 5; steps += 4) {
-            int status = cli(CLI_TINY "--out a --steps %d --save-every 1 --eval-every %d "
-                                      "--workers 6 --adversaries 2 --attack nan %s",
-                             steps, steps % 2, rows[i].line);
-            cli_refused(status, 3, rows[i].where);
-            cli_refused(status, 3, "worker 4 sent NaN in ");
-            CHECK(access(cli_path("a/last"), F_OK)); /* and best is of before the first step */
-            CHECK_NEAR(cli_meta("a/best/model.safetensors", "step"), 0, 0);
-        }
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        int status = cli(CLI_TINY "--out a --steps %d --save-every 1 --eval-every 1 "
+                                  "--workers 6 --adversaries 2 --attack nan %s",
+                         i % 4 < 2 ? 1 : 5, rows[i].line);
+        cli_refused(status, 3, rows[i].where);
+        cli_refused(status, 3, "worker 4 sent NaN in ");
+        CHECK(access(cli_path("a/last"), F_OK)); /* and best is of before the first step */
+        CHECK_NEAR(cli_meta("a/best/model.safetensors", "step"), 0, 0);
+    }
     cli_end();
 }
 
@@ -8339,7 +8277,7 @@ TEST(honest_workers_are_never_long_against_the_others_and_flippers_are_out_at_ex
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         unsigned longest = 99;
         CLI_OK("--data text.txt --layers 1 --heads 2 --width 32 --context 16 --eval-every 0 "
-               "--overwrite --out a --steps 200 --expel %s",
+               "--overwrite --out a --steps 100 --expel %s",
                lines[i]);
         const char *told = strstr(cli_err, "longest row of steps");
         CHECK(told && sscanf(told, "longest row of steps against the others: %u", &longest) == 1);
@@ -8463,6 +8401,8 @@ TEST(when_one_worker_is_killed_the_others_stop_and_the_checkpoint_loads) {
     CHECK(shared == cli_names("/dev/shm"));
 }
 
+enum { CLI_LOST_STEPS = 250 };
+
 /* Starts four processes, loses one of them once the log has a row, waits for the end. Returns the step
  * that the survivors went back to; -1 when they did not. */
 static long cli_lose(int victim, int how, const char *line) {
@@ -8470,9 +8410,9 @@ static long cli_lose(int victim, int how, const char *line) {
     pid_t child[8],
         pid = cli_start("--data text.txt --layers 1 --heads 2 --width 32 --context 16 --batch 12 "
                         "--eval-every 0 --overwrite --backend processes --workers 4 --threads 1 "
-                        "--schedule constant --warmup 0 --steps 400 --log-every 1 --save-every 0 "
+                        "--schedule constant --warmup 0 --steps %d --log-every 1 --save-every 0 "
                         "--check-every 1 --on-death continue --timeout 1 --out a %s",
-                        line);
+                        CLI_LOST_STEPS, line);
     cli_await(pid, "a/log.csv", "\n8,");
     if (cli_children(pid, child, 8) == 4) kill(child[victim], how);
     int status = cli_wait(pid, CLI_PATIENCE);
@@ -8482,46 +8422,41 @@ static long cli_lose(int victim, int how, const char *line) {
     return told ? strtol(told + 9, NULL, 10) - 1 : -1;
 }
 
-TEST(survivors_go_on_as_if_the_run_had_been_resumed_without_the_dead_worker) {
+TEST(any_worker_may_die_and_survivors_go_on_as_if_the_run_had_been_resumed_without_it) {
     static const char *const line[] = {
-        "--method signmuon --aux sign",
         "--method muon --dropout 0.1",
         "--method ef21-muon --up rankk:0.2+natural --down topk:0.1",
         "--method demuon --topology exponential",
-        "--method signmuon --shards contiguous --polar-after-vote",
+        "--method signmuon --aux sign --shards contiguous --polar-after-vote",
     };
+    static char log[1 << 17];
     cli_begin();
-    for (int k = 0; k < 5; k++) {
-        long step = cli_lose(3, k == 1 ? SIGSTOP : SIGKILL, line[k]);
-        CHECK(strstr(cli_err, k == 1 ? "kept the others waiting" : "signal 9"));
-        CHECK_EQ(cli_closing().steps, 400);
+    for (int k = 0; k < 4; k++) {
+        long step = cli_lose(3, k == 0 ? SIGSTOP : SIGKILL, line[k]);
+        CHECK(strstr(cli_err, k == 0 ? "kept the others waiting" : "signal 9"));
+        CHECK_EQ(cli_closing().steps, CLI_LOST_STEPS);
         CHECK_EQ((long)cli_meta("a/last/model.safetensors", "workers"), 3);
         CLI_OK("--data text.txt --layers 1 --heads 2 --width 32 --context 16 --batch 12 "
                "--eval-every 0 --overwrite --workers 4 --schedule constant --warmup 0 --steps %ld "
                "--quiet --out b %s",
                step, line[k]);
         CLI_REFUSED(2, "--resume-workers", "--resume --workers 3 --batch 9 --steps 400 --out b");
-        CLI_OK("--resume --workers 3 --batch 9 --resume-workers keep --steps 400 --quiet --out b");
+        CLI_OK("--resume --workers 3 --batch 9 --resume-workers keep --steps %d --quiet --out b",
+               CLI_LOST_STEPS);
         cli_same("a", "b", 3);
-        static char log[1 << 17];
         cli_get(cli_path("a/log.csv"), log, sizeof log);
-        for (int i = 0; i < 400; i++) { /* every step once, with the workers that took it */
+        for (int i = 0; i < CLI_LOST_STEPS; i++) { /* each once, with the workers that took it */
             char row[1024], size = i < step ? '4' : '3';
             if (!cli_text_line(log, i + 1, row, sizeof row) || strtol(row, NULL, 10) != i + 1 ||
                 row[strlen(row) - 1] != size)
                 FAIL("row %d of the log is %s, death in step %ld", i, row, step + 1);
         }
     }
-    cli_end();
-}
-
-TEST(any_worker_may_die_the_first_included_and_the_log_goes_on) {
-    cli_begin();
-    for (int victim = 0; victim < 3; victim++) {
+    for (int victim = 0; victim < 2; victim++) { /* the first, and one between others */
         cli_lose(victim, SIGKILL, "--aux sign");
-        CHECK_EQ(cli_closing().steps, 400);
+        CHECK_EQ(cli_closing().steps, CLI_LOST_STEPS);
         CLI_OK("--eval --out a");
-        CLI_OK("--resume --out a --steps 402 --quiet");
+        CLI_OK("--resume --out a --steps %d --quiet", CLI_LOST_STEPS + 2);
     }
     cli_end();
 }
@@ -8532,7 +8467,7 @@ TEST(a_graph_that_falls_apart_ends_the_run_and_one_that_does_not_can_be_resumed)
     FILE *f = fopen(cli_path("chain"), "w");
     if (f) fputs(chain, f), fclose(f);
     cli_lose(3, SIGKILL, "--method demuon --topology file:chain");
-    CLI_OK("--resume --out a --steps 402 --quiet");
+    CLI_OK("--resume --out a --steps %d --quiet", CLI_LOST_STEPS + 2);
     pid_t child[8],
         pid = cli_start(CLI_TINY "--backend processes --workers 4 --method demuon --topology "
                                  "file:chain --steps 100000000 --save-every 3 --on-death continue "
@@ -8738,14 +8673,14 @@ TEST(a_signal_in_the_middle_of_an_evaluation_saves_and_resume_gives_the_same_bit
     CLI_OK("%s --out whole", line);
     double whole = cli_closing().val;
     CHECK_EQ(cli_log("whole", 3), 4);
-    for (int k = 0; k < 4; k++) {
-        const struct CliStop *s = &cli_stops[k / 2];
+    for (int k = 0; k < 2; k++) { /* the other pairs: in the middle of training */
+        const struct CliStop *s = &cli_stops[k];
         int status = 0;
         char name[64];
         snprintf(name, sizeof name, "a%d/last/model.safetensors", k);
         for (int attempt = 0; attempt < 20;
              attempt++) { /* a signal may fall between two evaluations */
-            pid_t pid = cli_start("%s --out a%d --backend %s", line, k, backend[k % 2]);
+            pid_t pid = cli_start("%s --out a%d --backend %s", line, k, backend[k]);
             char logged[32];
             snprintf(logged, sizeof logged, "a%d/log.csv", k);
             cli_await(pid, logged,
@@ -8890,8 +8825,7 @@ TEST(the_log_has_one_row_per_step_even_after_a_resume) {
     CLI_OK(CLI_TINY "--steps 20 --log-every 4 --eval-every 10 --out a --workers 3");
     CHECK(isnan(cli_log_value("a", 20, "wire_seconds")));
     cli_write_words("short.txt", 100, cli_alphabet, 21);
-    cli_kill_after_30("b",
-                      "--workers 3 --log-every 1"); /* rows past the checkpoint are written anew */
+    cli_kill_after(30, "b", "--workers 3 --log-every 1"); /* later rows are written anew */
     CLI_OK("--resume --out b --quiet");
     CHECK_EQ(cli_log("b", 60), 61);
     CLI_OK("--resume --out b --quiet --steps 70 --eval-every 0 --log-every 0");
@@ -9099,7 +9033,7 @@ TEST(a_damaged_exact_model_or_best_falls_back_too) {
 TEST(a_run_killed_while_it_saves_loads_whenever_it_was) {
     cli_begin();
     CLI_OK(CLI_TINY "--out whole --steps 40 --workers 2 --log-every 0");
-    for (int k = 0; k < 12; k++) {
+    for (int k = 0; k < 6; k++) {
         pid_t pid =
             cli_start(CLI_TINY "--out a --steps 40 --workers 2 --save-every 1 --log-every 0 "
                                "--backend %s",
@@ -9181,22 +9115,26 @@ TEST(a_forged_checkpoint_is_refused_before_anything_of_its_size_is_allocated) {
         {"worker-0", "up_control", "1e30", "up_control", "--resume"},
         {"worker-0", "seconds", "soon", "seconds", "--resume"},
     };
+    static char whole[1 << 18];
     cli_begin();
-    CLI_OK(CLI_TINY "--out good --steps 2 --workers 3");
-    CLI_OK("--eval --out good");
+    CLI_OK(CLI_TINY "--out a --steps 2 --workers 3");
+    CLI_OK("--eval --out a");
     double honest = cli_peak;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char name[128];
-        CLI_OK(CLI_TINY "--out a --steps 2 --workers 3");
         snprintf(name, sizeof name, "a/last/%s.safetensors", rows[i].file);
+        size_t bytes = cli_get(cli_path("%s", name), whole, sizeof whole);
+        CHECK(bytes > 0 && bytes < sizeof whole - 1);
         cli_forge(name, rows[i].key, rows[i].value);
         int status = cli("%s --out a --data text.txt --quiet", rows[i].call);
         cli_refused(status, status == 2 ? 2 : 1, rows[i].word);
         if (strchr(cli_err, 0x1b) || strstr(cli_err, "\x9b"))
             FAIL("a control sequence: %s", cli_line);
         if (cli_peak > honest + 64e6) FAIL("%.0f MB for: %s", cli_peak * 1e-6, cli_line);
-        cli_remove(cli_path("a"));
+        cli_put(name, whole, bytes);
     }
+    CLI_OK("--resume --out a --quiet --steps 3");
+    cli_remove(cli_path("a"));
     CLI_REFUSED(1, "GB", CLI_TINY "--out a --layers 1000 --width 65536");
     CLI_REFUSED(1, "GB",
                 CLI_TINY "--out a --layers 1000 --batch 1000000 --context 1024 --width 512");
