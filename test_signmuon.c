@@ -165,7 +165,8 @@ static void gemm_compare(const Gemm *g, const GemmCase *t, int accumulate) {
     }
 }
 
-TEST(every_isa_agrees_with_the_naive_product_on_ragged_shapes) {
+/* a wide and tall A is packed when its rows lie far apart, a small one never; a short B is not */
+TEST(every_isa_agrees_with_the_naive_product_on_ragged_shapes_packed_or_not) {
     static const size_t shapes[][3] = {
         {0, 5, 7},     {5, 0, 7},     {5, 7, 0},     {1, 1, 1},      {1, 33, 19},  {33, 1, 19},
         {2, 3, 5},     {3, 7, 4},     {4, 8, 16},    {5, 9, 17},     {5, 15, 3},   {6, 16, 33},
@@ -189,15 +190,11 @@ TEST(every_isa_agrees_with_the_naive_product_on_ragged_shapes) {
             }
         }
     }
-}
-
-/* a wide and tall A is packed when its rows lie far apart, a small one never; a short B is not */
-TEST(every_isa_agrees_with_the_naive_product_whether_operands_are_packed_or_not) {
-    static const size_t shapes[][4] = {
+    static const size_t packed[][4] = {
         {70, 131, 400, 290}, {150, 140, 400, 0}, {70, 300, 40, 0}, {37, 36, 400, 290}};
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+    for (size_t i = 0; i < sizeof packed / sizeof *packed; i++) {
         for (size_t kind = 0; kind < 3; kind++) {
-            const size_t *s = shapes[i];
+            const size_t *s = packed[i];
             GemmCase t = gemm_case(&gemm_kinds[kind], s[0], s[1], s[2], s[3], 300 + i);
             gemm_run_naive(&t, 0);
             for (size_t isa = 0; isa < GEMM_ISAS; isa++) {
@@ -427,7 +424,7 @@ TEST(packed_operands_give_the_bits_of_plain_ones) {
     }
 }
 
-TEST(an_unknown_isa_is_refused) {
+TEST(the_environment_chooses_the_isa_and_an_unknown_one_is_refused) {
     CHECK(!gemm_select("avx1024", GEMM_F32));
     CHECK(!gemm_select("AVX2", GEMM_F32));
     CHECK(!gemm_select("avx", GEMM_F32));
@@ -439,9 +436,6 @@ TEST(an_unknown_isa_is_refused) {
         CHECK(!g || !strcmp(g->name, gemm_isas[isa]));
         CHECK(!g || (g->supported() && g->mr <= GEMM_MR_MAX && g->nr <= GEMM_NR_MAX));
     }
-}
-
-TEST(the_environment_chooses_the_isa) {
     const char *old = getenv("GEMM_ISA");
     char *saved = old ? strdup(old) : NULL;
     setenv("GEMM_ISA", "portable", 1);
@@ -643,9 +637,6 @@ TEST(data_order_is_a_permutation_of_windows_that_differs_by_epoch_worker_and_see
     for (int variant = 0; variant < 5; variant++) free(order[variant]);
     data_close(&d);
     data_test_end();
-}
-
-TEST(data_permutation_is_one_for_every_size) {
     unsigned char seen[600];
     for (uint64_t n = 1; n <= 600; n++) {
         memset(seen, 0, sizeof seen);
@@ -1802,7 +1793,7 @@ TEST(equal_tensors_make_equal_files) {
     st_test_end();
 }
 
-TEST(every_flipped_bit_of_a_file_is_noticed) {
+TEST(every_flipped_bit_every_truncation_and_every_extra_byte_is_noticed) {
     const char *path = st_test_path("x.safetensors");
     size_t n;
     CHECK_EQ(st_test_write(path), 0);
@@ -1821,13 +1812,9 @@ TEST(every_flipped_bit_of_a_file_is_noticed) {
     CHECK(st_test_refused(path, ": checksum does not match: the file is damaged"));
     free(bytes);
     st_test_end();
-}
-
-TEST(every_truncation_and_every_extra_byte_is_noticed) {
-    const char *path = st_test_path("x.safetensors");
-    size_t n;
+    path = st_test_path("x.safetensors");
     CHECK_EQ(st_test_write(path), 0);
-    unsigned char *bytes = st_test_get(path, &n);
+    bytes = st_test_get(path, &n);
     for (size_t length = n; length-- > 0;) {
         CHECK(!truncate(path, (off_t)length));
         if (!st_test_refused(path, ": ")) FAIL("cut to %zu of %zu bytes", length, n);
@@ -1949,7 +1936,7 @@ static void st_test_craft(const char *path, uint64_t length, const char *json, s
     free(bytes);
 }
 
-TEST(every_malformed_header_is_refused_with_a_sentence) {
+TEST(every_malformed_header_and_length_is_refused_with_a_sentence) {
     const char *path = st_test_path("x.safetensors");
     for (size_t i = 0; i < sizeof st_test_headers / sizeof *st_test_headers; i++) {
         const struct StTestHeader *h = &st_test_headers[i];
@@ -1958,10 +1945,8 @@ TEST(every_malformed_header_is_refused_with_a_sentence) {
             FAIL("row %zu, %s, says: %s", i, h->json, st_test_error);
     }
     st_test_end();
-}
-
-TEST(a_header_length_that_does_not_fit_is_refused) {
-    const char *path = st_test_path("x.safetensors"), *good = "{" ST_TEST_A "}";
+    path = st_test_path("x.safetensors");
+    const char *good = "{" ST_TEST_A "}";
     const uint64_t lengths[] = {65,         1000,       1ull << 31,    1ull << 32,
                                 1ull << 63, UINT64_MAX, UINT64_MAX - 7};
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
@@ -2412,9 +2397,6 @@ TEST(gradients_agree_with_central_differences_in_double) {
     check_central_differences((GptShape){1, 2, 16, 7, 11, 1, 1, 0, 2, 0}, 3, 7);
     check_central_differences((GptShape){2, 1, 12, 20, 13, 1, 0, 0, 3, 0}, 2,
                               11); /* shorter than the context */
-}
-
-TEST(gradients_agree_with_central_differences_over_several_blocks_of_attention) {
     check_central_differences((GptShape){1, 2, 12, 150, 7, 0, 0, 0, 4, 0}, 1, 150);
 }
 
@@ -6091,7 +6073,18 @@ static Noise noise_test(const char *text) {
     return n;
 }
 
-TEST(noise_of_every_row_has_the_moments_and_tails_of_its_law) {
+/* P(T > t) of Student's t by Simpson's rule in s, x = t / s, s in (0, 1) */
+static double noise_test_student(double nu, double t) {
+    double c = exp(lgamma((nu + 1) / 2) - lgamma(nu / 2)) / sqrt(nu * 3.141592653589793), sum = 0;
+    const int n = 20000;
+    for (int i = 1; i <= n; i++) { /* the integrand is 0 at s = 0 */
+        double s = (double)i / n, x = t / s;
+        sum += c * pow(1 + x * x / nu, -(nu + 1) / 2) * t / (s * s) * (i == n ? 1 : i % 2 ? 4 : 2);
+    }
+    return sum / (3 * n);
+}
+
+TEST(noise_of_every_row_has_the_moments_and_tails_of_its_law_and_degrees_may_be_fractions) {
     for (size_t i = 0; noise_row(i); i++) {
         int tested = 0;
         for (size_t k = 0; k < NOISE_LAWS; k++)
@@ -6126,20 +6119,6 @@ TEST(noise_of_every_row_has_the_moments_and_tails_of_its_law) {
         CHECK_NEAR(sum[3], law->skewness, 0.15);
         CHECK_NEAR(sum[4], law->kurtosis, 0.04 * law->kurtosis);
     }
-}
-
-/* P(T > t) of Student's t by Simpson's rule in s, x = t / s, s in (0, 1) */
-static double noise_test_student(double nu, double t) {
-    double c = exp(lgamma((nu + 1) / 2) - lgamma(nu / 2)) / sqrt(nu * 3.141592653589793), sum = 0;
-    const int n = 20000;
-    for (int i = 1; i <= n; i++) { /* the integrand is 0 at s = 0 */
-        double s = (double)i / n, x = t / s;
-        sum += c * pow(1 + x * x / nu, -(nu + 1) / 2) * t / (s * s) * (i == n ? 1 : i % 2 ? 4 : 2);
-    }
-    return sum / (3 * n);
-}
-
-TEST(noise_of_student_with_fractional_degrees_has_the_tails_of_its_density) {
     enum { DRAWS = 1000000 };
     static const double nus[] = {1.1, 1.5, 2.7}, ts[] = {0.2, 1, 5, 30};
     CHECK_NEAR(noise_test_student(3, 2.353363), 0.05, 1e-6);
@@ -6448,7 +6427,7 @@ TEST(every_random_compressor_contracts_in_expectation_as_it_guarantees) {
         }
 }
 
-TEST(stochastic_natural_rounding_is_unbiased_and_loses_an_eighth_at_worst) {
+TEST(natural_rounding_goes_to_the_nearest_power_or_is_stochastic_and_unbiased) {
     enum { SIZE = 40, DRAWS = 4000 };
     EfLink l;
     CHECK_EQ(ef_parse(&l, "natural:stochastic", NULL, 0), 0);
@@ -6472,18 +6451,14 @@ TEST(stochastic_natural_rounding_is_unbiased_and_loses_an_eighth_at_worst) {
         CHECK(share >= (kind ? 0.124 : 0.05));
     }
     ef_free(&b);
-}
-
-TEST(natural_rounding_goes_to_the_nearest_power_and_up_from_a_mantissa_of_1_5) {
     static const float at[] = {
         1.5f,     0x1.7ffffep0f, -1.5f,       1.0f,      0x1.fffffep0f,    0.0f,
         -0.0f,    0x1p-126f,     0x1.8p-126f, 0x1p-127f, 0x1.fffffcp-127f, 3e38f,
         -3.4e38f, 0x1.8p126f,    0x1p-149f,   -0.74f};
     static const float to[] = {2,         1, -2, 1,        2,         0,        0, 0x1p-126f,
                                0x1p-125f, 0, 0,  0x1p127f, -0x1p127f, 0x1p127f, 0, -0.5f};
-    EfLink l;
     CHECK_EQ(ef_parse(&l, "natural", NULL, 0), 0);
-    EfBlocks b = ef_blocks(&l, 200, 3, 1);
+    b = ef_blocks(&l, 200, 3, 1);
     test_fill(b.x, b.d, 77);
     memcpy(b.x, at, sizeof at);
     ef_compress(b.message, b.out, b.x, 200, 3, &l, 0, 0, NULL, b.scratch);
@@ -6715,16 +6690,13 @@ static void ef_group(const EfTried *t, size_t rows, size_t cols, int workers) {
     free(messages), free(g), free(expect), free(copy);
 }
 
+/* (1e30 - 1e30) + 1 is 1 in this order only */
 TEST(the_aggregate_is_the_mean_in_rank_order_and_stays_the_mean_of_the_workers_estimates) {
     EfTried tried[64];
     size_t count = ef_tried(tried);
     for (size_t k = 0; k < count; k++)
         for (int workers = 1; workers <= EF_WORKERS; workers += 2)
             ef_group(&tried[k], k % 2 ? 19 : 7, k % 2 ? 6 : 23, workers);
-}
-
-/* (1e30 - 1e30) + 1 is 1 in this order only */
-TEST(the_aggregate_adds_in_rank_order) {
     static const float messages[3][2] = {{1e30f, 1}, {-1e30f, 2}, {1, 4}};
     float g[2] = {7, 7};
     EfLink l;
@@ -6823,7 +6795,12 @@ static int ef_decode_copy(EfBlocks *b, const EfTried *t, const unsigned char *by
     return status;
 }
 
-TEST(messages_of_another_length_are_refused_and_random_bytes_never_give_anything_but_numbers) {
+/* A message of zeros and ones at chosen places: bit `at` of its plane set. */
+static void ef_set(unsigned char *message, size_t at) {
+    message[at / 8] |= (unsigned char)(1 << at % 8);
+}
+
+TEST(messages_of_another_length_indices_out_of_order_and_stray_bits_are_refused) {
     EfTried tried[64];
     size_t count = ef_tried(tried);
     for (size_t k = 0; k < count; k++)
@@ -6848,14 +6825,6 @@ TEST(messages_of_another_length_are_refused_and_random_bytes_never_give_anything
             free(bytes);
             ef_free(&b);
         }
-}
-
-/* A message of zeros and ones at chosen places: bit `at` of its plane set. */
-static void ef_set(unsigned char *message, size_t at) {
-    message[at / 8] |= (unsigned char)(1 << at % 8);
-}
-
-TEST(indices_that_are_out_of_range_or_not_ascending_and_stray_bits_are_refused) {
     EfTried t = {.text = "topk:3"};
     unsigned char list[12 + 3] = {0}, map[4 * 5 + 2] = {0};
     float estimate[200] = {1, 2, 3}, before[200];
@@ -8036,7 +8005,7 @@ TEST(unusable_data_ends_with_status_1_and_a_sentence_that_names_the_file) {
     cli_end();
 }
 
-TEST(an_output_directory_that_cannot_be_or_nothing_to_resume_is_status_1) {
+TEST(an_output_directory_that_cannot_be_or_holds_none_or_another_checkpoint_is_status_1) {
     cli_begin();
     uint64_t before = cli_snapshot();
     CLI_REFUSED(1, "--out", CLI_TINY "--out text.txt");
@@ -8045,13 +8014,8 @@ TEST(an_output_directory_that_cannot_be_or_nothing_to_resume_is_status_1) {
     CLI_REFUSED(1, "--out", "--sample 5 --out a");
     CLI_REFUSED(1, "--out", "--eval --out a");
     CHECK(before == cli_snapshot());
-    cli_end();
-}
-
-TEST(a_checkpoint_is_only_replaced_when_overwrite_says_so) {
-    cli_begin();
     CLI_OK(CLI_TINY "--out a --steps 5");
-    uint64_t before = cli_snapshot();
+    before = cli_snapshot();
     CLI_REFUSED(1, "--overwrite",
                 "--data text.txt --layers 1 --heads 2 --width 32 --context 16 --out a --steps 5");
     CHECK(before == cli_snapshot());
@@ -8112,7 +8076,7 @@ TEST(a_damaged_or_incomplete_checkpoint_is_refused_and_left_alone) {
     cli_end();
 }
 
-TEST(a_checkpoint_that_cannot_be_written_is_status_1_and_leaves_the_one_before_it) {
+TEST(what_cannot_be_written_is_status_1_and_leaves_the_checkpoint_before_it) {
     static const char *const backend[] = {"threads", "processes"};
     cli_begin();
     for (int k = 0; k < 2; k++) {
@@ -8132,14 +8096,9 @@ TEST(a_checkpoint_that_cannot_be_written_is_status_1_and_leaves_the_one_before_i
         CLI_OK("--resume --out a --steps 8 --quiet");
         cli_remove(cli_path("a"));
     }
-    cli_end();
-}
-
-TEST(a_full_disk_is_status_1_wherever_results_go) {
     static const char *const lines[] = {
         "--sample 20 --prompt a", "--eval",   "--dry-run", "--resume --quiet", "--help",
         "--list methods",         "--version"};
-    cli_begin();
     if (access("/dev/full", W_OK)) {
         cli_end();
         return;
@@ -8153,13 +8112,7 @@ TEST(a_full_disk_is_status_1_wherever_results_go) {
         CLI_REFUSED(1, "cannot write", "--data text.txt --out a %s", lines[i]);
         unlink(path);
     }
-    cli_end();
-}
-
-TEST(a_file_size_limit_is_a_full_disk_and_kills_nobody) {
-    static const char *const backend[] = {"threads", "processes"};
     struct rlimit before, limit;
-    cli_begin();
     CLI_OK(CLI_TINY "--out good --steps 4 --workers 3");
     CLI_OK(CLI_TINY "--out a --steps 4 --workers 3");
     getrlimit(RLIMIT_FSIZE, &before);
@@ -8178,7 +8131,7 @@ TEST(a_file_size_limit_is_a_full_disk_and_kills_nobody) {
 /* ------------------------------------------------------------------------------------------------
  * divergence: status 3 */
 
-TEST(a_diverging_run_names_a_tensor_and_leaves_the_checkpoint_before_it) {
+TEST(a_diverging_run_names_a_tensor_at_its_last_step_too_and_leaves_the_checkpoint_before_it) {
     static const char *const backend[] = {"threads", "processes"};
     cli_begin();
     CLI_OK(CLI_TINY "--out good --steps 8 --workers 3 --method sgd");
@@ -8207,11 +8160,6 @@ TEST(a_diverging_run_names_a_tensor_and_leaves_the_checkpoint_before_it) {
             break;
         }
     st_close(&f);
-    cli_end();
-}
-
-TEST(a_run_that_diverges_at_its_last_step_does_not_end_well) {
-    cli_begin();
     for (int steps = 1; steps < 8; steps++) {
         int status =
             cli(CLI_TINY
@@ -8228,7 +8176,7 @@ TEST(a_run_that_diverges_at_its_last_step_does_not_end_well) {
 /* ------------------------------------------------------------------------------------------------
  * liars: who sends what cannot be used is named, who dissents is put out */
 
-TEST(who_sends_nan_ends_the_run_with_status_3_and_is_named_and_nothing_of_it_is_saved) {
+TEST(who_sends_nan_or_a_malformed_message_is_named_and_nothing_of_it_is_saved) {
     static const struct {
         const char *where, *line;
     } rows[] = {
@@ -8251,15 +8199,10 @@ TEST(who_sends_nan_ends_the_run_with_status_3_and_is_named_and_nothing_of_it_is_
         CHECK(access(cli_path("a/last"), F_OK)); /* and best is of before the first step */
         CHECK_NEAR(cli_meta("a/best/model.safetensors", "step"), 0, 0);
     }
-    cli_end();
-}
-
-TEST(who_sends_a_malformed_message_ends_the_run_with_status_1_and_is_named) {
     static const char *const lines[] = {"--method signmuon --aux sign --width 30",
                                         "--method muonsign --backend processes --width 30",
                                         "--method signum --wire int8", "--method ef21-muon",
                                         "--method ef21-muon --aux sign --save-every 1"};
-    cli_begin();
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
         CLI_REFUSED(
             1, "worker 4 sent a malformed message in transformer.h.0.attn.c_attn.weight at step 1:",
@@ -8373,33 +8316,6 @@ static void cli_gone(const pid_t *child, int n) {
 
 static const char cli_endless[] = CLI_TINY "--backend processes --workers 3 --threads 1 --steps "
                                            "100000000 --log-every 0 --save-every 3 --out a";
-
-TEST(when_one_worker_is_killed_the_others_stop_and_the_checkpoint_loads) {
-    uint64_t shared = cli_names("/dev/shm");
-    cli_begin();
-    for (int victim = 0; victim < 3; victim++) {
-        pid_t child[8], pid = cli_start("%s", cli_endless);
-        char word[64];
-        cli_await(pid, "a/last/worker-2.safetensors", "");
-        int n = cli_children(pid, child, 8);
-        CHECK_EQ(n, 3);
-        if (n == 3) kill(child[victim], SIGKILL);
-        int status = cli_wait(pid, n == 3 ? 1 : 0);
-        cli_gone(child, n);
-        snprintf(word, sizeof word, "worker %d (process %ld)", victim, (long)child[victim]);
-        cli_refused(status, 1, word);
-        cli_refused(status, 1, "signal 9");
-        CLI_OK("--eval --out a");
-        CLI_OK("--resume --out a --quiet --steps %ld", cli_step("a") + 3);
-        cli_remove(cli_path("a"));
-    }
-    pid_t child[8], pid = cli_start("%s", cli_endless); /* another signal, the same story */
-    cli_await(pid, "a/last/worker-2.safetensors", "");
-    if (cli_children(pid, child, 8) == 3) kill(child[1], SIGUSR1);
-    cli_refused(cli_wait(pid, 1), 1, strsignal(SIGUSR1));
-    cli_end();
-    CHECK(shared == cli_names("/dev/shm"));
-}
 
 enum { CLI_LOST_STEPS = 250 };
 
@@ -8527,10 +8443,31 @@ TEST(momenta_of_another_number_of_workers_are_kept_averaged_or_zeroed_as_asked) 
     cli_end();
 }
 
-TEST(when_the_parent_is_killed_no_worker_is_left) {
+TEST(when_a_worker_or_the_parent_is_killed_the_others_stop_and_the_checkpoint_loads) {
     uint64_t shared = cli_names("/dev/shm");
     cli_begin();
-    pid_t child[8], pid = cli_start("%s", cli_endless);
+    for (int victim = 0; victim < 3; victim++) {
+        pid_t child[8], pid = cli_start("%s", cli_endless);
+        char word[64];
+        cli_await(pid, "a/last/worker-2.safetensors", "");
+        int n = cli_children(pid, child, 8);
+        CHECK_EQ(n, 3);
+        if (n == 3) kill(child[victim], SIGKILL);
+        int status = cli_wait(pid, n == 3 ? 1 : 0);
+        cli_gone(child, n);
+        snprintf(word, sizeof word, "worker %d (process %ld)", victim, (long)child[victim]);
+        cli_refused(status, 1, word);
+        cli_refused(status, 1, "signal 9");
+        CLI_OK("--eval --out a");
+        CLI_OK("--resume --out a --quiet --steps %ld", cli_step("a") + 3);
+        cli_remove(cli_path("a"));
+    }
+    pid_t child[8], pid = cli_start("%s", cli_endless); /* another signal, the same story */
+    cli_await(pid, "a/last/worker-2.safetensors", "");
+    if (cli_children(pid, child, 8) == 3) kill(child[1], SIGUSR1);
+    cli_refused(cli_wait(pid, 1), 1, strsignal(SIGUSR1));
+    cli_remove(cli_path("a"));
+    pid = cli_start("%s", cli_endless);
     cli_await(pid, "a/last", "");
     int n = cli_children(pid, child, 8);
     CHECK_EQ(n, 3);
@@ -8664,7 +8601,7 @@ static double cli_log_value(const char *out, long step, const char *column) {
     return NAN;
 }
 
-TEST(a_signal_in_the_middle_of_an_evaluation_saves_and_resume_gives_the_same_bits) {
+TEST(a_signal_in_an_evaluation_saves_and_does_not_pass_for_an_end) {
     static const char *const backend[] = {"threads", "processes"};
     static const char line[] = "--data text.txt --val-data long.txt --layers 1 --heads 2 --width "
                                "32 --context 16 --quiet --overwrite "
@@ -8702,19 +8639,13 @@ TEST(a_signal_in_the_middle_of_an_evaluation_saves_and_resume_gives_the_same_bit
             CHECK_NEAR(cli_log_value(name, step, "val_loss"),
                        cli_log_value("whole", step, "val_loss"), 0);
     }
-    cli_end();
-}
-
-TEST(a_signal_in_the_last_evaluation_does_not_pass_for_an_end) {
-    static const char *const backend[] = {"threads", "processes"};
-    static const char line[] = "--data text.txt --val-data long.txt --layers 1 --heads 2 --width "
-                               "32 --context 16 --quiet --overwrite "
-                               "--steps 2 --eval-every 0 --workers 3";
-    cli_begin();
-    CLI_OK("%s --out whole", line);
-    double whole = cli_closing().val;
+    static const char brief[] = "--data text.txt --val-data long.txt --layers 1 --heads 2 --width "
+                                "32 --context 16 --quiet --overwrite "
+                                "--steps 2 --eval-every 0 --workers 3";
+    CLI_OK("%s --out whole", brief);
+    whole = cli_closing().val;
     for (int k = 0; k < 2; k++) {
-        pid_t pid = cli_start("%s --out a --backend %s", line, backend[k]);
+        pid_t pid = cli_start("%s --out a --backend %s", brief, backend[k]);
         cli_await(pid, "a/log.csv", "step");
         for (int i = 0; i < 6; i++) cli_rest();
         kill(pid, SIGTERM);
@@ -8730,7 +8661,7 @@ TEST(a_signal_in_the_last_evaluation_does_not_pass_for_an_end) {
 }
 
 /* A terminal sends Ctrl-C to the parent and its workers alike, in any order: it is one signal. */
-TEST(ctrl_c_to_all_processes_at_once_saves) {
+TEST(ctrl_c_to_all_processes_at_once_saves_and_a_second_signal_quits) {
     cli_begin();
     for (int k = 0; k < 6; k++) {
         pid_t child[8],
@@ -8751,12 +8682,7 @@ TEST(ctrl_c_to_all_processes_at_once_saves) {
         if (access(cli_path("a%d/last/worker-2.safetensors", k), R_OK))
             FAIL("nothing was saved: %s", cli_line);
     }
-    cli_end();
-}
-
-TEST(a_second_signal_quits_at_once) {
     static const char *const backend[] = {"threads", "processes"};
-    cli_begin();
     cli_write_words("short.txt", 100, cli_alphabet, 21);
     for (int k = 0; k < 4; k++) { /* stderr stays unread: an orderly end does not come to its end */
         const struct CliStop *s = &cli_stops[k / 2];
@@ -8955,31 +8881,6 @@ TEST(when_the_last_save_is_damaged_the_one_before_goes_on_and_is_not_overwritten
     cli_end();
 }
 
-TEST(the_newest_of_many_saves_that_is_whole_goes_on_and_when_none_is_nothing_changes) {
-    cli_begin();
-    CLI_OK(CLI_TINY "--out a --steps 9 --save-every 2 --keep 4 --workers 3");
-    CHECK_EQ(cli_slot("a"), 0); /* 9 stands where 2 was, and 4, 6, 8 behind it */
-    for (int slot = 0; slot < 4; slot++)
-        CHECK_EQ(cli_generation("a", slot), slot ? 2 + 2 * slot : 9);
-    cli_damage("a", 0, 0);
-    cli_damage("a", 3, 1);
-    cli_fell_back(cli("--eval --out a"), "model", "a/.last.3", 8);
-    cli_fell_back(cli("--resume --out a --quiet --steps 7"), "a/last/model", "a/.last.2", 6);
-    CHECK_EQ(cli_slot("a"), 3); /* behind the one it came from */
-    CHECK_EQ(cli_generation("a", 3), 7);
-    CHECK_EQ(cli_generation("a", 2), 6);
-    for (int slot = 0; slot < 4; slot++) cli_damage("a", slot, slot % 2);
-    cli_damage("a", 0, 2);
-    cli_damage("a", 2, 4);
-    uint64_t before = cli_snapshot();
-    CLI_REFUSED(1, "no other save", "--resume --out a --quiet --steps 20");
-    CHECK(before == cli_snapshot());
-    rename(cli_path("a/.last.3"), cli_path("a/kept")); /* the link points nowhere */
-    CLI_REFUSED(1, "a/last/model", "--resume --out a --quiet --steps 20");
-    CLI_REFUSED(1, "--overwrite", "--data text.txt --layers 1 --heads 2 --width 32 --out a");
-    cli_end();
-}
-
 TEST(another_run_or_a_smaller_keep_leaves_no_save_that_could_be_mistaken_for_its_own) {
     cli_begin();
     CLI_OK(CLI_TINY "--out a --steps 10 --save-every 2 --keep 5");
@@ -9010,9 +8911,30 @@ TEST(another_run_or_a_smaller_keep_leaves_no_save_that_could_be_mistaken_for_its
     cli_end();
 }
 
-TEST(a_damaged_exact_model_or_best_falls_back_too) {
-    char best[128];
+TEST(the_newest_save_that_is_whole_goes_on_best_and_exact_too_and_when_none_is_nothing_changes) {
     cli_begin();
+    CLI_OK(CLI_TINY "--out a --steps 9 --save-every 2 --keep 4 --workers 3");
+    CHECK_EQ(cli_slot("a"), 0); /* 9 stands where 2 was, and 4, 6, 8 behind it */
+    for (int slot = 0; slot < 4; slot++)
+        CHECK_EQ(cli_generation("a", slot), slot ? 2 + 2 * slot : 9);
+    cli_damage("a", 0, 0);
+    cli_damage("a", 3, 1);
+    cli_fell_back(cli("--eval --out a"), "model", "a/.last.3", 8);
+    cli_fell_back(cli("--resume --out a --quiet --steps 7"), "a/last/model", "a/.last.2", 6);
+    CHECK_EQ(cli_slot("a"), 3); /* behind the one it came from */
+    CHECK_EQ(cli_generation("a", 3), 7);
+    CHECK_EQ(cli_generation("a", 2), 6);
+    for (int slot = 0; slot < 4; slot++) cli_damage("a", slot, slot % 2);
+    cli_damage("a", 0, 2);
+    cli_damage("a", 2, 4);
+    uint64_t before = cli_snapshot();
+    CLI_REFUSED(1, "no other save", "--resume --out a --quiet --steps 20");
+    CHECK(before == cli_snapshot());
+    rename(cli_path("a/.last.3"), cli_path("a/kept")); /* the link points nowhere */
+    CLI_REFUSED(1, "a/last/model", "--resume --out a --quiet --steps 20");
+    CLI_REFUSED(1, "--overwrite", "--data text.txt --layers 1 --heads 2 --width 32 --out a");
+    char best[128];
+    cli_remove(cli_path("a"));
     CLI_OK(CLI_TINY "--out a --steps 4 --save-every 2 --workers 2 --method ef21-muon --up topk:0.2 "
                     "--down topk:0.3 --eval-every 2");
     int slot = cli_slot("a");
@@ -9174,57 +9096,6 @@ static size_t cli_characters(const char *text, size_t n) {
     return count;
 }
 
-TEST(a_sample_is_the_prompt_and_so_many_characters_and_nothing_else) {
-    static char kept[1 << 16];
-    cli_begin();
-    CLI_OK(CLI_TINY "--steps 60 --out a --workers 3 --bias --untied");
-    static const struct {
-        size_t prompt, n;
-        const char *line;
-    } rows[] = {
-        {1, 1, "--sample 1"},
-        {1, 300, "--sample 300"}, /* past the context of 16 */
-        {5, 40, "--sample 40 --prompt 'ab cd'"},
-        {40, 40, "--sample 40 --prompt 'ab cd ab cd ab cd ab cd ab cd ab cd ab c'"},
-        {16, 16, "--sample 16 --prompt 'ab cd ab cd ab c'"},
-        {1, 50, "--sample 50 --temperature 0"},
-        {1, 50, "--sample 50 --temperature 100 --top-k 0"},
-        {1, 50, "--sample 50 --temperature 1e-9 --top-k 1000000"},
-        {0, 0, NULL},
-    };
-    for (size_t i = 0; rows[i].line; i++) {
-        CLI_OK("--out a %s", rows[i].line);
-        if (cli_out_size != rows[i].prompt + rows[i].n || *cli_err)
-            FAIL("%zu characters, stderr '%s': %s", cli_out_size, cli_err, cli_line);
-        if (rows[i].prompt > 1 &&
-            strncmp(cli_out, "ab cd ab cd ab c", rows[i].prompt < 16 ? rows[i].prompt : 16))
-            FAIL("does not begin with its prompt: %s: %s", cli_line, cli_out);
-    }
-    CLI_OK("--out a --sample 100 --seed 3");
-    memcpy(kept, cli_out, sizeof kept);
-    CLI_OK("--out a --sample 100 --seed 3 --threads 2 --backend processes --from best");
-    CHECK(strcmp(kept, cli_out) == 0); /* best is last here */
-    CLI_OK("--out a --sample 50 --seed 3");
-    CHECK(strncmp(kept, cli_out, 51) == 0 && cli_out_size == 51);
-    CLI_OK("--out a --sample 100 --seed 4");
-    CHECK(strcmp(kept, cli_out) != 0);
-    CLI_OK("--out a --sample 100 --seed 3 --temperature 0");
-    memcpy(kept, cli_out, sizeof kept);
-    CLI_OK("--out a --sample 100 --seed 4 --temperature 0");
-    CHECK(strcmp(kept, cli_out) == 0);
-    CLI_OK("--out a --sample 100 --seed 5 --top-k 1");
-    CHECK(strcmp(kept, cli_out) == 0);
-    uint64_t before = cli_snapshot();
-    CLI_REFUSED(2, "--prompt", "--out a --sample 5 --prompt 'ab!'");
-    CLI_REFUSED(2, "--prompt", "--out a --sample 5 --prompt '\xff'");
-    CLI_OK("--out a --sample 5");
-    CHECK(before == cli_snapshot());
-    rename(cli_path("text.txt"), cli_path("moved.txt")); /* a sample does not need the data */
-    CLI_OK("--out a --sample 5");
-    CHECK_EQ(cli_out_size, 6);
-    cli_end();
-}
-
 /* A run on a terminal of its own: all that reaches it into cli_out. Returns its exit status. */
 __attribute__((format(printf, 1, 2))) static int cli_on_terminal(const char *format, ...) {
     char slave[128] = "";
@@ -9313,9 +9184,55 @@ TEST(control_sequences_never_reach_a_terminal_and_files_have_every_byte) {
     cli_end();
 }
 
-TEST(a_text_without_newlines_can_be_sampled_without_a_prompt) {
-    char words[2001] = "";
+TEST(a_sample_is_the_prompt_or_a_newline_and_so_many_characters_and_nothing_else) {
+    static char kept[1 << 16];
     cli_begin();
+    CLI_OK(CLI_TINY "--steps 60 --out a --workers 3 --bias --untied");
+    static const struct {
+        size_t prompt, n;
+        const char *line;
+    } rows[] = {
+        {1, 1, "--sample 1"},
+        {1, 300, "--sample 300"}, /* past the context of 16 */
+        {5, 40, "--sample 40 --prompt 'ab cd'"},
+        {40, 40, "--sample 40 --prompt 'ab cd ab cd ab cd ab cd ab cd ab cd ab c'"},
+        {16, 16, "--sample 16 --prompt 'ab cd ab cd ab c'"},
+        {1, 50, "--sample 50 --temperature 0"},
+        {1, 50, "--sample 50 --temperature 100 --top-k 0"},
+        {1, 50, "--sample 50 --temperature 1e-9 --top-k 1000000"},
+        {0, 0, NULL},
+    };
+    for (size_t i = 0; rows[i].line; i++) {
+        CLI_OK("--out a %s", rows[i].line);
+        if (cli_out_size != rows[i].prompt + rows[i].n || *cli_err)
+            FAIL("%zu characters, stderr '%s': %s", cli_out_size, cli_err, cli_line);
+        if (rows[i].prompt > 1 &&
+            strncmp(cli_out, "ab cd ab cd ab c", rows[i].prompt < 16 ? rows[i].prompt : 16))
+            FAIL("does not begin with its prompt: %s: %s", cli_line, cli_out);
+    }
+    CLI_OK("--out a --sample 100 --seed 3");
+    memcpy(kept, cli_out, sizeof kept);
+    CLI_OK("--out a --sample 100 --seed 3 --threads 2 --backend processes --from best");
+    CHECK(strcmp(kept, cli_out) == 0); /* best is last here */
+    CLI_OK("--out a --sample 50 --seed 3");
+    CHECK(strncmp(kept, cli_out, 51) == 0 && cli_out_size == 51);
+    CLI_OK("--out a --sample 100 --seed 4");
+    CHECK(strcmp(kept, cli_out) != 0);
+    CLI_OK("--out a --sample 100 --seed 3 --temperature 0");
+    memcpy(kept, cli_out, sizeof kept);
+    CLI_OK("--out a --sample 100 --seed 4 --temperature 0");
+    CHECK(strcmp(kept, cli_out) == 0);
+    CLI_OK("--out a --sample 100 --seed 5 --top-k 1");
+    CHECK(strcmp(kept, cli_out) == 0);
+    uint64_t before = cli_snapshot();
+    CLI_REFUSED(2, "--prompt", "--out a --sample 5 --prompt 'ab!'");
+    CLI_REFUSED(2, "--prompt", "--out a --sample 5 --prompt '\xff'");
+    CLI_OK("--out a --sample 5");
+    CHECK(before == cli_snapshot());
+    rename(cli_path("text.txt"), cli_path("moved.txt")); /* a sample does not need the data */
+    CLI_OK("--out a --sample 5");
+    CHECK_EQ(cli_out_size, 6);
+    char words[2001] = "";
     for (size_t i = 0; i < 2000; i++) words[i] = "abc de"[test_hash(i) % 6];
     cli_put("line.txt", words, 2000);
     CLI_OK(CLI_TINY "--data line.txt --steps 2 --out a");
@@ -9350,7 +9267,17 @@ TEST(eval_prints_the_loss_of_the_closing_line) {
     cli_end();
 }
 
-TEST(help_version_and_lists_go_to_stdout) {
+/* Does a line of what was printed last begin with this name, alone or with arguments after a colon? */
+static int cli_listed(const char *name) {
+    char row[512];
+    for (int k = 0; cli_text_line(cli_out, k, row, sizeof row); k++)
+        if (strncmp(row, name, strlen(name)) == 0 && strchr(": ", row[strlen(name)]) &&
+            strlen(row) > 20)
+            return 1;
+    return 0;
+}
+
+TEST(help_version_and_lists_go_to_stdout_with_a_word_on_everything) {
     static const char *const must[] = {"data",
                                        "out",
                                        "layers",
@@ -9445,21 +9372,6 @@ TEST(help_version_and_lists_go_to_stdout) {
         if (!strstr(cli_out, row)) FAIL("--list methods does not mention %s", methods[i]);
     }
     CHECK(before == cli_snapshot());
-    cli_end();
-}
-
-/* Does a line of what was printed last begin with this name, alone or with arguments after a colon? */
-static int cli_listed(const char *name) {
-    char row[512];
-    for (int k = 0; cli_text_line(cli_out, k, row, sizeof row); k++)
-        if (strncmp(row, name, strlen(name)) == 0 && strchr(": ", row[strlen(name)]) &&
-            strlen(row) > 20)
-            return 1;
-    return 0;
-}
-
-TEST(lists_have_every_compressor_topology_radius_noise_and_method_with_a_word_on_it) {
-    cli_begin();
     CLI_OK("--list compressors");
     for (size_t i = 0; ef_compressor_row(i); i++) CHECK(cli_listed(ef_compressor_row(i)->name));
     CLI_OK("--list topologies");
@@ -9475,7 +9387,7 @@ TEST(lists_have_every_compressor_topology_radius_noise_and_method_with_a_word_on
     cli_end();
 }
 
-TEST(a_dry_run_tells_the_graph_of_a_gossip_and_the_uplink_of_error_feedback) {
+TEST(a_dry_run_tells_the_graph_of_a_gossip_the_uplink_of_error_feedback_and_who_lies) {
     static const struct {
         const char *line, *graph;
     } rows[] = {
@@ -9513,11 +9425,6 @@ TEST(a_dry_run_tells_the_graph_of_a_gossip_and_the_uplink_of_error_feedback) {
     CHECK_NEAR(share, (0.125 * 9 + 1) / 32 * (1 - vectors) + vectors, 6e-5);
     CHECK_NEAR(paper, 0.125 * (16 + 26) / 32 * (1 - vectors) + vectors, 6e-5);
     CHECK_NEAR(bytes, share * 4 * parameters * 2 / 3, 1e-3 * bytes);
-    cli_end();
-}
-
-TEST(a_dry_run_tells_who_lies) {
-    cli_begin();
     CLI_OK(CLI_TINY "--dry-run --workers 6 --adversaries 2 --attack scale:-3");
     CHECK(strstr(cli_out, "workers 4 to 5 lie, by --attack scale:-3\n") != NULL);
     CLI_OK(CLI_TINY "--dry-run --workers 6 --adversaries 1");
@@ -9596,7 +9503,7 @@ static double cli_eval(const char *line) {
     return val;
 }
 
-TEST(a_compressed_reply_saves_the_servers_exact_model_and_the_log_has_both_losses) {
+TEST(a_compressed_reply_saves_the_exact_model_logs_both_losses_and_warns_when_they_part) {
     double length;
     cli_begin();
     CLI_OK(CLI_TINY "--method ef21-muonsign --workers 3 --steps 20 --eval-every 5 --out a");
@@ -9621,11 +9528,6 @@ TEST(a_compressed_reply_saves_the_servers_exact_model_and_the_log_has_both_losse
     CHECK(isnan(cli_log_value("a", 20, "model_gap")));
     CLI_REFUSED(1, "--exact", "--eval --exact --out a");
     CLI_REFUSED(1, "--exact", "--sample 5 --exact --out a");
-    cli_end();
-}
-
-TEST(a_user_is_warned_once_when_the_servers_model_and_the_workers_part) {
-    cli_begin();
     CLI_OK(CLI_TINY "--method ef21-muon --down damping:0.01 --workers 3 --steps 16 --eval-every 2 "
                     "--schedule constant --lr 0.3 --aux same --out a");
     const char *warning = strstr(cli_err, "warning: ");
@@ -9641,8 +9543,8 @@ TEST(a_user_is_warned_once_when_the_servers_model_and_the_workers_part) {
     CHECK_NEAR(cli_log_value("a", step, "exact_val_loss"), exact, 6e-5);
     CHECK_NEAR(cli_log_value("a", step, "val_loss"), val, 6e-5);
     for (long k = 2; k <= step; k += 2) { /* the first time, and not before */
-        double apart = cli_log_value("a", k, "exact_val_loss") - cli_log_value("a", k, "val_loss");
-        CHECK((fabs(apart) > 0.05) == (k == step));
+        double parted = cli_log_value("a", k, "exact_val_loss") - cli_log_value("a", k, "val_loss");
+        CHECK((fabs(parted) > 0.05) == (k == step));
     }
     CLI_OK(CLI_TINY "--method ef21-muon --down natural --workers 3 --steps 16 --eval-every 2 "
                     "--out a");
