@@ -6983,7 +6983,8 @@ static void sm_remove(const char *directory) {
     CHECK_EQ(sm_shell(out, sizeof out, "rm -rf '%s'", directory), 0);
 }
 
-/* The example in a header, as a file whose main has the name of the header. */
+/* The example in a header, as a file whose main has the name of the header. noise.h, whose own
+ * example stands in the file of all headers, goes into a second file too. */
 static void sm_example(const char *directory, const char *name, const char *first) {
     static char text[20000], program[20000];
     char file[64];
@@ -6998,10 +6999,10 @@ static void sm_example(const char *directory, const char *name, const char *firs
         FAIL("there is no program in %s", file);
         return;
     }
-    int n = snprintf(program, sizeof program,
-                     "%s#define main %s_main\nint main(void);\n%.*s\n", /* barriers are POSIX */
-                     strstr(first, "pthread") ? "#define _GNU_SOURCE\n" : "", name,
-                     (int)(end - begin), begin);
+    int barriers = strstr(first, "pthread") != NULL; /* POSIX, and C only */
+    int n = snprintf(program, sizeof program, "%s#define main %s_main\nint main(void);\n%.*s\n%s",
+                     barriers ? "#define _GNU_SOURCE\n" : "", name, (int)(end - begin), begin,
+                     barriers ? "#include \"noise.h\"\n" : "");
     snprintf(file, sizeof file, "%s.c", name);
     sm_write(directory, file, program, (size_t)n);
 }
