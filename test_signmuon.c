@@ -165,7 +165,8 @@ static void gemm_compare(const Gemm *g, const GemmCase *t, int accumulate) {
     }
 }
 
-TEST(every_isa_agrees_with_the_naive_product_on_ragged_shapes) {
+/* a wide and tall A is packed when its rows lie far apart, a small one never; a short B is not */
+TEST(every_isa_agrees_with_the_naive_product_on_ragged_shapes_packed_or_not) {
     static const size_t shapes[][3] = {
         {0, 5, 7},     {5, 0, 7},     {5, 7, 0},     {1, 1, 1},      {1, 33, 19},  {33, 1, 19},
         {2, 3, 5},     {3, 7, 4},     {4, 8, 16},    {5, 9, 17},     {5, 15, 3},   {6, 16, 33},
@@ -189,15 +190,11 @@ TEST(every_isa_agrees_with_the_naive_product_on_ragged_shapes) {
             }
         }
     }
-}
-
-/* a wide and tall A is packed when its rows lie far apart, a small one never; a short B is not */
-TEST(every_isa_agrees_with_the_naive_product_whether_operands_are_packed_or_not) {
-    static const size_t shapes[][4] = {
+    static const size_t packed[][4] = {
         {70, 131, 400, 290}, {150, 140, 400, 0}, {70, 300, 40, 0}, {37, 36, 400, 290}};
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+    for (size_t i = 0; i < sizeof packed / sizeof *packed; i++) {
         for (size_t kind = 0; kind < 3; kind++) {
-            const size_t *s = shapes[i];
+            const size_t *s = packed[i];
             GemmCase t = gemm_case(&gemm_kinds[kind], s[0], s[1], s[2], s[3], 300 + i);
             gemm_run_naive(&t, 0);
             for (size_t isa = 0; isa < GEMM_ISAS; isa++) {
@@ -427,7 +424,7 @@ TEST(packed_operands_give_the_bits_of_plain_ones) {
     }
 }
 
-TEST(an_unknown_isa_is_refused) {
+TEST(the_environment_chooses_the_isa_and_an_unknown_one_is_refused) {
     CHECK(!gemm_select("avx1024", GEMM_F32));
     CHECK(!gemm_select("AVX2", GEMM_F32));
     CHECK(!gemm_select("avx", GEMM_F32));
@@ -439,9 +436,6 @@ TEST(an_unknown_isa_is_refused) {
         CHECK(!g || !strcmp(g->name, gemm_isas[isa]));
         CHECK(!g || (g->supported() && g->mr <= GEMM_MR_MAX && g->nr <= GEMM_NR_MAX));
     }
-}
-
-TEST(the_environment_chooses_the_isa) {
     const char *old = getenv("GEMM_ISA");
     char *saved = old ? strdup(old) : NULL;
     setenv("GEMM_ISA", "portable", 1);
@@ -643,9 +637,6 @@ TEST(data_order_is_a_permutation_of_windows_that_differs_by_epoch_worker_and_see
     for (int variant = 0; variant < 5; variant++) free(order[variant]);
     data_close(&d);
     data_test_end();
-}
-
-TEST(data_permutation_is_one_for_every_size) {
     unsigned char seen[600];
     for (uint64_t n = 1; n <= 600; n++) {
         memset(seen, 0, sizeof seen);
@@ -1802,7 +1793,7 @@ TEST(equal_tensors_make_equal_files) {
     st_test_end();
 }
 
-TEST(every_flipped_bit_of_a_file_is_noticed) {
+TEST(every_flipped_bit_every_truncation_and_every_extra_byte_is_noticed) {
     const char *path = st_test_path("x.safetensors");
     size_t n;
     CHECK_EQ(st_test_write(path), 0);
@@ -1821,13 +1812,9 @@ TEST(every_flipped_bit_of_a_file_is_noticed) {
     CHECK(st_test_refused(path, ": checksum does not match: the file is damaged"));
     free(bytes);
     st_test_end();
-}
-
-TEST(every_truncation_and_every_extra_byte_is_noticed) {
-    const char *path = st_test_path("x.safetensors");
-    size_t n;
+    path = st_test_path("x.safetensors");
     CHECK_EQ(st_test_write(path), 0);
-    unsigned char *bytes = st_test_get(path, &n);
+    bytes = st_test_get(path, &n);
     for (size_t length = n; length-- > 0;) {
         CHECK(!truncate(path, (off_t)length));
         if (!st_test_refused(path, ": ")) FAIL("cut to %zu of %zu bytes", length, n);
@@ -1949,7 +1936,7 @@ static void st_test_craft(const char *path, uint64_t length, const char *json, s
     free(bytes);
 }
 
-TEST(every_malformed_header_is_refused_with_a_sentence) {
+TEST(every_malformed_header_and_length_is_refused_with_a_sentence) {
     const char *path = st_test_path("x.safetensors");
     for (size_t i = 0; i < sizeof st_test_headers / sizeof *st_test_headers; i++) {
         const struct StTestHeader *h = &st_test_headers[i];
@@ -1958,10 +1945,8 @@ TEST(every_malformed_header_is_refused_with_a_sentence) {
             FAIL("row %zu, %s, says: %s", i, h->json, st_test_error);
     }
     st_test_end();
-}
-
-TEST(a_header_length_that_does_not_fit_is_refused) {
-    const char *path = st_test_path("x.safetensors"), *good = "{" ST_TEST_A "}";
+    path = st_test_path("x.safetensors");
+    const char *good = "{" ST_TEST_A "}";
     const uint64_t lengths[] = {65,         1000,       1ull << 31,    1ull << 32,
                                 1ull << 63, UINT64_MAX, UINT64_MAX - 7};
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
@@ -1989,7 +1974,7 @@ TEST(random_damage_to_an_unchecked_header_is_refused_or_harmless) {
     size_t n = strlen(json);
     char damaged[256];
     uint64_t seed = 20;
-    for (int round = 0; round < 3000; round++) {
+    for (int round = 0; round < 500; round++) {
         memcpy(damaged, json, n);
         for (int k = 0; k < 1 + round % 3; k++) {
             size_t at = (size_t)(test_uniform(&seed) * (double)n);
@@ -2412,9 +2397,6 @@ TEST(gradients_agree_with_central_differences_in_double) {
     check_central_differences((GptShape){1, 2, 16, 7, 11, 1, 1, 0, 2, 0}, 3, 7);
     check_central_differences((GptShape){2, 1, 12, 20, 13, 1, 0, 0, 3, 0}, 2,
                               11); /* shorter than the context */
-}
-
-TEST(gradients_agree_with_central_differences_over_several_blocks_of_attention) {
     check_central_differences((GptShape){1, 2, 12, 150, 7, 0, 0, 0, 4, 0}, 1, 150);
 }
 
@@ -2628,6 +2610,29 @@ TEST(schedules_start_and_end_where_they_should) {
     CHECK_NEAR(schedule(&o, 90), 0.5, 1e-12);
 }
 
+/* The options of a command line of words between blanks. */
+static Options flag_test(const char *line) {
+    static char words[256];
+    char *argv[24] = {(char *)"train_gpt"};
+    int given[FLAG_COUNT], argc = 1;
+    Options o;
+    memset(&o, 0, sizeof o);
+    snprintf(words, sizeof words, "%s", line);
+    for (char *word = strtok(words, " "); word; word = strtok(NULL, " ")) argv[argc++] = word;
+    parse_flags(&o, argc, argv, given);
+    return o;
+}
+
+TEST(names_have_dashes_or_underscores_and_values_stand_behind_a_blank_or_an_equals_sign) {
+    Options a = flag_test("--steps 3 --polar-after-vote --weight-decay 0.1 --bias on --untied off "
+                          "--seed 12e2"),
+            b = flag_test("--steps=3 --polar_after_vote=on --weight_decay=1e-1 --bias --seed "
+                          "+1200 --seed=1200");
+    CHECK(a.steps == 3 && a.polar_after_vote && a.bias && !a.untied && a.seed == 1200);
+    CHECK_NEAR(a.weight_decay, 0.1, 0);
+    CHECK(memcmp(&a, &b, sizeof a) == 0);
+}
+
 TEST(a_flag_reads_back_what_it_prints) {
     Options o;
     int given[FLAG_COUNT];
@@ -2785,7 +2790,7 @@ static void sm_ref_exact(double *x, size_t m, size_t n) {
     for (int sweep = 0; sweep < 14; sweep++)
         for (size_t i = 0; i + 1 < m; i++)
             for (size_t j = i + 1; j < m; j++) {
-                if (a[i * m + j] == 0) continue;
+                if (a[i * m + j] * a[i * m + j] <= 1e-36 * a[i * m + i] * a[j * m + j]) continue;
                 double angle = 0.5 * atan2(2 * a[i * m + j], a[i * m + i] - a[j * m + j]);
                 double c = cos(angle), s = sin(angle);
                 for (size_t k = 0; k < m; k++) {
@@ -2836,7 +2841,8 @@ typedef struct SmRef {
 
 /* x (n) <- what worker j says in its place */
 static void sm_ref_lie(SmRef *r, double *x, int j, size_t n) {
-    const char *attack = j >= r->workers - r->config->adversaries ? r->config->attack->name : "";
+    if (j < r->workers - r->config->adversaries) return;
+    const char *attack = r->config->attack->name;
     double square = 0, normal[SM_REF_SIZE], length = 0;
     uint64_t key =
         sm_key(r->config->seed, (uint64_t)2 << 48 | (uint64_t)r->block << 16 | (uint64_t)(j + 1),
@@ -3230,6 +3236,7 @@ static double sm_ref_shrink(const SmRef *r, const SmCase *c, const float *g) {
     double square = 0, clip = strcmp(name, "sgd") == 0         ? 1
                               : strcmp(name, "dsgd-clip") == 0 ? 0.1 * pow(r->step + 1, 0.4)
                                                                : INFINITY;
+    if (isinf(clip)) return 1;
     for (size_t k = 0; k < c->count; k++)
         for (size_t i = 0; i < c->tensors[k].rows * c->tensors[k].cols * c->tensors[k].blocks; i++)
             square += pow((double)g[c->tensors[k].offset + i], 2);
@@ -3259,12 +3266,14 @@ static void sm_ref_step(SmRef *r, const SmCase *c, float g[][SM_SIZE]) {
         int by_row = t->sparse && row->combine == SM_VOTE;
         for (size_t at = t->offset; at < t->offset + n * t->blocks; at += by_row ? t->cols : n) {
             size_t rows = by_row ? 1 : t->rows, size = rows * t->cols, touched = 0;
-            for (int j = 0; j < r->workers; j++)
+            for (int j = 0; j < r->workers; j++) {
+                double left = sm_ref_shrink(r, c, g[j]);
                 for (size_t i = 0; i < size; i++) {
-                    u[j][i] = (double)g[j][at + i] * sm_ref_shrink(r, c, g[j]) +
-                              (o->coupled_decay ? decay * r->w[at + i] : 0);
+                    u[j][i] =
+                        (double)g[j][at + i] * left + (o->coupled_decay ? decay * r->w[at + i] : 0);
                     touched += u[j][i] != 0 || r->m[j][at + i] != 0;
                 }
+            }
             if (by_row && !touched) continue; /* nobody has seen this row */
             r->at = at;
             int sign = sm_ref_direction(r, method, d, u, at, rows, t->cols, t->role);
@@ -3335,10 +3344,12 @@ static void sm_ref_gossip_step(SmRef *r, const SmCase *c, float g[][SM_SIZE]) {
             size_t n = t->rows * t->cols;
             for (size_t at = t->offset; at < t->offset + n * t->blocks; at += n, r->block++) {
                 r->at = at;
-                for (int j = 0; j < r->workers; j++)
+                for (int j = 0; j < r->workers; j++) {
+                    double left = sm_ref_shrink(r, c, g[j]);
                     for (size_t i = 0; i < n; i++)
-                        u[j][i] = (double)g[j][at + i] * sm_ref_shrink(r, c, g[j]) +
+                        u[j][i] = (double)g[j][at + i] * left +
                                   (o->coupled_decay && !t->sparse ? decay * r->node[j][at + i] : 0);
+                }
                 if (pass == 0) {
                     if (strcmp(method, "adamw") == 0) continue;
                     if (!sm_ref_track(r, method, u, at, n))
@@ -4548,7 +4559,7 @@ TEST(back_end_compute_threads_and_wire_change_no_bit_whatever_zeros_and_ties_mea
                 if (variant == 1) d.threads = 2;
                 if (variant == 2) d.threads = 3, d.backend = "processes";
                 if (variant == 3) d.config.int8_wire = 1;
-                if (variant == 0 && rule > 1 && rule < 5) continue; /* forks are slow */
+                if (variant == 0 && rule != (int)row % 2) continue; /* forks are slow */
                 if (variant == 2 && rule != 5) continue;
                 sm_case_run(&d, &other);
                 if (memcmp(base.params, other.params, sizeof base.params) != 0 ||
@@ -5201,7 +5212,7 @@ TEST(
 
 /* ---- comm.h ---- */
 
-enum { COMM_TEST_LONG = 2500000 };
+enum { COMM_TEST_LONG = 2 * COMM_OUTBOX + 101 };
 typedef struct CommTest {
     size_t unit;
     int failures;
@@ -5933,7 +5944,7 @@ TEST(a_file_that_is_no_mixing_matrix_is_refused_with_its_row_or_column) {
     dm_test_refused("file:/nowhere/w.txt", "auto", 2, "/nowhere/w.txt|No such file");
     dm_test_refused("file:.", "auto", 2, "cannot read .|directory");
     FILE *f = fopen(data_test_path("matrix"), "w"); /* a comment that does not end */
-    CHECK(f && fputc('#', f) == '#' && fseek(f, 80 << 20, SEEK_SET) == 0 && fputc('\n', f) == '\n');
+    CHECK(f && fputc('#', f) == '#' && fseek(f, 64 << 20, SEEK_SET) == 0 && fputc('\n', f) == '\n');
     if (f) fclose(f);
     char name[4300];
     snprintf(name, sizeof name, "file:%s", data_test_path("matrix"));
@@ -5946,7 +5957,7 @@ TEST(random_bytes_and_damaged_matrices_are_refused_or_are_mixing_matrices) {
     static const char letters[] = "0123456789.eE+- \t\n\r#xnaif,\0\377";
     int accepted = 0, refused = 0;
     data_test_begin();
-    for (uint64_t trial = 0; trial < 3000; trial++) {
+    for (uint64_t trial = 0; trial < 1000; trial++) {
         char text[sizeof good];
         uint64_t s = test_hash(trial);
         size_t n = trial % 2 ? sizeof good - 1 : s % sizeof good, hits = trial % 2 ? 1 + s % 3 : n;
@@ -5965,7 +5976,7 @@ TEST(random_bytes_and_damaged_matrices_are_refused_or_are_mixing_matrices) {
             CHECK(strlen(dm_test_error) > 20 && !strchr(dm_test_error, '\n'));
         }
     }
-    CHECK(accepted > 10 && refused > 1000);
+    CHECK(accepted > 10 && refused > 500);
     data_test_end();
 }
 
@@ -6025,161 +6036,6 @@ TEST(neighbours_deliver_every_byte_in_the_order_of_sources_and_count_what_others
     munmap(t, sizeof *t);
 }
 
-/* ---- demuon.h in somebody else's hands ---- */
-
-static int sm_shell(char *out, size_t size, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-static void sm_write(const char *directory, const char *name, const char *text, size_t n);
-static void sm_remove(const char *directory);
-
-TEST(the_program_in_demuon_h_compiles_as_c_and_as_cpp_and_six_nodes_find_the_mean) {
-    static const struct {
-        const char *variable, *fallback, *language, *standard;
-    } compiler[] = {{"CC", "cc", "c", "c11"}, {"CXX", "c++", "c++", "c++17"}};
-    static char text[20000], out[3000];
-    static const char other[] = "#include \"demuon.h\"\n"; /* a second file links with the first */
-    char directory[] = "/tmp/test_signmuon_XXXXXX";
-    FILE *f = fopen("demuon.h", "r");
-    CHECK(f != NULL && mkdtemp(directory) != NULL);
-    if (!f) return;
-    text[fread(text, 1, sizeof text - 1, f)] = 0;
-    fclose(f);
-    char *begin = strstr(text, "\n#include <stdio.h>"), *end = strstr(text, "\n   MEMORY");
-    CHECK(begin && end && begin < end);
-    if (!begin || !end) return;
-    sm_write(directory, "six.c", begin, (size_t)(end - begin));
-    sm_write(directory, "other.c", other, sizeof other - 1);
-    for (size_t k = 0; k < 2; k++) {
-        float rho = 0, found = 0;
-        const char *program =
-            getenv(compiler[k].variable) ? getenv(compiler[k].variable) : compiler[k].fallback;
-        if (k == 1 && sm_shell(out, sizeof out, "%s --version 2>&1", program)) {
-            printf("    no C++ compiler named %s: not tried as C++\n", program);
-            continue;
-        }
-        if (sm_shell(out, sizeof out,
-                     "%s -x %s -std=%s -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror -I. "
-                     "-o %s/six %s/six.c %s/other.c -lm 2>&1",
-                     program, compiler[k].language, compiler[k].standard, directory, directory,
-                     directory) ||
-            *out)
-            FAIL("%s: %s", program, out);
-        CHECK_EQ(sm_shell(out, sizeof out, "%s/six", directory), 0);
-        CHECK_EQ(sscanf(out, "rho %f, x[0] = %f (mean 3.00, median 0)", &rho, &found), 2);
-        CHECK_NEAR(rho, 2.0 / 3, 1e-4);
-        CHECK_NEAR(found, 3, 0.02);
-    }
-    sm_remove(directory);
-}
-
-/* ---- the header in somebody else's hands ---- */
-
-/* Run a command line; returns its exit status, and its first output in `out`. */
-static int sm_shell(char *out, size_t size, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-static int sm_shell(char *out, size_t size, const char *format, ...) {
-    char command[1200];
-    va_list list;
-    va_start(list, format);
-    vsnprintf(command, sizeof command, format, list);
-    va_end(list);
-    FILE *f = popen(command, "r");
-    if (!f) return -1;
-    size_t n = fread(out, 1, size - 1, f);
-    out[n] = 0;
-    int status = pclose(f);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-static void sm_write(const char *directory, const char *name, const char *text, size_t n) {
-    char path[200];
-    snprintf(path, sizeof path, "%s/%s", directory, name);
-    FILE *f = fopen(path, "w");
-    if (!f || fwrite(text, 1, n, f) != n) FAIL("cannot write %s", path);
-    if (f) fclose(f);
-}
-
-static void sm_remove(const char *directory) {
-    char out[16];
-    CHECK_EQ(sm_shell(out, sizeof out, "rm -rf '%s'", directory), 0);
-}
-
-TEST(the_program_in_signmuon_h_compiles_and_three_workers_find_the_target) {
-    static char text[20000], out[3000];
-    char directory[] = "/tmp/test_signmuon_XXXXXX";
-    const char *cc = getenv("CC") ? getenv("CC") : "cc";
-    FILE *f = fopen("signmuon.h", "r");
-    CHECK(f != NULL && mkdtemp(directory) != NULL);
-    if (!f) return;
-    size_t n = fread(text, 1, sizeof text - 1, f);
-    text[n] = 0;
-    fclose(f);
-    char *begin = strstr(text, "\n#include <pthread.h>"), *end = strstr(text, "\n   MEMORY");
-    CHECK(begin && end && begin < end);
-    if (begin && end && begin < end) {
-        float found = 0, target = 1;
-        sm_write(directory, "three.c", begin, (size_t)(end - begin));
-        if (sm_shell(out, sizeof out,
-                     "%s -std=c11 -D_GNU_SOURCE -Wall -Wextra -I. -pthread -o %s/three %s/three.c "
-                     "-lm 2>&1",
-                     cc, directory, directory) ||
-            *out)
-            FAIL("%s: %s", cc, out);
-        CHECK_EQ(sm_shell(out, sizeof out, "%s/three", directory), 0);
-        CHECK_EQ(sscanf(out, "w[4] = %f (target %f)", &found, &target), 2);
-        CHECK_NEAR(target, 0.4, 1e-6);
-        CHECK_NEAR(found, target, 0.03);
-    }
-    sm_remove(directory);
-}
-
-/* builds one.c and two.c of the directory as C11 and as C++17; the program must print `expect` */
-static void sm_compiles(const char *directory, const char *expect) {
-    static const struct {
-        const char *variable, *fallback, *language, *standard;
-    } compiler[] = {{"CC", "cc", "c", "c11"}, {"CXX", "c++", "c++", "c++17"}};
-    static char out[3000];
-    for (size_t k = 0; k < 2; k++) {
-        const char *program =
-            getenv(compiler[k].variable) ? getenv(compiler[k].variable) : compiler[k].fallback;
-        if (k == 1 && sm_shell(out, sizeof out, "%s --version 2>&1", program)) {
-            printf("    no C++ compiler named %s: not tried as C++\n", program);
-            continue;
-        }
-        if (sm_shell(out, sizeof out,
-                     "%s -x %s -std=%s -Wall -Wextra -Wpedantic -Wshadow -Werror -I. -o %s/both "
-                     "%s/one.c %s/two.c -lm 2>&1",
-                     program, compiler[k].language, compiler[k].standard, directory, directory,
-                     directory))
-            FAIL("%s: %s", program, out);
-        else
-            CHECK_EQ(sm_shell(out, sizeof out, "%s/both", directory), 0);
-        if (strcmp(out, expect)) FAIL("%s: '%s', not '%s'", program, out, expect);
-    }
-}
-
-TEST(signmuon_h_compiles_as_c_and_as_cpp_in_two_files_that_link) {
-    static const char one[] =
-        "#include \"signmuon.h\"\n"
-        "int two(void);\n"
-        "int main(void) {\n"
-        "    float g[6] = {3, 0, 0, 0, 2, 0}, o[6], s[300];\n"
-        "    if (sm_lmo_scratch(2, 3) > 300) return 1;\n"
-        "    sm_polar(o, g, 2, 3, sm_newton_schulz(\"exact\"), s);\n"
-        "    return !(o[0] > 0.999f && o[4] > 0.999f && o[1] < 0.001f) || two() != 42;\n"
-        "}\n";
-    static const char two[] =
-        "#include \"signmuon.h\"\n"
-        "int two(void);\n"
-        "int two(void) { return sm_method(\"signmuon\") && sm_norm(\"spectral\") ? 42 : 0; }\n";
-    char directory[] = "/tmp/test_signmuon_XXXXXX";
-    CHECK(mkdtemp(directory) != NULL);
-    sm_write(directory, "one.c", one, sizeof one - 1);
-    sm_write(directory, "two.c", two, sizeof two - 1);
-    sm_compiles(directory, "");
-    sm_remove(directory);
-}
-
 /* ------------------------------------------------------------------------------------------------
  * noise.h: zero-mean noise against its laws */
 #include "noise.h"
@@ -6217,7 +6073,18 @@ static Noise noise_test(const char *text) {
     return n;
 }
 
-TEST(noise_of_every_row_has_the_moments_and_tails_of_its_law) {
+/* P(T > t) of Student's t by Simpson's rule in s, x = t / s, s in (0, 1) */
+static double noise_test_student(double nu, double t) {
+    double c = exp(lgamma((nu + 1) / 2) - lgamma(nu / 2)) / sqrt(nu * 3.141592653589793), sum = 0;
+    const int n = 20000;
+    for (int i = 1; i <= n; i++) { /* the integrand is 0 at s = 0 */
+        double s = (double)i / n, x = t / s;
+        sum += c * pow(1 + x * x / nu, -(nu + 1) / 2) * t / (s * s) * (i == n ? 1 : i % 2 ? 4 : 2);
+    }
+    return sum / (3 * n);
+}
+
+TEST(noise_of_every_row_has_the_moments_and_tails_of_its_law_and_degrees_may_be_fractions) {
     for (size_t i = 0; noise_row(i); i++) {
         int tested = 0;
         for (size_t k = 0; k < NOISE_LAWS; k++)
@@ -6252,20 +6119,6 @@ TEST(noise_of_every_row_has_the_moments_and_tails_of_its_law) {
         CHECK_NEAR(sum[3], law->skewness, 0.15);
         CHECK_NEAR(sum[4], law->kurtosis, 0.04 * law->kurtosis);
     }
-}
-
-/* P(T > t) of Student's t by Simpson's rule in s, x = t / s, s in (0, 1) */
-static double noise_test_student(double nu, double t) {
-    double c = exp(lgamma((nu + 1) / 2) - lgamma(nu / 2)) / sqrt(nu * 3.141592653589793), sum = 0;
-    const int n = 20000;
-    for (int i = 1; i <= n; i++) { /* the integrand is 0 at s = 0 */
-        double s = (double)i / n, x = t / s;
-        sum += c * pow(1 + x * x / nu, -(nu + 1) / 2) * t / (s * s) * (i == n ? 1 : i % 2 ? 4 : 2);
-    }
-    return sum / (3 * n);
-}
-
-TEST(noise_of_student_with_fractional_degrees_has_the_tails_of_its_density) {
     enum { DRAWS = 1000000 };
     static const double nus[] = {1.1, 1.5, 2.7}, ts[] = {0.2, 1, 5, 30};
     CHECK_NEAR(noise_test_student(3, 2.353363), 0.05, 1e-6);
@@ -6400,32 +6253,6 @@ TEST(noise_is_parsed_strictly) {
     memset(small, 'X', sizeof small);
     CHECK_EQ(noise_parse(&n, "gaussian", small, room), -1);
     CHECK(strlen(small) == 4 && small[5] == 'X');
-}
-
-TEST(noise_h_and_the_program_in_it_compile_as_c_and_as_cpp) {
-    static const char two[] = "#include \"noise.h\"\n"
-                              "const NoiseKind *two(void);\n"
-                              "const NoiseKind *two(void) { return noise_row(0); }\n";
-    static char text[20000], expect[200];
-    char directory[] = "/tmp/test_signmuon_XXXXXX";
-    FILE *f = fopen("noise.h", "r");
-    CHECK(f != NULL && mkdtemp(directory) != NULL);
-    if (!f) return;
-    text[fread(text, 1, sizeof text - 1, f)] = 0;
-    fclose(f);
-    char *begin = strstr(text, "     #include <stdio.h>"), *end = strstr(text, "\n   MEMORY");
-    CHECK(begin && end && begin < end);
-    if (begin && end && begin < end) {
-        float g[4] = {0};
-        Noise n = noise_test("student:1.5,0.01");
-        noise_add(g, 4, &n, sm_key(1, 0, 0), 0);
-        snprintf(expect, sizeof expect, "%g\n%g\n%g\n%g\n", (double)g[0], (double)g[1],
-                 (double)g[2], (double)g[3]);
-        sm_write(directory, "one.c", begin, (size_t)(end - begin));
-        sm_write(directory, "two.c", two, sizeof two - 1);
-        sm_compiles(directory, expect);
-    }
-    sm_remove(directory);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -6600,7 +6427,7 @@ TEST(every_random_compressor_contracts_in_expectation_as_it_guarantees) {
         }
 }
 
-TEST(stochastic_natural_rounding_is_unbiased_and_loses_an_eighth_at_worst) {
+TEST(natural_rounding_goes_to_the_nearest_power_or_is_stochastic_and_unbiased) {
     enum { SIZE = 40, DRAWS = 4000 };
     EfLink l;
     CHECK_EQ(ef_parse(&l, "natural:stochastic", NULL, 0), 0);
@@ -6624,18 +6451,14 @@ TEST(stochastic_natural_rounding_is_unbiased_and_loses_an_eighth_at_worst) {
         CHECK(share >= (kind ? 0.124 : 0.05));
     }
     ef_free(&b);
-}
-
-TEST(natural_rounding_goes_to_the_nearest_power_and_up_from_a_mantissa_of_1_5) {
     static const float at[] = {
         1.5f,     0x1.7ffffep0f, -1.5f,       1.0f,      0x1.fffffep0f,    0.0f,
         -0.0f,    0x1p-126f,     0x1.8p-126f, 0x1p-127f, 0x1.fffffcp-127f, 3e38f,
         -3.4e38f, 0x1.8p126f,    0x1p-149f,   -0.74f};
     static const float to[] = {2,         1, -2, 1,        2,         0,        0, 0x1p-126f,
                                0x1p-125f, 0, 0,  0x1p127f, -0x1p127f, 0x1p127f, 0, -0.5f};
-    EfLink l;
     CHECK_EQ(ef_parse(&l, "natural", NULL, 0), 0);
-    EfBlocks b = ef_blocks(&l, 200, 3, 1);
+    b = ef_blocks(&l, 200, 3, 1);
     test_fill(b.x, b.d, 77);
     memcpy(b.x, at, sizeof at);
     ef_compress(b.message, b.out, b.x, 200, 3, &l, 0, 0, NULL, b.scratch);
@@ -6867,16 +6690,13 @@ static void ef_group(const EfTried *t, size_t rows, size_t cols, int workers) {
     free(messages), free(g), free(expect), free(copy);
 }
 
+/* (1e30 - 1e30) + 1 is 1 in this order only */
 TEST(the_aggregate_is_the_mean_in_rank_order_and_stays_the_mean_of_the_workers_estimates) {
     EfTried tried[64];
     size_t count = ef_tried(tried);
     for (size_t k = 0; k < count; k++)
         for (int workers = 1; workers <= EF_WORKERS; workers += 2)
             ef_group(&tried[k], k % 2 ? 19 : 7, k % 2 ? 6 : 23, workers);
-}
-
-/* (1e30 - 1e30) + 1 is 1 in this order only */
-TEST(the_aggregate_adds_in_rank_order) {
     static const float messages[3][2] = {{1e30f, 1}, {-1e30f, 2}, {1, 4}};
     float g[2] = {7, 7};
     EfLink l;
@@ -6975,7 +6795,12 @@ static int ef_decode_copy(EfBlocks *b, const EfTried *t, const unsigned char *by
     return status;
 }
 
-TEST(messages_of_another_length_are_refused_and_random_bytes_never_give_anything_but_numbers) {
+/* A message of zeros and ones at chosen places: bit `at` of its plane set. */
+static void ef_set(unsigned char *message, size_t at) {
+    message[at / 8] |= (unsigned char)(1 << at % 8);
+}
+
+TEST(messages_of_another_length_indices_out_of_order_and_stray_bits_are_refused) {
     EfTried tried[64];
     size_t count = ef_tried(tried);
     for (size_t k = 0; k < count; k++)
@@ -7000,14 +6825,6 @@ TEST(messages_of_another_length_are_refused_and_random_bytes_never_give_anything
             free(bytes);
             ef_free(&b);
         }
-}
-
-/* A message of zeros and ones at chosen places: bit `at` of its plane set. */
-static void ef_set(unsigned char *message, size_t at) {
-    message[at / 8] |= (unsigned char)(1 << at % 8);
-}
-
-TEST(indices_that_are_out_of_range_or_not_ascending_and_stray_bits_are_refused) {
     EfTried t = {.text = "topk:3"};
     unsigned char list[12 + 3] = {0}, map[4 * 5 + 2] = {0};
     float estimate[200] = {1, 2, 3}, before[200];
@@ -7134,50 +6951,133 @@ TEST(the_papers_cost_table_follows_from_its_accounting_on_the_shapes_of_gpt2) {
     CHECK(ef_paper_bits(&l, 20, 30) == 16 * 3 * 51);
 }
 
-TEST(the_program_in_ef21muon_h_compiles_as_c_the_header_as_cpp_and_the_workers_find_the_mean) {
-    static const char cpp[] =
-        "#include \"ef21muon.h\"\n"
-        "int main() {\n"
-        "    EfLink l;\n"
-        "    return ef_parse(&l, \"sign\", nullptr, 0) || ef_bytes(&l, 3, 5, 0) != 6;\n"
-        "}\n";
-    static char text[20000], out[3000];
-    char directory[] = "/tmp/test_signmuon_XXXXXX";
-    const char *cc = getenv("CC") ? getenv("CC") : "cc";
-    const char *cxx = getenv("CXX") ? getenv("CXX") : "c++";
-    FILE *f = fopen("ef21muon.h", "r");
-    CHECK(f != NULL && mkdtemp(directory) != NULL);
+/* ------------------------------------------------------------------------------------------------
+ * the headers in somebody else's hands */
+
+/* Run a command line; returns its exit status, and its first output in `out`. */
+__attribute__((format(printf, 3, 4))) static int sm_shell(char *out, size_t size,
+                                                          const char *format, ...) {
+    char command[1200];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(command, sizeof command, format, list);
+    va_end(list);
+    FILE *f = popen(command, "r");
+    if (!f) return -1;
+    size_t n = fread(out, 1, size - 1, f);
+    out[n] = 0;
+    int status = pclose(f);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static void sm_write(const char *directory, const char *name, const char *text, size_t n) {
+    char path[200];
+    snprintf(path, sizeof path, "%s/%s", directory, name);
+    FILE *f = fopen(path, "w");
+    if (!f || fwrite(text, 1, n, f) != n) FAIL("cannot write %s", path);
+    if (f) fclose(f);
+}
+
+static void sm_remove(const char *directory) {
+    char out[16];
+    CHECK_EQ(sm_shell(out, sizeof out, "rm -rf '%s'", directory), 0);
+}
+
+/* The example in a header, as a file whose main has the name of the header. noise.h, whose own
+ * example stands in the file of all headers, goes into a second file too. */
+static void sm_example(const char *directory, const char *name, const char *first) {
+    static char text[20000], program[20000];
+    char file[64];
+    snprintf(file, sizeof file, "%s.h", name);
+    FILE *f = fopen(file, "r");
+    CHECK(f != NULL);
     if (!f) return;
-    size_t n = fread(text, 1, sizeof text - 1, f);
-    text[n] = 0;
+    text[fread(text, 1, sizeof text - 1, f)] = 0;
     fclose(f);
-    char *begin = strstr(text, "\n#include <stdio.h>"), *end = strstr(text, "\n   MEMORY");
-    CHECK(begin && end && begin < end);
-    if (begin && end && begin < end) {
-        float found = 0, target = 1;
-        sm_write(directory, "three.c", begin, (size_t)(end - begin));
-        if (sm_shell(out, sizeof out,
-                     "%s -std=c11 -Wall -Wextra -Wpedantic -Wshadow -Werror -I. -o %s/three "
-                     "%s/three.c -lm 2>&1",
-                     cc, directory, directory) ||
-            *out)
-            FAIL("%s: %s", cc, out);
-        CHECK_EQ(sm_shell(out, sizeof out, "%s/three", directory), 0);
-        CHECK_EQ(sscanf(out, "w[6] = %f (mean target %f)", &found, &target), 2);
-        CHECK_NEAR(target, 0.2, 1e-6);
-        CHECK_NEAR(found, target, 0.03);
+    char *begin = strstr(text, first), *end = strstr(text, "\n   MEMORY");
+    if (!begin || !end || begin > end) {
+        FAIL("there is no program in %s", file);
+        return;
     }
-    sm_write(directory, "one.cpp", cpp, sizeof cpp - 1);
-    if (sm_shell(out, sizeof out, "%s --version 2>&1", cxx))
-        printf("    no C++ compiler named %s: not tried as C++\n", cxx);
-    else if (sm_shell(
-                 out, sizeof out,
-                 "%s -x c++ -std=c++17 -Wall -Wextra -Wpedantic -Wshadow -Werror -I. -o %s/one "
-                 "%s/one.cpp -lm 2>&1",
-                 cxx, directory, directory))
-        FAIL("%s: %s", cxx, out);
-    else
-        CHECK_EQ(sm_shell(out, sizeof out, "%s/one", directory), 0);
+    int barriers = strstr(first, "pthread") != NULL; /* POSIX, and C only */
+    int n = snprintf(program, sizeof program, "%s#define main %s_main\nint main(void);\n%.*s\n%s",
+                     barriers ? "#define _GNU_SOURCE\n" : "", name, (int)(end - begin), begin,
+                     barriers ? "#include \"noise.h\"\n" : "");
+    snprintf(file, sizeof file, "%s.c", name);
+    sm_write(directory, file, program, (size_t)n);
+}
+
+/* The examples, and a file that has all headers too, in one program as C11 and, without the two
+ * examples that are C only, as C++17. */
+TEST(headers_compile_as_c_and_as_cpp_in_files_that_link_and_the_programs_in_them_do_as_they_say) {
+    static const struct {
+        const char *variable, *fallback, *flags, *c_only;
+    } compiler[] = {{"CC", "cc", "-x c -std=c11", "signmuon.c ef21muon.c"},
+                    {"CXX", "c++", "-x c++ -std=c++17", ""}};
+    static const char all[] =
+        "#include \"noise.c\"\n#undef main\n"
+        "#include \"signmuon.h\"\n#include \"ef21muon.h\"\n#include \"demuon.h\"\n"
+        "int demuon_main(void);\nint signmuon_main(void);\nint ef21muon_main(void);\n"
+        "int main(void) {\n"
+        "    float g[6] = {3, 0, 0, 0, 2, 0}, o[6], s[300];\n"
+        "    EfLink l;\n"
+        "    if (sm_lmo_scratch(2, 3) > 300 || !sm_method(\"signmuon\")) return 1;\n"
+        "    sm_polar(o, g, 2, 3, sm_newton_schulz(\"exact\"), s);\n"
+        "    if (!(o[0] > 0.999f && o[4] > 0.999f && o[1] < 0.001f)) return 2;\n"
+        "    if (ef_parse(&l, \"sign\", NULL, 0) || ef_bytes(&l, 3, 5, 0) != 6) return 3;\n"
+        "    if (!noise_row(0)) return 4;\n"
+        "#ifndef __cplusplus\n"
+        "    if (signmuon_main() || ef21muon_main()) return 5;\n"
+        "#endif\n"
+        "    return demuon_main() || noise_main() ? 6 : 0;\n"
+        "}\n";
+    static char out[3000];
+    char directory[] = "/tmp/test_signmuon_XXXXXX", here[4096], expect[200];
+    CHECK(mkdtemp(directory) != NULL && getcwd(here, sizeof here) != NULL);
+    sm_example(directory, "signmuon", "\n#include <pthread.h>");
+    sm_example(directory, "ef21muon", "\n#include <stdio.h>");
+    sm_example(directory, "demuon", "\n#include <stdio.h>");
+    sm_example(directory, "noise", "     #include <stdio.h>");
+    sm_write(directory, "all.c", all, sizeof all - 1);
+    float noise[4] = {0};
+    Noise law = noise_test("student:1.5,0.01");
+    noise_add(noise, 4, &law, sm_key(1, 0, 0), 0);
+    snprintf(expect, sizeof expect, ")\n%g\n%g\n%g\n%g\n", (double)noise[0], (double)noise[1],
+             (double)noise[2], (double)noise[3]);
+    for (size_t k = 0; k < 2; k++) {
+        float vote = 0, target = 0, mean = 0, mean_target = 0, rho = 0, node = 0;
+        const char *program =
+            getenv(compiler[k].variable) ? getenv(compiler[k].variable) : compiler[k].fallback;
+        if (k == 1 && sm_shell(out, sizeof out, "%s --version 2>&1", program)) {
+            printf("    no C++ compiler named %s: not tried as C++\n", program);
+            continue;
+        }
+        if (sm_shell(out, sizeof out,
+                     "cd %s && %s %s -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror "
+                     "-I'%s' -pthread -o all all.c demuon.c %s -lm 2>&1",
+                     directory, program, compiler[k].flags, here, compiler[k].c_only) ||
+            *out) {
+            FAIL("%s: %s", program, out);
+            continue;
+        }
+        CHECK_EQ(sm_shell(out, sizeof out, "%s/all", directory), 0);
+        const char *at = out;
+        if (k == 0) {
+            CHECK_EQ(sscanf(out, "w[4] = %f (target %f)", &vote, &target), 2);
+            CHECK_NEAR(target, 0.4, 1e-6);
+            CHECK_NEAR(vote, target, 0.03);
+            const char *second = strstr(out, "w[6]");
+            CHECK(second && sscanf(second, "w[6] = %f (mean target %f)", &mean, &mean_target) == 2);
+            CHECK_NEAR(mean_target, 0.2, 1e-6);
+            CHECK_NEAR(mean, mean_target, 0.03);
+            at = strstr(out, "rho");
+        }
+        CHECK(at && sscanf(at, "rho %f, x[0] = %f (mean 3.00, median 0)", &rho, &node) == 2);
+        CHECK_NEAR(rho, 2.0 / 3, 1e-4);
+        CHECK_NEAR(node, 3, 0.02);
+        at = strstr(at ? at : out, ")\n");
+        if (!at || strcmp(at, expect)) FAIL("%s: '%s', not '%s'", program, out, expect);
+    }
     sm_remove(directory);
 }
 
@@ -7610,7 +7510,7 @@ static const struct CliVariant {
     {3, "--workers 3 --method signmuon --aux adamw --dropout 0.1 --nesterov off"},
     {4, "--workers 4 --aux sign --bias --untied"},
     {2,
-     "--workers 2 --polar-after-vote --zeros abstain --ties abstain --warmup 20 --schedule cosine"},
+     "--workers 2 --polar-after-vote --zeros abstain --ties abstain --warmup 5 --schedule cosine"},
     {3, "--workers 3 --method muonusign --aux same --dropout 0.1 --bias"},
     {2, "--workers 2 --method muonsign --aux sign --untied --layers 2"},
     {6, "--workers 6 --method lion --aux same --ties plus --clip 0.3"},
@@ -7633,43 +7533,6 @@ static const struct CliVariant {
 };
 enum { CLI_VARIANTS = sizeof cli_variants / sizeof *cli_variants };
 
-TEST(a_run_gives_the_same_bits_whatever_back_end_threads_and_wire) {
-    cli_begin();
-    for (size_t i = 0; i < CLI_VARIANTS; i++) {
-        const struct CliVariant *v = &cli_variants[i];
-        CLI_OK(CLI_TINY "--steps 24 --out a --threads 1 %s", v->line);
-        CLI_OK(CLI_TINY "--steps 24 --out b --threads 1 %s --backend processes", v->line);
-        cli_same("a", "b", v->workers);
-        CLI_OK(CLI_TINY "--steps 24 --out b --threads 2 %s --eval-every 9 --log-every 1 "
-                        "--save-every 7 --check-every 1",
-               v->line);
-        cli_same("a", "b", v->workers);
-        CLI_OK(CLI_TINY "--steps 24 --out b --threads 3 %s --wire int8 --backend processes",
-               v->line);
-        cli_same("a", "b", v->workers);
-    }
-    cli_end();
-}
-
-TEST(every_method_gives_the_same_bits_with_threads_and_processes) {
-    char list[8192], row[256], method[64];
-    int methods = 0;
-    cli_begin();
-    CLI_OK("--list methods");
-    memcpy(list, cli_out, sizeof list);
-    for (int k = 1; cli_text_line(list, k, row, sizeof row); k++) {
-        if (sscanf(row, "%63s", method) != 1) continue;
-        methods++;
-        CLI_OK(CLI_TINY "--steps 12 --workers 4 --method %s --out a", method);
-        CLI_OK(CLI_TINY
-               "--steps 12 --workers 4 --method %s --out b --backend processes --threads 2",
-               method);
-        cli_same("a", "b", 4);
-    }
-    CHECK(methods >= 10);
-    cli_end();
-}
-
 TEST(the_dry_run_tells_the_peak_memory_to_a_tenth) {
     static const char *const lines[] = {
         "--workers 1 --method adamw --layers 4 --width 128 --heads 4 --context 256 --batch 8",
@@ -7690,7 +7553,7 @@ TEST(the_dry_run_tells_the_peak_memory_to_a_tenth) {
         CLI_OK(CLI_TINY "--dry-run %s", lines[i]);
         const char *all = strstr(cli_out, "memory in all, MB: ");
         CHECK(all && sscanf(all, "memory in all, MB: %lf", &told) == 1);
-        CLI_OK(CLI_TINY "--steps 2 --out a --overwrite %s", lines[i]);
+        CLI_OK(CLI_TINY "--steps 1 --out a --overwrite %s", lines[i]);
 #ifndef __SANITIZE_ADDRESS__
         if (fabs(cli_peak * 1e-6 / told - 1) > 0.1)
             FAIL("told %.1f MB, took %.1f: %s", told, cli_peak * 1e-6, lines[i]);
@@ -7714,33 +7577,67 @@ TEST(another_seed_gives_another_model) {
     cli_end();
 }
 
-/* 60 steps, but killed in step 31 or 32, with the checkpoint of step 30 as the last. */
-static void cli_kill_after_30(const char *out, const char *line) {
+/* 2 N steps, but killed in step N + 1 or N + 2, with the checkpoint of step N as the last. */
+static void cli_kill_after(int n, const char *out, const char *line) {
+    char next[32];
+    snprintf(next, sizeof next, "step %d/%d", n + 1, 2 * n);
     pid_t pid = cli_start_held("--data text.txt --val-data short.txt --layers 1 --heads 2 --width "
                                "32 --context 16 --batch 12 "
-                               "--overwrite --steps 60 --save-every 30 --eval-every 31 --out %s %s",
-                               out, line);
-    cli_follow("step 31/60");
+                               "--overwrite --steps %d --save-every %d --eval-every %d --out %s %s",
+                               2 * n, n, n + 1, out, line);
+    cli_follow(next);
     kill(pid, SIGKILL);
     CHECK_EQ(cli_wait(pid, CLI_PATIENCE), -SIGKILL);
-    CHECK_EQ(cli_step(out), 30);
+    CHECK_EQ(cli_step(out), n);
 }
 
-TEST(a_killed_run_resumes_to_the_bits_of_the_uninterrupted_one) {
+static int cli_varies(const char *method) {
+    size_t length = strlen(method);
+    for (size_t i = 0; i < CLI_VARIANTS; i++) {
+        const char *named = strstr(cli_variants[i].line, "--method ");
+        if (!named && strcmp(method, "signmuon") == 0) return 1;
+        if (named && strcspn(named + 9, " ") == length && !strncmp(named + 9, method, length))
+            return 1;
+    }
+    return 0;
+}
+
+TEST(a_run_gives_the_same_bits_whatever_back_end_threads_and_wire_and_killed_and_resumed) {
+    char list[8192], row[256], method[64];
+    int methods = 0;
     cli_begin();
     cli_write_words("short.txt", 100, cli_alphabet, 21);
     for (size_t i = 0; i < CLI_VARIANTS; i++) {
+        static const char *const backend[2] = {"processes", "threads"};
         const struct CliVariant *v = &cli_variants[i];
-        const char *backend[2] = {i % 2 ? "threads" : "processes", i % 2 ? "processes" : "threads"};
-        char line[512], out[8];
-        snprintf(line, sizeof line, "%s --backend %s", v->line, backend[0]);
-        snprintf(out, sizeof out, "b%zu", i);
-        CLI_OK(CLI_TINY "--val-data short.txt --steps 60 --out a --threads 1 %s", v->line);
-        cli_kill_after_30(out, line);
-        CLI_OK("--resume --out %s --quiet --backend %s --threads 2", out, backend[1]);
-        CHECK_EQ(cli_closing().steps, 60);
-        cli_same("a", out, v->workers);
+        char line[512];
+        const char *same = CLI_TINY "--val-data short.txt --steps 16";
+        CLI_OK("%s --out a --threads 1 %s", same, v->line);
+        CLI_OK("%s --out b --threads 2 %s --eval-every 6 --log-every 1 --save-every 5 "
+               "--check-every 1",
+               same, v->line);
+        cli_same("a", "b", v->workers);
+        CLI_OK("%s --out b --threads 3 %s --wire int8 --backend processes", same, v->line);
+        cli_same("a", "b", v->workers);
+        snprintf(line, sizeof line, "%s --backend %s --threads 1", v->line, backend[i % 2]);
+        cli_kill_after(8, "c", line);
+        CLI_OK("--resume --out c --quiet --backend %s --threads 2", backend[(i + 1) % 2]);
+        CHECK_EQ(cli_closing().steps, 16);
+        cli_same("a", "c", v->workers);
     }
+    CLI_OK("--list methods");
+    memcpy(list, cli_out, sizeof list);
+    for (int k = 1; cli_text_line(list, k, row, sizeof row); k++) {
+        if (sscanf(row, "%63s", method) != 1) continue;
+        methods++;
+        if (cli_varies(method)) continue;
+        CLI_OK(CLI_TINY "--steps 12 --workers 4 --method %s --out a", method);
+        CLI_OK(CLI_TINY
+               "--steps 12 --workers 4 --method %s --out b --backend processes --threads 2",
+               method);
+        cli_same("a", "b", 4);
+    }
+    CHECK(methods >= 10);
     cli_end();
 }
 
@@ -7787,12 +7684,12 @@ TEST(what_a_worker_sends_is_the_promised_bits_and_what_a_dry_run_says) {
         {48, 0, "--method dsgd --topology star"}, /* six messages for four nodes */
         {128, 1, "--method gt-nsgdm --topology exponential --backend processes"},
     };
-    enum { STEPS = 10, WORKERS = 4 };
+    enum { STEPS = 4, WORKERS = 4 };
     cli_begin();
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const char *line = "--data text.txt --layers 2 --heads 2 --width 64 --context 16 --batch "
                            "12 --eval-every 0 --quiet "
-                           "--overwrite --out a --workers 4 --steps 10";
+                           "--overwrite --out a --workers 4 --steps 4";
         double parameters = 0, predicted = 0, sum = 0, largest = 0, uplink = 0, up = 0;
         CLI_OK("%s %s --dry-run", line, rows[i].line);
         char *text = strstr(cli_out, "vocabulary"), *share = strstr(cli_out, "\nuplink "),
@@ -7833,9 +7730,31 @@ TEST(what_a_worker_sends_is_the_promised_bits_and_what_a_dry_run_says) {
 
 /* Every flag of --help that takes a number or one of some words refuses these. */
 static const char *const cli_nonsense[] = {"three", "3x", "-1",  "nan", "inf", "1e99",
-                                           "0x10",  "",   "1,5", "1e",  "--",  "'1 '"};
+                                           "0x10",  "",   "1,5", "1e",  "--",  "1 "};
+
+static const Flag *cli_flag(const char *name) {
+    for (size_t i = 0; i < FLAG_COUNT; i++)
+        if (strcmp(flags[i].name, name) == 0) return &flags[i];
+    FAIL("--help tells of --%s, which is no flag", name);
+    return &flags[0];
+}
+
+/* A value that the table of flags refuses is tried here, and a process for what only looks at the
+ * whole refuses, and for each flag's `first`. */
+static void cli_flag_refuses(const Flag *f, const char *value, int first) {
+    Options o = {0};
+    char error[1024] = "", dashed[80];
+    int n = snprintf(dashed, sizeof dashed, "--%s", f->name);
+    int refused = flag_parse(&o, f, value, error, sizeof error);
+    if (refused && (strncmp(error, dashed, (size_t)n) || error[n] != ' ' || strchr(error, '\n')))
+        FAIL("--%s=%s: %s", f->name, value, error);
+    if (!refused || first)
+        CLI_REFUSED(2, dashed, "--data text.txt --%s=%s%s%s", f->name, *value == '1' ? "'" : "",
+                    value, *value == '1' ? "'" : "");
+}
 
 TEST(every_flag_refuses_every_malformed_value) {
+    enum { NONSENSE = sizeof cli_nonsense / sizeof *cli_nonsense };
     char help[1 << 14], row[512], name[64], value[64], dashed[80];
     int numbers = 0, switches = 0;
     cli_begin();
@@ -7846,23 +7765,22 @@ TEST(every_flag_refuses_every_malformed_value) {
         if (strncmp(row, "  --", 4)) continue;
         int fields = sscanf(row, " --%63s %63s", name, value);
         int valued = fields == 2 && row[22] != ' ';
+        const Flag *f = cli_flag(name);
         snprintf(dashed, sizeof dashed, "--%s", name);
         if (!valued) {
-            switches++;
-            CLI_REFUSED(2, dashed, "--%s=maybe", name);
-            CLI_REFUSED(2, dashed, "--%s=", name);
+            cli_flag_refuses(f, "maybe", switches++ % 2);
+            cli_flag_refuses(f, "", switches % 2);
             continue;
         }
-        CLI_REFUSED(2, dashed, "--%s", name);
-        CLI_REFUSED(2, dashed, "--%s --quiet", name);
+        CLI_REFUSED(2, dashed, "--%s%s", name, k % 2 ? "" : " --quiet");
         if (strcmp(value, "PATH") == 0 || strcmp(value, "DIR") == 0 || strcmp(value, "TEXT") == 0)
             continue;
         numbers++;
-        for (size_t i = 0; i < sizeof cli_nonsense / sizeof *cli_nonsense; i++) {
-            int none = strcmp(name, "link") == 0 || strcmp(name, "gradient-noise") == 0;
+        int none = strcmp(name, "link") == 0 || strcmp(name, "gradient-noise") == 0;
+        for (int i = 0; i < NONSENSE; i++) {
             if (none && !*cli_nonsense[i]) continue; /* no link, no noise */
             if (strcmp(name, "gossip-rounds") == 0 && !strcmp(cli_nonsense[i], "1,5")) continue;
-            CLI_REFUSED(2, dashed, "--data text.txt --%s=%s", name, cli_nonsense[i]);
+            cli_flag_refuses(f, cli_nonsense[i], i == numbers % NONSENSE);
         }
     }
     CHECK(numbers >= 40);
@@ -8027,16 +7945,6 @@ TEST(wrong_use_ends_with_status_2_and_a_sentence_that_names_the_flag) {
     cli_end();
 }
 
-TEST(names_may_be_written_with_dashes_or_underscores_and_values_after_a_blank_or_an_equals_sign) {
-    cli_begin();
-    CLI_OK(CLI_TINY "--steps 3 --out a --polar-after-vote --weight-decay 0.1 --bias on --untied "
-                    "off --seed 12e2");
-    CLI_OK(CLI_TINY "--steps=3 --out=b --polar_after_vote=on --weight_decay=1e-1 --bias --seed "
-                    "+1200 --seed=1200");
-    cli_same("a", "b", 1);
-    cli_end();
-}
-
 /* ------------------------------------------------------------------------------------------------
  * the outside world fails: status 1, one sentence */
 
@@ -8097,7 +8005,7 @@ TEST(unusable_data_ends_with_status_1_and_a_sentence_that_names_the_file) {
     cli_end();
 }
 
-TEST(an_output_directory_that_cannot_be_or_nothing_to_resume_is_status_1) {
+TEST(an_output_directory_that_cannot_be_or_holds_none_or_another_checkpoint_is_status_1) {
     cli_begin();
     uint64_t before = cli_snapshot();
     CLI_REFUSED(1, "--out", CLI_TINY "--out text.txt");
@@ -8106,13 +8014,8 @@ TEST(an_output_directory_that_cannot_be_or_nothing_to_resume_is_status_1) {
     CLI_REFUSED(1, "--out", "--sample 5 --out a");
     CLI_REFUSED(1, "--out", "--eval --out a");
     CHECK(before == cli_snapshot());
-    cli_end();
-}
-
-TEST(a_checkpoint_is_only_replaced_when_overwrite_says_so) {
-    cli_begin();
     CLI_OK(CLI_TINY "--out a --steps 5");
-    uint64_t before = cli_snapshot();
+    before = cli_snapshot();
     CLI_REFUSED(1, "--overwrite",
                 "--data text.txt --layers 1 --heads 2 --width 32 --context 16 --out a --steps 5");
     CHECK(before == cli_snapshot());
@@ -8173,7 +8076,7 @@ TEST(a_damaged_or_incomplete_checkpoint_is_refused_and_left_alone) {
     cli_end();
 }
 
-TEST(a_checkpoint_that_cannot_be_written_is_status_1_and_leaves_the_one_before_it) {
+TEST(what_cannot_be_written_is_status_1_and_leaves_the_checkpoint_before_it) {
     static const char *const backend[] = {"threads", "processes"};
     cli_begin();
     for (int k = 0; k < 2; k++) {
@@ -8193,14 +8096,9 @@ TEST(a_checkpoint_that_cannot_be_written_is_status_1_and_leaves_the_one_before_i
         CLI_OK("--resume --out a --steps 8 --quiet");
         cli_remove(cli_path("a"));
     }
-    cli_end();
-}
-
-TEST(a_full_disk_is_status_1_wherever_results_go) {
     static const char *const lines[] = {
         "--sample 20 --prompt a", "--eval",   "--dry-run", "--resume --quiet", "--help",
         "--list methods",         "--version"};
-    cli_begin();
     if (access("/dev/full", W_OK)) {
         cli_end();
         return;
@@ -8214,13 +8112,7 @@ TEST(a_full_disk_is_status_1_wherever_results_go) {
         CLI_REFUSED(1, "cannot write", "--data text.txt --out a %s", lines[i]);
         unlink(path);
     }
-    cli_end();
-}
-
-TEST(a_file_size_limit_is_a_full_disk_and_kills_nobody) {
-    static const char *const backend[] = {"threads", "processes"};
     struct rlimit before, limit;
-    cli_begin();
     CLI_OK(CLI_TINY "--out good --steps 4 --workers 3");
     CLI_OK(CLI_TINY "--out a --steps 4 --workers 3");
     getrlimit(RLIMIT_FSIZE, &before);
@@ -8239,7 +8131,7 @@ TEST(a_file_size_limit_is_a_full_disk_and_kills_nobody) {
 /* ------------------------------------------------------------------------------------------------
  * divergence: status 3 */
 
-TEST(a_diverging_run_names_a_tensor_and_leaves_the_checkpoint_before_it) {
+TEST(a_diverging_run_names_a_tensor_at_its_last_step_too_and_leaves_the_checkpoint_before_it) {
     static const char *const backend[] = {"threads", "processes"};
     cli_begin();
     CLI_OK(CLI_TINY "--out good --steps 8 --workers 3 --method sgd");
@@ -8268,11 +8160,6 @@ TEST(a_diverging_run_names_a_tensor_and_leaves_the_checkpoint_before_it) {
             break;
         }
     st_close(&f);
-    cli_end();
-}
-
-TEST(a_run_that_diverges_at_its_last_step_does_not_end_well) {
-    cli_begin();
     for (int steps = 1; steps < 8; steps++) {
         int status =
             cli(CLI_TINY
@@ -8289,7 +8176,7 @@ TEST(a_run_that_diverges_at_its_last_step_does_not_end_well) {
 /* ------------------------------------------------------------------------------------------------
  * liars: who sends what cannot be used is named, who dissents is put out */
 
-TEST(who_sends_nan_ends_the_run_with_status_3_and_is_named_and_nothing_of_it_is_saved) {
+TEST(who_sends_nan_or_a_malformed_message_is_named_and_nothing_of_it_is_saved) {
     static const struct {
         const char *where, *line;
     } rows[] = {
@@ -8303,25 +8190,19 @@ TEST(who_sends_nan_ends_the_run_with_status_3_and_is_named_and_nothing_of_it_is_
         {"weight at step 1:", "--method dsgd --topology star --backend processes"},
     };
     cli_begin();
-    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
-        for (int steps = 1; steps <= 5; steps += 4) {
-            int status = cli(CLI_TINY "--out a --steps %d --save-every 1 --eval-every %d "
-                                      "--workers 6 --adversaries 2 --attack nan %s",
-                             steps, steps % 2, rows[i].line);
-            cli_refused(status, 3, rows[i].where);
-            cli_refused(status, 3, "worker 4 sent NaN in ");
-            CHECK(access(cli_path("a/last"), F_OK)); /* and best is of before the first step */
-            CHECK_NEAR(cli_meta("a/best/model.safetensors", "step"), 0, 0);
-        }
-    cli_end();
-}
-
-TEST(who_sends_a_malformed_message_ends_the_run_with_status_1_and_is_named) {
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        int status = cli(CLI_TINY "--out a --steps %d --save-every 1 --eval-every 1 "
+                                  "--workers 6 --adversaries 2 --attack nan %s",
+                         i % 4 < 2 ? 1 : 5, rows[i].line);
+        cli_refused(status, 3, rows[i].where);
+        cli_refused(status, 3, "worker 4 sent NaN in ");
+        CHECK(access(cli_path("a/last"), F_OK)); /* and best is of before the first step */
+        CHECK_NEAR(cli_meta("a/best/model.safetensors", "step"), 0, 0);
+    }
     static const char *const lines[] = {"--method signmuon --aux sign --width 30",
                                         "--method muonsign --backend processes --width 30",
                                         "--method signum --wire int8", "--method ef21-muon",
                                         "--method ef21-muon --aux sign --save-every 1"};
-    cli_begin();
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++)
         CLI_REFUSED(
             1, "worker 4 sent a malformed message in transformer.h.0.attn.c_attn.weight at step 1:",
@@ -8339,7 +8220,7 @@ TEST(honest_workers_are_never_long_against_the_others_and_flippers_are_out_at_ex
     for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
         unsigned longest = 99;
         CLI_OK("--data text.txt --layers 1 --heads 2 --width 32 --context 16 --eval-every 0 "
-               "--overwrite --out a --steps 200 --expel %s",
+               "--overwrite --out a --steps 100 --expel %s",
                lines[i]);
         const char *told = strstr(cli_err, "longest row of steps");
         CHECK(told && sscanf(told, "longest row of steps against the others: %u", &longest) == 1);
@@ -8436,32 +8317,7 @@ static void cli_gone(const pid_t *child, int n) {
 static const char cli_endless[] = CLI_TINY "--backend processes --workers 3 --threads 1 --steps "
                                            "100000000 --log-every 0 --save-every 3 --out a";
 
-TEST(when_one_worker_is_killed_the_others_stop_and_the_checkpoint_loads) {
-    uint64_t shared = cli_names("/dev/shm");
-    cli_begin();
-    for (int victim = 0; victim < 3; victim++) {
-        pid_t child[8], pid = cli_start("%s", cli_endless);
-        char word[64];
-        cli_await(pid, "a/last/worker-2.safetensors", "");
-        int n = cli_children(pid, child, 8);
-        CHECK_EQ(n, 3);
-        if (n == 3) kill(child[victim], SIGKILL);
-        int status = cli_wait(pid, n == 3 ? 1 : 0);
-        cli_gone(child, n);
-        snprintf(word, sizeof word, "worker %d (process %ld)", victim, (long)child[victim]);
-        cli_refused(status, 1, word);
-        cli_refused(status, 1, "signal 9");
-        CLI_OK("--eval --out a");
-        CLI_OK("--resume --out a --quiet --steps %ld", cli_step("a") + 3);
-        cli_remove(cli_path("a"));
-    }
-    pid_t child[8], pid = cli_start("%s", cli_endless); /* another signal, the same story */
-    cli_await(pid, "a/last/worker-2.safetensors", "");
-    if (cli_children(pid, child, 8) == 3) kill(child[1], SIGUSR1);
-    cli_refused(cli_wait(pid, 1), 1, strsignal(SIGUSR1));
-    cli_end();
-    CHECK(shared == cli_names("/dev/shm"));
-}
+enum { CLI_LOST_STEPS = 250 };
 
 /* Starts four processes, loses one of them once the log has a row, waits for the end. Returns the step
  * that the survivors went back to; -1 when they did not. */
@@ -8470,9 +8326,9 @@ static long cli_lose(int victim, int how, const char *line) {
     pid_t child[8],
         pid = cli_start("--data text.txt --layers 1 --heads 2 --width 32 --context 16 --batch 12 "
                         "--eval-every 0 --overwrite --backend processes --workers 4 --threads 1 "
-                        "--schedule constant --warmup 0 --steps 400 --log-every 1 --save-every 0 "
+                        "--schedule constant --warmup 0 --steps %d --log-every 1 --save-every 0 "
                         "--check-every 1 --on-death continue --timeout 1 --out a %s",
-                        line);
+                        CLI_LOST_STEPS, line);
     cli_await(pid, "a/log.csv", "\n8,");
     if (cli_children(pid, child, 8) == 4) kill(child[victim], how);
     int status = cli_wait(pid, CLI_PATIENCE);
@@ -8482,46 +8338,41 @@ static long cli_lose(int victim, int how, const char *line) {
     return told ? strtol(told + 9, NULL, 10) - 1 : -1;
 }
 
-TEST(survivors_go_on_as_if_the_run_had_been_resumed_without_the_dead_worker) {
+TEST(any_worker_may_die_and_survivors_go_on_as_if_the_run_had_been_resumed_without_it) {
     static const char *const line[] = {
-        "--method signmuon --aux sign",
         "--method muon --dropout 0.1",
         "--method ef21-muon --up rankk:0.2+natural --down topk:0.1",
         "--method demuon --topology exponential",
-        "--method signmuon --shards contiguous --polar-after-vote",
+        "--method signmuon --aux sign --shards contiguous --polar-after-vote",
     };
+    static char log[1 << 17];
     cli_begin();
-    for (int k = 0; k < 5; k++) {
-        long step = cli_lose(3, k == 1 ? SIGSTOP : SIGKILL, line[k]);
-        CHECK(strstr(cli_err, k == 1 ? "kept the others waiting" : "signal 9"));
-        CHECK_EQ(cli_closing().steps, 400);
+    for (int k = 0; k < 4; k++) {
+        long step = cli_lose(3, k == 0 ? SIGSTOP : SIGKILL, line[k]);
+        CHECK(strstr(cli_err, k == 0 ? "kept the others waiting" : "signal 9"));
+        CHECK_EQ(cli_closing().steps, CLI_LOST_STEPS);
         CHECK_EQ((long)cli_meta("a/last/model.safetensors", "workers"), 3);
         CLI_OK("--data text.txt --layers 1 --heads 2 --width 32 --context 16 --batch 12 "
                "--eval-every 0 --overwrite --workers 4 --schedule constant --warmup 0 --steps %ld "
                "--quiet --out b %s",
                step, line[k]);
         CLI_REFUSED(2, "--resume-workers", "--resume --workers 3 --batch 9 --steps 400 --out b");
-        CLI_OK("--resume --workers 3 --batch 9 --resume-workers keep --steps 400 --quiet --out b");
+        CLI_OK("--resume --workers 3 --batch 9 --resume-workers keep --steps %d --quiet --out b",
+               CLI_LOST_STEPS);
         cli_same("a", "b", 3);
-        static char log[1 << 17];
         cli_get(cli_path("a/log.csv"), log, sizeof log);
-        for (int i = 0; i < 400; i++) { /* every step once, with the workers that took it */
+        for (int i = 0; i < CLI_LOST_STEPS; i++) { /* each once, with the workers that took it */
             char row[1024], size = i < step ? '4' : '3';
             if (!cli_text_line(log, i + 1, row, sizeof row) || strtol(row, NULL, 10) != i + 1 ||
                 row[strlen(row) - 1] != size)
                 FAIL("row %d of the log is %s, death in step %ld", i, row, step + 1);
         }
     }
-    cli_end();
-}
-
-TEST(any_worker_may_die_the_first_included_and_the_log_goes_on) {
-    cli_begin();
-    for (int victim = 0; victim < 3; victim++) {
+    for (int victim = 0; victim < 2; victim++) { /* the first, and one between others */
         cli_lose(victim, SIGKILL, "--aux sign");
-        CHECK_EQ(cli_closing().steps, 400);
+        CHECK_EQ(cli_closing().steps, CLI_LOST_STEPS);
         CLI_OK("--eval --out a");
-        CLI_OK("--resume --out a --steps 402 --quiet");
+        CLI_OK("--resume --out a --steps %d --quiet", CLI_LOST_STEPS + 2);
     }
     cli_end();
 }
@@ -8532,7 +8383,7 @@ TEST(a_graph_that_falls_apart_ends_the_run_and_one_that_does_not_can_be_resumed)
     FILE *f = fopen(cli_path("chain"), "w");
     if (f) fputs(chain, f), fclose(f);
     cli_lose(3, SIGKILL, "--method demuon --topology file:chain");
-    CLI_OK("--resume --out a --steps 402 --quiet");
+    CLI_OK("--resume --out a --steps %d --quiet", CLI_LOST_STEPS + 2);
     pid_t child[8],
         pid = cli_start(CLI_TINY "--backend processes --workers 4 --method demuon --topology "
                                  "file:chain --steps 100000000 --save-every 3 --on-death continue "
@@ -8592,10 +8443,31 @@ TEST(momenta_of_another_number_of_workers_are_kept_averaged_or_zeroed_as_asked) 
     cli_end();
 }
 
-TEST(when_the_parent_is_killed_no_worker_is_left) {
+TEST(when_a_worker_or_the_parent_is_killed_the_others_stop_and_the_checkpoint_loads) {
     uint64_t shared = cli_names("/dev/shm");
     cli_begin();
-    pid_t child[8], pid = cli_start("%s", cli_endless);
+    for (int victim = 0; victim < 3; victim++) {
+        pid_t child[8], pid = cli_start("%s", cli_endless);
+        char word[64];
+        cli_await(pid, "a/last/worker-2.safetensors", "");
+        int n = cli_children(pid, child, 8);
+        CHECK_EQ(n, 3);
+        if (n == 3) kill(child[victim], SIGKILL);
+        int status = cli_wait(pid, n == 3 ? 1 : 0);
+        cli_gone(child, n);
+        snprintf(word, sizeof word, "worker %d (process %ld)", victim, (long)child[victim]);
+        cli_refused(status, 1, word);
+        cli_refused(status, 1, "signal 9");
+        CLI_OK("--eval --out a");
+        CLI_OK("--resume --out a --quiet --steps %ld", cli_step("a") + 3);
+        cli_remove(cli_path("a"));
+    }
+    pid_t child[8], pid = cli_start("%s", cli_endless); /* another signal, the same story */
+    cli_await(pid, "a/last/worker-2.safetensors", "");
+    if (cli_children(pid, child, 8) == 3) kill(child[1], SIGUSR1);
+    cli_refused(cli_wait(pid, 1), 1, strsignal(SIGUSR1));
+    cli_remove(cli_path("a"));
+    pid = cli_start("%s", cli_endless);
     cli_await(pid, "a/last", "");
     int n = cli_children(pid, child, 8);
     CHECK_EQ(n, 3);
@@ -8729,7 +8601,7 @@ static double cli_log_value(const char *out, long step, const char *column) {
     return NAN;
 }
 
-TEST(a_signal_in_the_middle_of_an_evaluation_saves_and_resume_gives_the_same_bits) {
+TEST(a_signal_in_an_evaluation_saves_and_does_not_pass_for_an_end) {
     static const char *const backend[] = {"threads", "processes"};
     static const char line[] = "--data text.txt --val-data long.txt --layers 1 --heads 2 --width "
                                "32 --context 16 --quiet --overwrite "
@@ -8738,14 +8610,14 @@ TEST(a_signal_in_the_middle_of_an_evaluation_saves_and_resume_gives_the_same_bit
     CLI_OK("%s --out whole", line);
     double whole = cli_closing().val;
     CHECK_EQ(cli_log("whole", 3), 4);
-    for (int k = 0; k < 4; k++) {
-        const struct CliStop *s = &cli_stops[k / 2];
+    for (int k = 0; k < 2; k++) { /* the other pairs: in the middle of training */
+        const struct CliStop *s = &cli_stops[k];
         int status = 0;
         char name[64];
         snprintf(name, sizeof name, "a%d/last/model.safetensors", k);
         for (int attempt = 0; attempt < 20;
              attempt++) { /* a signal may fall between two evaluations */
-            pid_t pid = cli_start("%s --out a%d --backend %s", line, k, backend[k % 2]);
+            pid_t pid = cli_start("%s --out a%d --backend %s", line, k, backend[k]);
             char logged[32];
             snprintf(logged, sizeof logged, "a%d/log.csv", k);
             cli_await(pid, logged,
@@ -8767,19 +8639,13 @@ TEST(a_signal_in_the_middle_of_an_evaluation_saves_and_resume_gives_the_same_bit
             CHECK_NEAR(cli_log_value(name, step, "val_loss"),
                        cli_log_value("whole", step, "val_loss"), 0);
     }
-    cli_end();
-}
-
-TEST(a_signal_in_the_last_evaluation_does_not_pass_for_an_end) {
-    static const char *const backend[] = {"threads", "processes"};
-    static const char line[] = "--data text.txt --val-data long.txt --layers 1 --heads 2 --width "
-                               "32 --context 16 --quiet --overwrite "
-                               "--steps 2 --eval-every 0 --workers 3";
-    cli_begin();
-    CLI_OK("%s --out whole", line);
-    double whole = cli_closing().val;
+    static const char brief[] = "--data text.txt --val-data long.txt --layers 1 --heads 2 --width "
+                                "32 --context 16 --quiet --overwrite "
+                                "--steps 2 --eval-every 0 --workers 3";
+    CLI_OK("%s --out whole", brief);
+    whole = cli_closing().val;
     for (int k = 0; k < 2; k++) {
-        pid_t pid = cli_start("%s --out a --backend %s", line, backend[k]);
+        pid_t pid = cli_start("%s --out a --backend %s", brief, backend[k]);
         cli_await(pid, "a/log.csv", "step");
         for (int i = 0; i < 6; i++) cli_rest();
         kill(pid, SIGTERM);
@@ -8795,7 +8661,7 @@ TEST(a_signal_in_the_last_evaluation_does_not_pass_for_an_end) {
 }
 
 /* A terminal sends Ctrl-C to the parent and its workers alike, in any order: it is one signal. */
-TEST(ctrl_c_to_all_processes_at_once_saves) {
+TEST(ctrl_c_to_all_processes_at_once_saves_and_a_second_signal_quits) {
     cli_begin();
     for (int k = 0; k < 6; k++) {
         pid_t child[8],
@@ -8816,12 +8682,7 @@ TEST(ctrl_c_to_all_processes_at_once_saves) {
         if (access(cli_path("a%d/last/worker-2.safetensors", k), R_OK))
             FAIL("nothing was saved: %s", cli_line);
     }
-    cli_end();
-}
-
-TEST(a_second_signal_quits_at_once) {
     static const char *const backend[] = {"threads", "processes"};
-    cli_begin();
     cli_write_words("short.txt", 100, cli_alphabet, 21);
     for (int k = 0; k < 4; k++) { /* stderr stays unread: an orderly end does not come to its end */
         const struct CliStop *s = &cli_stops[k / 2];
@@ -8890,8 +8751,7 @@ TEST(the_log_has_one_row_per_step_even_after_a_resume) {
     CLI_OK(CLI_TINY "--steps 20 --log-every 4 --eval-every 10 --out a --workers 3");
     CHECK(isnan(cli_log_value("a", 20, "wire_seconds")));
     cli_write_words("short.txt", 100, cli_alphabet, 21);
-    cli_kill_after_30("b",
-                      "--workers 3 --log-every 1"); /* rows past the checkpoint are written anew */
+    cli_kill_after(30, "b", "--workers 3 --log-every 1"); /* later rows are written anew */
     CLI_OK("--resume --out b --quiet");
     CHECK_EQ(cli_log("b", 60), 61);
     CLI_OK("--resume --out b --quiet --steps 70 --eval-every 0 --log-every 0");
@@ -9021,31 +8881,6 @@ TEST(when_the_last_save_is_damaged_the_one_before_goes_on_and_is_not_overwritten
     cli_end();
 }
 
-TEST(the_newest_of_many_saves_that_is_whole_goes_on_and_when_none_is_nothing_changes) {
-    cli_begin();
-    CLI_OK(CLI_TINY "--out a --steps 9 --save-every 2 --keep 4 --workers 3");
-    CHECK_EQ(cli_slot("a"), 0); /* 9 stands where 2 was, and 4, 6, 8 behind it */
-    for (int slot = 0; slot < 4; slot++)
-        CHECK_EQ(cli_generation("a", slot), slot ? 2 + 2 * slot : 9);
-    cli_damage("a", 0, 0);
-    cli_damage("a", 3, 1);
-    cli_fell_back(cli("--eval --out a"), "model", "a/.last.3", 8);
-    cli_fell_back(cli("--resume --out a --quiet --steps 7"), "a/last/model", "a/.last.2", 6);
-    CHECK_EQ(cli_slot("a"), 3); /* behind the one it came from */
-    CHECK_EQ(cli_generation("a", 3), 7);
-    CHECK_EQ(cli_generation("a", 2), 6);
-    for (int slot = 0; slot < 4; slot++) cli_damage("a", slot, slot % 2);
-    cli_damage("a", 0, 2);
-    cli_damage("a", 2, 4);
-    uint64_t before = cli_snapshot();
-    CLI_REFUSED(1, "no other save", "--resume --out a --quiet --steps 20");
-    CHECK(before == cli_snapshot());
-    rename(cli_path("a/.last.3"), cli_path("a/kept")); /* the link points nowhere */
-    CLI_REFUSED(1, "a/last/model", "--resume --out a --quiet --steps 20");
-    CLI_REFUSED(1, "--overwrite", "--data text.txt --layers 1 --heads 2 --width 32 --out a");
-    cli_end();
-}
-
 TEST(another_run_or_a_smaller_keep_leaves_no_save_that_could_be_mistaken_for_its_own) {
     cli_begin();
     CLI_OK(CLI_TINY "--out a --steps 10 --save-every 2 --keep 5");
@@ -9076,9 +8911,30 @@ TEST(another_run_or_a_smaller_keep_leaves_no_save_that_could_be_mistaken_for_its
     cli_end();
 }
 
-TEST(a_damaged_exact_model_or_best_falls_back_too) {
-    char best[128];
+TEST(the_newest_save_that_is_whole_goes_on_best_and_exact_too_and_when_none_is_nothing_changes) {
     cli_begin();
+    CLI_OK(CLI_TINY "--out a --steps 9 --save-every 2 --keep 4 --workers 3");
+    CHECK_EQ(cli_slot("a"), 0); /* 9 stands where 2 was, and 4, 6, 8 behind it */
+    for (int slot = 0; slot < 4; slot++)
+        CHECK_EQ(cli_generation("a", slot), slot ? 2 + 2 * slot : 9);
+    cli_damage("a", 0, 0);
+    cli_damage("a", 3, 1);
+    cli_fell_back(cli("--eval --out a"), "model", "a/.last.3", 8);
+    cli_fell_back(cli("--resume --out a --quiet --steps 7"), "a/last/model", "a/.last.2", 6);
+    CHECK_EQ(cli_slot("a"), 3); /* behind the one it came from */
+    CHECK_EQ(cli_generation("a", 3), 7);
+    CHECK_EQ(cli_generation("a", 2), 6);
+    for (int slot = 0; slot < 4; slot++) cli_damage("a", slot, slot % 2);
+    cli_damage("a", 0, 2);
+    cli_damage("a", 2, 4);
+    uint64_t before = cli_snapshot();
+    CLI_REFUSED(1, "no other save", "--resume --out a --quiet --steps 20");
+    CHECK(before == cli_snapshot());
+    rename(cli_path("a/.last.3"), cli_path("a/kept")); /* the link points nowhere */
+    CLI_REFUSED(1, "a/last/model", "--resume --out a --quiet --steps 20");
+    CLI_REFUSED(1, "--overwrite", "--data text.txt --layers 1 --heads 2 --width 32 --out a");
+    char best[128];
+    cli_remove(cli_path("a"));
     CLI_OK(CLI_TINY "--out a --steps 4 --save-every 2 --workers 2 --method ef21-muon --up topk:0.2 "
                     "--down topk:0.3 --eval-every 2");
     int slot = cli_slot("a");
@@ -9099,7 +8955,7 @@ TEST(a_damaged_exact_model_or_best_falls_back_too) {
 TEST(a_run_killed_while_it_saves_loads_whenever_it_was) {
     cli_begin();
     CLI_OK(CLI_TINY "--out whole --steps 40 --workers 2 --log-every 0");
-    for (int k = 0; k < 12; k++) {
+    for (int k = 0; k < 6; k++) {
         pid_t pid =
             cli_start(CLI_TINY "--out a --steps 40 --workers 2 --save-every 1 --log-every 0 "
                                "--backend %s",
@@ -9181,22 +9037,26 @@ TEST(a_forged_checkpoint_is_refused_before_anything_of_its_size_is_allocated) {
         {"worker-0", "up_control", "1e30", "up_control", "--resume"},
         {"worker-0", "seconds", "soon", "seconds", "--resume"},
     };
+    static char whole[1 << 18];
     cli_begin();
-    CLI_OK(CLI_TINY "--out good --steps 2 --workers 3");
-    CLI_OK("--eval --out good");
+    CLI_OK(CLI_TINY "--out a --steps 2 --workers 3");
+    CLI_OK("--eval --out a");
     double honest = cli_peak;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         char name[128];
-        CLI_OK(CLI_TINY "--out a --steps 2 --workers 3");
         snprintf(name, sizeof name, "a/last/%s.safetensors", rows[i].file);
+        size_t bytes = cli_get(cli_path("%s", name), whole, sizeof whole);
+        CHECK(bytes > 0 && bytes < sizeof whole - 1);
         cli_forge(name, rows[i].key, rows[i].value);
         int status = cli("%s --out a --data text.txt --quiet", rows[i].call);
         cli_refused(status, status == 2 ? 2 : 1, rows[i].word);
         if (strchr(cli_err, 0x1b) || strstr(cli_err, "\x9b"))
             FAIL("a control sequence: %s", cli_line);
         if (cli_peak > honest + 64e6) FAIL("%.0f MB for: %s", cli_peak * 1e-6, cli_line);
-        cli_remove(cli_path("a"));
+        cli_put(name, whole, bytes);
     }
+    CLI_OK("--resume --out a --quiet --steps 3");
+    cli_remove(cli_path("a"));
     CLI_REFUSED(1, "GB", CLI_TINY "--out a --layers 1000 --width 65536");
     CLI_REFUSED(1, "GB",
                 CLI_TINY "--out a --layers 1000 --batch 1000000 --context 1024 --width 512");
@@ -9234,57 +9094,6 @@ static size_t cli_characters(const char *text, size_t n) {
     size_t count = 0;
     for (size_t i = 0; i < n; i++) count += ((unsigned char)text[i] & 0xc0) != 0x80;
     return count;
-}
-
-TEST(a_sample_is_the_prompt_and_so_many_characters_and_nothing_else) {
-    static char kept[1 << 16];
-    cli_begin();
-    CLI_OK(CLI_TINY "--steps 60 --out a --workers 3 --bias --untied");
-    static const struct {
-        size_t prompt, n;
-        const char *line;
-    } rows[] = {
-        {1, 1, "--sample 1"},
-        {1, 300, "--sample 300"}, /* past the context of 16 */
-        {5, 40, "--sample 40 --prompt 'ab cd'"},
-        {40, 40, "--sample 40 --prompt 'ab cd ab cd ab cd ab cd ab cd ab cd ab c'"},
-        {16, 16, "--sample 16 --prompt 'ab cd ab cd ab c'"},
-        {1, 50, "--sample 50 --temperature 0"},
-        {1, 50, "--sample 50 --temperature 100 --top-k 0"},
-        {1, 50, "--sample 50 --temperature 1e-9 --top-k 1000000"},
-        {0, 0, NULL},
-    };
-    for (size_t i = 0; rows[i].line; i++) {
-        CLI_OK("--out a %s", rows[i].line);
-        if (cli_out_size != rows[i].prompt + rows[i].n || *cli_err)
-            FAIL("%zu characters, stderr '%s': %s", cli_out_size, cli_err, cli_line);
-        if (rows[i].prompt > 1 &&
-            strncmp(cli_out, "ab cd ab cd ab c", rows[i].prompt < 16 ? rows[i].prompt : 16))
-            FAIL("does not begin with its prompt: %s: %s", cli_line, cli_out);
-    }
-    CLI_OK("--out a --sample 100 --seed 3");
-    memcpy(kept, cli_out, sizeof kept);
-    CLI_OK("--out a --sample 100 --seed 3 --threads 2 --backend processes --from best");
-    CHECK(strcmp(kept, cli_out) == 0); /* best is last here */
-    CLI_OK("--out a --sample 50 --seed 3");
-    CHECK(strncmp(kept, cli_out, 51) == 0 && cli_out_size == 51);
-    CLI_OK("--out a --sample 100 --seed 4");
-    CHECK(strcmp(kept, cli_out) != 0);
-    CLI_OK("--out a --sample 100 --seed 3 --temperature 0");
-    memcpy(kept, cli_out, sizeof kept);
-    CLI_OK("--out a --sample 100 --seed 4 --temperature 0");
-    CHECK(strcmp(kept, cli_out) == 0);
-    CLI_OK("--out a --sample 100 --seed 5 --top-k 1");
-    CHECK(strcmp(kept, cli_out) == 0);
-    uint64_t before = cli_snapshot();
-    CLI_REFUSED(2, "--prompt", "--out a --sample 5 --prompt 'ab!'");
-    CLI_REFUSED(2, "--prompt", "--out a --sample 5 --prompt '\xff'");
-    CLI_OK("--out a --sample 5");
-    CHECK(before == cli_snapshot());
-    rename(cli_path("text.txt"), cli_path("moved.txt")); /* a sample does not need the data */
-    CLI_OK("--out a --sample 5");
-    CHECK_EQ(cli_out_size, 6);
-    cli_end();
 }
 
 /* A run on a terminal of its own: all that reaches it into cli_out. Returns its exit status. */
@@ -9375,9 +9184,55 @@ TEST(control_sequences_never_reach_a_terminal_and_files_have_every_byte) {
     cli_end();
 }
 
-TEST(a_text_without_newlines_can_be_sampled_without_a_prompt) {
-    char words[2001] = "";
+TEST(a_sample_is_the_prompt_or_a_newline_and_so_many_characters_and_nothing_else) {
+    static char kept[1 << 16];
     cli_begin();
+    CLI_OK(CLI_TINY "--steps 60 --out a --workers 3 --bias --untied");
+    static const struct {
+        size_t prompt, n;
+        const char *line;
+    } rows[] = {
+        {1, 1, "--sample 1"},
+        {1, 300, "--sample 300"}, /* past the context of 16 */
+        {5, 40, "--sample 40 --prompt 'ab cd'"},
+        {40, 40, "--sample 40 --prompt 'ab cd ab cd ab cd ab cd ab cd ab cd ab c'"},
+        {16, 16, "--sample 16 --prompt 'ab cd ab cd ab c'"},
+        {1, 50, "--sample 50 --temperature 0"},
+        {1, 50, "--sample 50 --temperature 100 --top-k 0"},
+        {1, 50, "--sample 50 --temperature 1e-9 --top-k 1000000"},
+        {0, 0, NULL},
+    };
+    for (size_t i = 0; rows[i].line; i++) {
+        CLI_OK("--out a %s", rows[i].line);
+        if (cli_out_size != rows[i].prompt + rows[i].n || *cli_err)
+            FAIL("%zu characters, stderr '%s': %s", cli_out_size, cli_err, cli_line);
+        if (rows[i].prompt > 1 &&
+            strncmp(cli_out, "ab cd ab cd ab c", rows[i].prompt < 16 ? rows[i].prompt : 16))
+            FAIL("does not begin with its prompt: %s: %s", cli_line, cli_out);
+    }
+    CLI_OK("--out a --sample 100 --seed 3");
+    memcpy(kept, cli_out, sizeof kept);
+    CLI_OK("--out a --sample 100 --seed 3 --threads 2 --backend processes --from best");
+    CHECK(strcmp(kept, cli_out) == 0); /* best is last here */
+    CLI_OK("--out a --sample 50 --seed 3");
+    CHECK(strncmp(kept, cli_out, 51) == 0 && cli_out_size == 51);
+    CLI_OK("--out a --sample 100 --seed 4");
+    CHECK(strcmp(kept, cli_out) != 0);
+    CLI_OK("--out a --sample 100 --seed 3 --temperature 0");
+    memcpy(kept, cli_out, sizeof kept);
+    CLI_OK("--out a --sample 100 --seed 4 --temperature 0");
+    CHECK(strcmp(kept, cli_out) == 0);
+    CLI_OK("--out a --sample 100 --seed 5 --top-k 1");
+    CHECK(strcmp(kept, cli_out) == 0);
+    uint64_t before = cli_snapshot();
+    CLI_REFUSED(2, "--prompt", "--out a --sample 5 --prompt 'ab!'");
+    CLI_REFUSED(2, "--prompt", "--out a --sample 5 --prompt '\xff'");
+    CLI_OK("--out a --sample 5");
+    CHECK(before == cli_snapshot());
+    rename(cli_path("text.txt"), cli_path("moved.txt")); /* a sample does not need the data */
+    CLI_OK("--out a --sample 5");
+    CHECK_EQ(cli_out_size, 6);
+    char words[2001] = "";
     for (size_t i = 0; i < 2000; i++) words[i] = "abc de"[test_hash(i) % 6];
     cli_put("line.txt", words, 2000);
     CLI_OK(CLI_TINY "--data line.txt --steps 2 --out a");
@@ -9412,7 +9267,17 @@ TEST(eval_prints_the_loss_of_the_closing_line) {
     cli_end();
 }
 
-TEST(help_version_and_lists_go_to_stdout) {
+/* Does a line of what was printed last begin with this name, alone or with arguments after a colon? */
+static int cli_listed(const char *name) {
+    char row[512];
+    for (int k = 0; cli_text_line(cli_out, k, row, sizeof row); k++)
+        if (strncmp(row, name, strlen(name)) == 0 && strchr(": ", row[strlen(name)]) &&
+            strlen(row) > 20)
+            return 1;
+    return 0;
+}
+
+TEST(help_version_and_lists_go_to_stdout_with_a_word_on_everything) {
     static const char *const must[] = {"data",
                                        "out",
                                        "layers",
@@ -9507,21 +9372,6 @@ TEST(help_version_and_lists_go_to_stdout) {
         if (!strstr(cli_out, row)) FAIL("--list methods does not mention %s", methods[i]);
     }
     CHECK(before == cli_snapshot());
-    cli_end();
-}
-
-/* Does a line of what was printed last begin with this name, alone or with arguments after a colon? */
-static int cli_listed(const char *name) {
-    char row[512];
-    for (int k = 0; cli_text_line(cli_out, k, row, sizeof row); k++)
-        if (strncmp(row, name, strlen(name)) == 0 && strchr(": ", row[strlen(name)]) &&
-            strlen(row) > 20)
-            return 1;
-    return 0;
-}
-
-TEST(lists_have_every_compressor_topology_radius_noise_and_method_with_a_word_on_it) {
-    cli_begin();
     CLI_OK("--list compressors");
     for (size_t i = 0; ef_compressor_row(i); i++) CHECK(cli_listed(ef_compressor_row(i)->name));
     CLI_OK("--list topologies");
@@ -9537,7 +9387,7 @@ TEST(lists_have_every_compressor_topology_radius_noise_and_method_with_a_word_on
     cli_end();
 }
 
-TEST(a_dry_run_tells_the_graph_of_a_gossip_and_the_uplink_of_error_feedback) {
+TEST(a_dry_run_tells_the_graph_of_a_gossip_the_uplink_of_error_feedback_and_who_lies) {
     static const struct {
         const char *line, *graph;
     } rows[] = {
@@ -9575,11 +9425,6 @@ TEST(a_dry_run_tells_the_graph_of_a_gossip_and_the_uplink_of_error_feedback) {
     CHECK_NEAR(share, (0.125 * 9 + 1) / 32 * (1 - vectors) + vectors, 6e-5);
     CHECK_NEAR(paper, 0.125 * (16 + 26) / 32 * (1 - vectors) + vectors, 6e-5);
     CHECK_NEAR(bytes, share * 4 * parameters * 2 / 3, 1e-3 * bytes);
-    cli_end();
-}
-
-TEST(a_dry_run_tells_who_lies) {
-    cli_begin();
     CLI_OK(CLI_TINY "--dry-run --workers 6 --adversaries 2 --attack scale:-3");
     CHECK(strstr(cli_out, "workers 4 to 5 lie, by --attack scale:-3\n") != NULL);
     CLI_OK(CLI_TINY "--dry-run --workers 6 --adversaries 1");
@@ -9658,7 +9503,7 @@ static double cli_eval(const char *line) {
     return val;
 }
 
-TEST(a_compressed_reply_saves_the_servers_exact_model_and_the_log_has_both_losses) {
+TEST(a_compressed_reply_saves_the_exact_model_logs_both_losses_and_warns_when_they_part) {
     double length;
     cli_begin();
     CLI_OK(CLI_TINY "--method ef21-muonsign --workers 3 --steps 20 --eval-every 5 --out a");
@@ -9683,11 +9528,6 @@ TEST(a_compressed_reply_saves_the_servers_exact_model_and_the_log_has_both_losse
     CHECK(isnan(cli_log_value("a", 20, "model_gap")));
     CLI_REFUSED(1, "--exact", "--eval --exact --out a");
     CLI_REFUSED(1, "--exact", "--sample 5 --exact --out a");
-    cli_end();
-}
-
-TEST(a_user_is_warned_once_when_the_servers_model_and_the_workers_part) {
-    cli_begin();
     CLI_OK(CLI_TINY "--method ef21-muon --down damping:0.01 --workers 3 --steps 16 --eval-every 2 "
                     "--schedule constant --lr 0.3 --aux same --out a");
     const char *warning = strstr(cli_err, "warning: ");
@@ -9703,8 +9543,8 @@ TEST(a_user_is_warned_once_when_the_servers_model_and_the_workers_part) {
     CHECK_NEAR(cli_log_value("a", step, "exact_val_loss"), exact, 6e-5);
     CHECK_NEAR(cli_log_value("a", step, "val_loss"), val, 6e-5);
     for (long k = 2; k <= step; k += 2) { /* the first time, and not before */
-        double apart = cli_log_value("a", k, "exact_val_loss") - cli_log_value("a", k, "val_loss");
-        CHECK((fabs(apart) > 0.05) == (k == step));
+        double parted = cli_log_value("a", k, "exact_val_loss") - cli_log_value("a", k, "val_loss");
+        CHECK((fabs(parted) > 0.05) == (k == step));
     }
     CLI_OK(CLI_TINY "--method ef21-muon --down natural --workers 3 --steps 16 --eval-every 2 "
                     "--out a");
