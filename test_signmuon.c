@@ -8493,7 +8493,9 @@ TEST(a_file_that_is_cut_short_ends_the_run_with_a_sentence) {
             kill(reader, SIGBUS);
         else if (truncate(cli_path("long.txt"), 50))
             FAIL("cannot cut long.txt");
-        cli_refused(cli_wait(pid, CLI_PATIENCE), 1, k < 2 ? "cut short" : "long.txt");
+        int status = cli_wait(pid, CLI_PATIENCE); /* a cut may fall between two looks as well */
+        int named = k >= 2 && strstr(cli_err, "long.txt");
+        cli_refused(status, 1, named ? "long.txt" : "cut short");
         if (k < 2) CLI_OK("--eval --out a");
         cli_remove(cli_path("a"));
         cli_write_words("long.txt", 120000, cli_alphabet, 21);

@@ -9,7 +9,7 @@ set grid lc rgb '#dddddd'
 set key top right noenhanced
 set logscale xy
 set xrange [1e7:2e10]
-set yrange [0.05:*]
+set yrange [0.02:*]
 set xtics ('10M' 1e7, '20M' 2e7, '100M' 1e8, '1G' 1e9, '10G' 1e10)
 set xlabel 'bit/s of every cable, each way'
 set ylabel 'seconds per step'
