@@ -697,7 +697,7 @@ typedef struct CommWatch {
     pid_t pid[COMM_MAX_WORKERS]; /* 0: has ended */
     uint32_t arrivals[COMM_MAX_WORKERS];
     double waited[COMM_MAX_WORKERS]; /* seconds that the others have waited for it */
-    char hung[COMM_MAX_WORKERS];
+    int8_t hung[COMM_MAX_WORKERS];
     int started, alive, failed, status;
     char *error;
     size_t size;
