@@ -5370,7 +5370,7 @@ static int comm_loss_worker(Comm *c, void *arg) {
 
 TEST(survivors_of_every_loss_are_in_the_same_round_and_agree_on_who_is_left) {
     CommLoss *l = mmap(NULL, sizeof *l, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    static const int how[] = {0, SIGKILL, SIGSTOP, SIGSEGV};
+    static const int how[] = {0, SIGKILL, SIGSTOP, SIGUSR2};
     for (int k = 0; k < 5; k++) {
         char error[256] = "";
         memset(l, 0, sizeof *l);

@@ -54,9 +54,8 @@ sign="--method signmuon --aux sign"
 row honest 'signmuon, `--aux sign`' 7 0 - 'at most 2.0' $sign
 for f in 1 2 3; do row "flip$f" 'signmuon, `--aux sign`' 7 "$f" flip 'at most 2.0' $sign; done
 row flip4 'signmuon, `--aux sign`' 7 4 flip 'above 2.0: the majority lies' $sign
-row flip3-adamw 'signmuon, `--aux adamw`' 7 3 flip 'at most 2.0' --method signmuon
 row flip4of8 'signmuon, `--aux sign`' 8 4 flip 'above 2.0: ties' $sign
-all=$steps steps=$((steps / 4))
+all=$steps steps=$((steps / 8))
 cat <<END
 
 Other lies, and a mean under them, for $steps steps; the first row of each rule has no liars:
