@@ -58,6 +58,10 @@ row flip4of8 'signmuon, `--aux sign`' 8 4 flip 'above 2.0: ties' $sign
 all=$steps steps=$((steps / 8))
 cat <<END
 
+In the committed run three flippers of seven cost more than was expected: with one vote of signal in seven, and gradients of
+two sequences, 2000 steps at the default rate end above 2.0. Four make it diverge, which ends the run with status 3. Four of
+eight undo what the first steps learnt.
+
 Other lies, and a mean under them, for $steps steps; the first row of each rule has no liars:
 
 | rule | N | F | what is sent | validation loss | expected |
