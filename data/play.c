@@ -1,20 +1,21 @@
-/* play.c - writes the offline corpus: a play from a random grammar whose entropy is known exactly.
+/* play.c - writes the offline corpus: a play from a random grammar whose entropy is known. C11, MIT.
 
      cc -O2 -o play data/play.c -lm && ./play OUT [BYTES] [SEED]      default 1115394 bytes, seed 1
 
-   writes OUT and, beside it, OUT.entropy: the nats per character that no model can go below.  MIT.
+   Writes OUT and OUT.entropy: the nats per character below which no model can go.
 
-   A Markov chain passes from turn to turn; each turn is a heading or a speaker's name, then a
-   speech from a context-free grammar whose weights depend on the speaker's voice. At every choice
-   each alternative begins with a word of its own (the grammar is LL(1), no alternative is empty),
-   so that a text determines its derivation and -ln P(text) is the sum over the choices made. Then
+   A Markov chain leads from turn to turn. A turn is a heading or a speaker's name, then a speech from
+   a context-free grammar whose weights depend on the speaker's voice. Each alternative of a symbol
+   begins with a word of its own (the grammar is LL(1), and no alternative is empty). So a text
+   determines its derivation, and -ln P(text) is a sum over the choices made. With p_i the probability
+   of alternative i of symbol A, and pi the stationary distribution of the chain,
 
      nats(A)  = sum_i p_i (-ln p_i + sum of nats(B)  over the symbols B of alternative i)
      chars(A) = sum_i p_i (length  + sum of chars(B) over the symbols B of alternative i)
      entropy  = sum_s pi_s (H(s -> .) + nats(turn, s)) / sum_s pi_s chars(turn, s)
 
-   with pi the chain's stationary distribution. Generator and solver read the same tables, and the
-   numbers in them are integers, so that a seed gives the same text on every machine. */
+   The generator and the solver read the same tables. The tables hold integers only, so a seed gives
+   the same text on every machine. */
 #include <errno.h>
 #include <math.h>
 #include <stdint.h>
@@ -23,9 +24,9 @@
 #include <string.h>
 
 /* ------------------------------------------------------------------------------------------------
- * tables. Alternatives are separated by |, words by blanks. {a,b,c,d} is the weight in each voice
- * (royal, soldier, lover, fool), {a} in all, none is {1}. <x> is a symbol, / a new line; a word is
- * printed after a blank unless it starts with ^; punctuation follows without one. */
+ * tables. | separates alternatives, blanks separate words. {a,b,c,d} is the weight in each voice
+ * (royal, soldier, lover, fool), {a} the weight in all; without either it is 1. <x> is a symbol, / a
+ * new line. A word is written after a blank, unless it begins with ^ or is punctuation. */
 
 enum { PLAY_VOICES = 4, PLAY_TURNS = 11 };
 

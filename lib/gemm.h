@@ -1,0 +1,660 @@
+/* gemm.h - matrix products in fp32 or bf16 for one core or a team of threads. Header-only C11, MIT.
+
+     C(m,n) = A(m,k) B(k,n)      or      C(m,n) += A(m,k) B(k,n)
+     C is row-major fp32. A and B are fp32 or bf16 in memory, in either orientation, or were packed
+     before: once for many products.
+
+   METHOD   Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication": five
+     loops around one micro-kernel, which keeps an mr x nr tile of C in registers. There is one
+     micro-kernel per instruction set, chosen at run time. Ragged edges are panels padded with
+     zeros. An operand that already lies as the kernel reads it is not packed.
+
+   USE   Everything is static inline. Compile with -O3; -march is not needed. A whole program:
+
+     #include "gemm.h"
+     #include <stdio.h>
+     int main(void) {
+         const Gemm *g = gemm_default(GEMM_F32);
+         float *scratch = malloc(gemm_scratch() * sizeof *scratch);
+         float a[2 * 3] = {1, 2, 3, 4, 5, 6};
+         float b[3 * 2] = {1, 0, 0, 1, 1, 1};
+         float c[2 * 2];
+         if (!g || !scratch) return 1;
+         gemm_nn(g, c, 2, a, 3, b, 2, 2, 2, 3, 0, scratch, 0, 1);
+         printf("%s: %g %g %g %g\n", g->name, c[0], c[1], c[2], c[3]);
+         free(scratch);
+         return !(c[0] == 4 && c[1] == 5 && c[2] == 10 && c[3] == 11);
+     }
+
+   MEMORY    The caller brings gemm_scratch() floats per thread, of any alignment.
+   THREADS   The caller runs ith = 0..nth-1 on nth threads and then passes a barrier. There are no
+             writable globals.
+
+   API
+     gemm_select(name, dtype), gemm_default(dtype)   the row of an instruction set
+     gemm_naive(...)                                 the definition: three loops, sums in double
+     gemm_scratch()                                  floats of scratch of one thread
+     gemm_nn, gemm_nt(...)                           A B and A B^T of fp32 matrices
+     gemm_multiply(...)                              of operands in any form:
+     gemm_f32, gemm_bf16, gemm_packed(x, ...)        the forms of an operand
+     gemm_symmetric(...)                             a symmetric C: half of it is mirrored
+     gemm_packed_floats(g, side, lanes, k)           floats of a packed operand
+     gemm_pack, gemm_pack_depth(...)                 packs B; packs a slice of the depth of A or B
+     gemm_to_bf16, gemm_from_bf16(x)                 rounds to nearest even; back
+
+   KNOBS     GEMM_KC, GEMM_MC, GEMM_NC: sizes of blocks, to be defined before the include.
+
+   NUMERICS  An element of C is a sum over blocks of GEMM_KC consecutive k, added in order. In a
+     block it is one chain of fused multiply-adds in order of k (portable row: multiply and add,
+     fused or not as the compiler decides). So the bits of an element depend on the row, GEMM_KC,
+     its row of A and its column of B. They do not depend on nth, m, n, leading dimensions or the
+     form of the operands. NaN and Inf come only from the operands.
+       A bf16 row rounds both operands to bf16 and sums in fp32. Of each pair (2i, 2i+1) of k it
+     adds the odd product first: this is the order of the instruction vdpbf16ps. A product of two
+     bf16 is exact in fp32, so all bf16 rows give the same bits; only denormals may differ, which
+     vdpbf16ps flushes to zero. */
+#ifndef GEMM_H
+#define GEMM_H
+
+#include <assert.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__x86_64__) || defined(__i386__)
+#define GEMM__X86 1
+#include <immintrin.h>
+#endif
+#ifdef __ARM_NEON
+#include <arm_neon.h>
+#endif
+
+/* Blocks of A are GEMM_MC x GEMM_KC, blocks of B are GEMM_KC x GEMM_NC; both stay in L2. A panel of
+ * B (48 KB at nr = 32) is read from L1 or L2. GEMM_MC is small because each row of C takes an entry
+ * of the first-level TLB. */
+#ifndef GEMM_KC
+#define GEMM_KC 384
+#endif
+#ifndef GEMM_MC
+#define GEMM_MC 64
+#endif
+#ifndef GEMM_NC
+#define GEMM_NC 512
+#endif
+_Static_assert(GEMM_KC % 2 == 0, "bf16 is summed in pairs: GEMM_KC is even");
+
+enum { GEMM_MR_MAX = 16, GEMM_NR_MAX = 32 }; /* no row has a larger tile */
+
+typedef enum GemmDtype { GEMM_F32, GEMM_BF16 } GemmDtype;
+
+/* What one 32-bit word of a panel holds: an fp32; an fp32 rounded to bf16, where each pair along k
+ * is swapped; or two bf16 that are neighbours along k. */
+typedef enum GemmWord { GEMM_FLOATS, GEMM_ROUNDED, GEMM_PAIRS } GemmWord;
+
+/* C(mr,nr) = or += A(mr,k) B(k,nr), the whole tile; k counts words
+ * a    element (i,p) at a[i * a_row + p * a_col]
+ * b    element (p,j) at b[p * b_row + j]
+ * c    element (i,j) at c[i * ldc + j]
+ */
+typedef void GemmKernel(size_t k, const float *a, size_t a_row, size_t a_col, const float *b,
+                        size_t b_row, float *c, size_t ldc, int accumulate);
+
+/* an instruction set; gemm_select holds the rows */
+typedef struct Gemm {
+    const char *name;
+    int (*supported)(void); /* 1 when CPUID says so */
+    size_t mr, nr;          /* shape of the micro-kernel's tile */
+    GemmKernel *kernel;
+    GemmWord word;
+} Gemm;
+
+/* A has lanes along its rows, B along its columns: lanes run along the tile, depth along k. */
+typedef enum GemmSide { GEMM_A, GEMM_B } GemmSide;
+typedef enum GemmForm { GEMM_IS_F32, GEMM_IS_BF16, GEMM_IS_PACKED } GemmForm;
+
+/* Element (l, p), of lane l at depth p, is at x[l * lane + p * depth]; one of both strides is 1. */
+typedef struct GemmOperand {
+    const void *x;
+    size_t lane, depth; /* strides in elements; packed: depth is the k of packing */
+    GemmForm form;
+} GemmOperand;
+
+static inline GemmOperand gemm_f32(const float *x, size_t lane, size_t depth) {
+    return (GemmOperand){.x = x, .lane = lane, .depth = depth, .form = GEMM_IS_F32};
+}
+/* for the rows of GEMM_BF16 only */
+static inline GemmOperand gemm_bf16(const uint16_t *x, size_t lane, size_t depth) {
+    return (GemmOperand){.x = x, .lane = lane, .depth = depth, .form = GEMM_IS_BF16};
+}
+/* what gemm_pack made for the same row; k is the depth it was packed with, at least the product's */
+static inline GemmOperand gemm_packed(const float *panels, size_t k) {
+    return (GemmOperand){.x = panels, .depth = k, .form = GEMM_IS_PACKED};
+}
+
+/* bf16 is the upper half of fp32; rounded to nearest even, NaN stays NaN */
+static inline uint32_t gemm__rounded(float x) {
+    uint32_t u, nan;
+    memcpy(&u, &x, sizeof u);
+    nan = (u & 0x7fffffff) > 0x7f800000;
+    return nan ? 0x7fc0 : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+}
+static inline uint16_t gemm_to_bf16(float x) { return (uint16_t)gemm__rounded(x); }
+static inline float gemm_from_bf16(uint16_t x) {
+    uint32_t u = (uint32_t)x << 16;
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * the definition */
+
+/* C(i,j) = [C(i,j) +] sum over p of A(i,p) B(p,j), summed in double and rounded once
+ * a    A(i,p) at a[i * a_row + p * a_col]
+ * b    B(p,j) at b[p * b_row + j * b_col]
+ */
+static inline void gemm_naive(float *c, size_t ldc, const float *a, size_t a_row, size_t a_col,
+                              const float *b, size_t b_row, size_t b_col, size_t m, size_t n,
+                              size_t k, int accumulate) {
+    for (size_t i = 0; i < m; i++) {
+        for (size_t j = 0; j < n; j++) {
+            double sum = accumulate ? (double)c[i * ldc + j] : 0;
+            for (size_t p = 0; p < k; p++)
+                sum += (double)a[i * a_row + p * a_col] * (double)b[p * b_row + j * b_col];
+            c[i * ldc + j] = (float)sum;
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * the same, fast: the five loops */
+
+static inline size_t gemm__min(size_t x, size_t y) { return x < y ? x : y; }
+static inline size_t gemm__tiles(size_t x, size_t width) { return (x + width - 1) / width; }
+
+static inline size_t gemm__width(const Gemm *g, GemmSide side) {
+    return side == GEMM_A ? g->mr : g->nr;
+}
+
+/* words that k elements of depth take */
+static inline size_t gemm__words(const Gemm *g, size_t k) {
+    return g->word == GEMM_FLOATS ? k : g->word == GEMM_PAIRS ? (k + 1) / 2 : (k + 1) / 2 * 2;
+}
+
+/* element (l, p) of an operand that is not packed */
+static inline const void *gemm__at(GemmOperand x, size_t l, size_t p) {
+    return (const char *)x.x + (l * x.lane + p * x.depth) * (x.form == GEMM_IS_BF16 ? 2 : 4);
+}
+
+/* A block of A or B: some lanes, cut into panels of `width`, over one block of the depth. */
+typedef struct GemmBlock {
+    GemmOperand x; /* begins at the block's first element */
+    size_t lanes, width;
+    size_t k, left; /* words of depth; elements until the operand's end */
+    int in_place;   /* full panels are read where they lie */
+    float *panels;  /* the others are packed here, lane l at panels + l * pitch */
+    size_t pitch;
+} GemmBlock;
+
+/* A panel as the kernel reads it. */
+typedef struct GemmPanel {
+    const float *x;
+    size_t lane, depth;
+} GemmPanel;
+
+/* the block of an operand from lane l and word p on, cut off after `lanes` and GEMM_KC elements */
+static inline GemmBlock gemm__block(const Gemm *g, GemmSide side, GemmOperand x, size_t l,
+                                    size_t lanes, size_t p, size_t k, float *scratch);
+/* the panel at lane l of a block; packs it first when it is fresh and cannot be read in place */
+static inline GemmPanel gemm__panel(const Gemm *g, const GemmBlock *block, size_t l, int fresh);
+/* c(rows,cols) = or += a b by the kernel; the end of a ragged tile is cut off */
+static inline void gemm__tile(const Gemm *g, float *c, size_t ldc, size_t rows, size_t cols,
+                              size_t k, GemmPanel a, GemmPanel b, int accumulate);
+
+enum { GEMM__FEW_B = 8 }; /* so few tiles of rows read B in place rather than pack it */
+#define GEMM__SCRATCH_A ((GEMM_MC + GEMM_MR_MAX) * GEMM_KC)
+#define GEMM__SCRATCH_B ((GEMM_NC + GEMM_NR_MAX) * GEMM_KC)
+
+/* C(m,n) = or += A B on one thread; `upper` leaves out the tiles below the diagonal */
+static inline void gemm__five_loops(const Gemm *g, float *c, size_t ldc, GemmOperand a,
+                                    GemmOperand b, size_t m, size_t n, size_t k, int accumulate,
+                                    int upper, float *scratch) {
+    const size_t mr = g->mr, nr = g->nr, words = gemm__words(g, k);
+    const size_t mc = gemm__tiles(GEMM_MC, mr) * mr, nc = gemm__tiles(GEMM_NC, nr) * nr;
+    const size_t kc = g->word == GEMM_PAIRS ? GEMM_KC / 2 : GEMM_KC; /* in words */
+    const int plain = g->word == GEMM_FLOATS;
+    const int a_in_place = plain && (a.depth == 1 || n <= nr); /* or is it read just once? */
+    const int b_in_place = plain && b.lane == 1 && m <= GEMM__FEW_B * mr;
+    float *scratch_a = scratch + (64 - (uintptr_t)scratch % 64) % 64 / sizeof *scratch;
+    float *scratch_b = scratch_a + GEMM__SCRATCH_A;
+    for (size_t jc = 0; jc < n; jc += nc) {         /* 1: blocks of columns of B and C */
+        for (size_t pc = 0; pc < words; pc += kc) { /* 2: blocks of the depth */
+            GemmBlock bb = gemm__block(g, GEMM_B, b, jc, gemm__min(nc, n - jc), pc, k, scratch_b);
+            bb.in_place = b_in_place;
+            for (size_t ic = 0; ic < m; ic += mc) { /* 3: blocks of rows of A and C */
+                GemmBlock ab =
+                    gemm__block(g, GEMM_A, a, ic, gemm__min(mc, m - ic), pc, k, scratch_a);
+                ab.in_place = a_in_place;
+                for (size_t j = 0; j < bb.lanes; j += nr) { /* 4: panels of B */
+                    GemmPanel bp = gemm__panel(g, &bb, j, ic == 0);
+                    for (size_t i = 0; i < ab.lanes; i += mr) { /* 5: panels of A */
+                        GemmPanel ap = gemm__panel(g, &ab, i, j == 0);
+                        if (upper && ic + i >= jc + j + nr) continue;
+                        gemm__tile(g, c + (ic + i) * ldc + jc + j, ldc, gemm__min(mr, ab.lanes - i),
+                                   gemm__min(nr, bb.lanes - j), ab.k, ap, bp, accumulate || pc > 0);
+                    }
+                }
+            }
+        }
+    }
+}
+
+static inline void gemm__tile(const Gemm *g, float *c, size_t ldc, size_t rows, size_t cols,
+                              size_t k, GemmPanel a, GemmPanel b, int accumulate) {
+    float tile[GEMM_MR_MAX * GEMM_NR_MAX];
+    if (rows == g->mr && cols == g->nr) {
+        g->kernel(k, a.x, a.lane, a.depth, b.x, b.depth, c, ldc, accumulate);
+        return;
+    }
+    g->kernel(k, a.x, a.lane, a.depth, b.x, b.depth, tile, g->nr, 0);
+    for (size_t i = 0; i < rows; i++, c += ldc)
+        for (size_t j = 0; j < cols; j++)
+            c[j] = accumulate ? c[j] + tile[i * g->nr + j] : tile[i * g->nr + j];
+}
+
+/* floats of scratch for one thread: a constant that serves every shape and every row (1 MB) */
+static inline size_t gemm_scratch(void) {
+    return GEMM__SCRATCH_A + GEMM__SCRATCH_B + 16; /* 16 to align by hand */
+}
+
+/* C(m,n) = A(m,k) B(k,n), or += when accumulate; C row-major fp32, ldc >= n
+ * cost     2mnk flop, and copies of the panels that cannot be read in place
+ * scratch  gemm_scratch() floats, one block per concurrent caller
+ * alias    C overlaps neither operand nor scratch; A and B may be the same
+ * threads  caller runs ith = 0..nth-1, then a barrier; the slices of C are disjoint, and bits do
+ *          not depend on nth
+ * edges    k = 0 gives zeros, or leaves C as it was; m = 0 or n = 0 does nothing
+ * error    none at run time; shapes are asserted
+ */
+static inline void gemm_multiply(const Gemm *g, float *c, size_t ldc, GemmOperand a, GemmOperand b,
+                                 size_t m, size_t n, size_t k, int accumulate, float *scratch,
+                                 int ith, int nth) {
+    assert(nth > 0 && ith >= 0 && ith < nth && ldc >= n);
+    assert(g->word != GEMM_FLOATS || (a.form != GEMM_IS_BF16 && b.form != GEMM_IS_BF16));
+    if (m == 0 || n == 0) return;
+    /* Slices are whole tiles of rows or of columns, whichever makes the longest slice shorter. When
+     * equal, the longer side is cut, so that every thread packs less. */
+    size_t i = (size_t)ith, t = (size_t)nth;
+    size_t mt = gemm__tiles(m, g->mr), nt = gemm__tiles(n, g->nr);
+    size_t by_rows = gemm__tiles(mt, t) * nt, by_cols = gemm__tiles(nt, t) * mt;
+    int rows = by_rows < by_cols || (by_rows == by_cols && m > n);
+    size_t tiles = rows ? mt : nt, width = rows ? g->mr : g->nr, size = rows ? m : n;
+    size_t begin = gemm__min(tiles * i / t * width, size);
+    size_t end = gemm__min(tiles * (i + 1) / t * width, size);
+    if (begin == end) return;
+    c += rows ? begin * ldc : begin;
+    *(rows ? &m : &n) = end - begin;
+    if (k == 0) {
+        for (size_t r = 0; r < m && !accumulate; r++) memset(c + r * ldc, 0, n * sizeof *c);
+        return;
+    }
+    GemmOperand *cut = rows ? &a : &b;
+    cut->x = cut->form == GEMM_IS_PACKED
+                 ? (const float *)cut->x + begin * gemm__words(g, cut->depth)
+                 : gemm__at(*cut, begin, 0);
+    gemm__five_loops(g, c, ldc, a, b, m, n, k, accumulate, 0, scratch);
+}
+
+/* C(m,n) = A(m,k) B(k,n), or +=; row-major, lda >= k, ldb >= n; the rest as gemm_multiply */
+static inline void gemm_nn(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
+                           const float *b, size_t ldb, size_t m, size_t n, size_t k, int accumulate,
+                           float *scratch, int ith, int nth) {
+    assert(lda >= k && ldb >= n);
+    gemm_multiply(g, c, ldc, gemm_f32(a, lda, 1), gemm_f32(b, 1, ldb), m, n, k, accumulate, scratch,
+                  ith, nth);
+}
+
+/* C(m,n) = A(m,k) B(n,k)^T, or +=; row-major, lda, ldb >= k; the rest as gemm_multiply */
+static inline void gemm_nt(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
+                           const float *b, size_t ldb, size_t m, size_t n, size_t k, int accumulate,
+                           float *scratch, int ith, int nth) {
+    assert(lda >= k && ldb >= k);
+    gemm_multiply(g, c, ldc, gemm_f32(a, lda, 1), gemm_f32(b, ldb, 1), m, n, k, accumulate, scratch,
+                  ith, nth);
+}
+
+static inline void gemm__transpose8(float *out, size_t ldo, const float *x, size_t ldx);
+
+/* C(m,m) = A(m,k) B(k,m) of which the caller knows that it is symmetric, as when B is A^T
+ * cost     about half of gemm_multiply's: tiles below the diagonal are mirrored
+ * bits     those of gemm_multiply, on and above the diagonal; so for a row of GEMM_F32 only
+ * threads  one; k > 0; the rest as gemm_multiply
+ */
+static inline void gemm_symmetric(const Gemm *g, float *c, size_t ldc, GemmOperand a, GemmOperand b,
+                                  size_t m, size_t k, float *scratch) {
+    assert(ldc >= m && k > 0 && g->word == GEMM_FLOATS);
+    gemm__five_loops(g, c, ldc, a, b, m, m, k, 0, 1, scratch);
+    for (size_t i = 0; i < m; i += 8) {
+        size_t end = i + 8 <= m ? i + 8 : m, whole = end == i + 8 ? m - m % 8 : i;
+        for (size_t j = i + 8; j < whole; j += 8)
+            gemm__transpose8(c + j * ldc + i, ldc, c + i * ldc + j, ldc);
+        for (size_t r = i; r < end; r++) { /* on the diagonal, and in ragged columns */
+            for (size_t j = r + 1; j < end; j++) c[j * ldc + r] = c[r * ldc + j];
+            for (size_t j = whole > end ? whole : end; j < m; j++) c[j * ldc + r] = c[r * ldc + j];
+        }
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * packing: panels of `width` lanes, word p of lane l at panel[p * width + l] */
+
+enum {
+    GEMM__STRIP = 16,      /* depth packed at a time: a cache line, where depth is contiguous */
+    GEMM__LONG_STRIP = 64, /* the same where lanes are contiguous */
+    GEMM__GROUP = 64       /* lanes packed at a time, where lanes are contiguous */
+};
+
+typedef float GemmEight __attribute__((vector_size(32)));
+
+/* out(8,8) = x(8,8)^T; one row of each matrix every ldo or ldx floats */
+static inline void gemm__transpose8(float *out, size_t ldo, const float *x, size_t ldx) {
+    GemmEight r[8], s[8];
+#pragma GCC unroll 8
+    for (size_t i = 0; i < 8; i++) memcpy(&r[i], x + i * ldx, sizeof r[i]);
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 8; i += 2) { /* interleave rows, then pairs of rows, then their halves */
+        s[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        s[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 4; i++) {
+        size_t from = i / 2 * 4 + i % 2;
+        r[2 * i] = __builtin_shufflevector(s[from], s[from + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+        r[2 * i + 1] = __builtin_shufflevector(s[from], s[from + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 4; i++) {
+        s[i] = __builtin_shufflevector(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        s[i + 4] = __builtin_shufflevector(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+#pragma GCC unroll 8
+    for (size_t i = 0; i < 8; i++) memcpy(out + i * ldo, &s[i], sizeof s[i]);
+}
+
+/* n words of panel from n consecutive ones; n is a constant where this is inlined */
+static inline void gemm__copy(float *restrict out, size_t width, const float *restrict in,
+                              size_t depth, size_t n, size_t k) {
+    for (size_t p = 0; p < k; p++) memcpy(out + p * width, in + p * depth, n * sizeof *out);
+}
+
+/* out(k,width) = the first `lanes` lanes of x, then zeros; x is fp32 */
+__attribute__((noinline)) static void gemm__pack_strip(float *restrict out, size_t width,
+                                                       GemmOperand x, size_t lanes, size_t k) {
+    const float *restrict in = x.x;
+    size_t l8 = lanes / 8 * 8, k8 = k / 8 * 8;
+    if (x.lane == 1) {
+        if (lanes == 32)
+            gemm__copy(out, width, in, x.depth, 32, k);
+        else if (lanes == 16)
+            gemm__copy(out, width, in, x.depth, 16, k);
+        else if (lanes == 8)
+            gemm__copy(out, width, in, x.depth, 8, k);
+        else
+            for (size_t l = 0; l < lanes; l++)
+                for (size_t p = 0; p < k; p++) out[p * width + l] = in[p * x.depth + l];
+    } else {
+        for (size_t l = 0; l < l8; l += 8)
+            for (size_t p = 0; p < k8; p += 8)
+                gemm__transpose8(out + p * width + l, width, in + l * x.lane + p, x.lane);
+        for (size_t l = 0; l < lanes; l++)
+            for (size_t p = l < l8 ? k8 : 0; p < k; p++) out[p * width + l] = in[l * x.lane + p];
+    }
+    for (size_t l = lanes; l < width; l++)
+        for (size_t p = 0; p < k; p++) out[p * width + l] = 0;
+}
+
+/* bits (n) <- n consecutive elements as bf16; x = NULL stands for zeros */
+static inline void gemm__bits(uint32_t *restrict bits, const void *x, size_t n, GemmForm form) {
+    const float *restrict f = x;
+    const uint16_t *restrict h = x;
+    if (!x)
+        memset(bits, 0, n * sizeof *bits);
+    else if (form == GEMM_IS_BF16)
+        for (size_t i = 0; i < n; i++) bits[i] = h[i];
+    else
+        for (size_t i = 0; i < n; i++) bits[i] = gemm__rounded(f[i]);
+}
+
+/* The same for the rows of GEMM_BF16: k words of depth, made of at most `left` elements and then
+ * zeros. They are rounded into a small block first, whose contiguous side is that of x. Two
+ * neighbours (even, odd) along the depth become one word, or two words, the odd one first. */
+static inline void gemm__pack_strip_bf16(GemmWord word, float *restrict out, size_t width,
+                                         GemmOperand x, size_t lanes, size_t k, size_t left) {
+    enum { S = GEMM__STRIP, N = GEMM_NR_MAX };
+    uint32_t block[N * S], even[N], odd[N], row[2 * S + 1];
+    const int by_depth = x.lane == 1, one_word = word == GEMM_PAIRS;
+    const size_t step = one_word ? 1 : 2; /* words of a pair */
+    const size_t elements = gemm__min(left, k * 2 / step);
+    for (size_t p = 0; by_depth && p < k; p += step) { /* block(k, N) */
+        size_t at = p * 2 / step;
+        uint32_t *to = block + p * N;
+        gemm__bits(even, gemm__at(x, 0, at), lanes, x.form);
+        gemm__bits(odd, at + 1 < left ? gemm__at(x, 0, at + 1) : NULL, lanes, x.form);
+        for (size_t l = 0; l < lanes; l++) to[l] = odd[l] << 16 | (one_word ? even[l] : 0);
+        for (size_t l = 0; !one_word && l < lanes; l++) to[N + l] = even[l] << 16;
+    }
+    for (size_t l = 0; !by_depth && l < lanes; l++) { /* block(lanes, S) */
+        uint32_t *to = block + l * S;
+        gemm__bits(row, gemm__at(x, l, 0), elements, x.form);
+        row[elements] = 0;
+        for (size_t p = 0; one_word && p < k; p++) to[p] = row[2 * p + 1] << 16 | row[2 * p];
+        for (size_t p = 0; !one_word && p < k; p += 2) {
+            to[p] = row[p + 1] << 16;
+            to[p + 1] = row[p] << 16;
+        }
+    }
+    GemmOperand words = {.x = block, .lane = by_depth ? 1 : S, .depth = by_depth ? N : 1};
+    gemm__pack_strip(out, width, words, lanes, k);
+}
+
+/* Consecutive panels, strip by strip across all of them: k words of depth, made of `left` elements;
+ * the panel of lane l goes to out + l * pitch. */
+static inline void gemm__pack(const Gemm *g, float *out, size_t width, size_t pitch, GemmOperand x,
+                              size_t lanes, size_t k, size_t left) {
+    size_t per_word = g->word == GEMM_PAIRS ? 2 : 1;
+    size_t strip = x.lane == 1 && g->word == GEMM_FLOATS ? GEMM__LONG_STRIP : GEMM__STRIP;
+    for (size_t p = 0; p < k; p += strip) {
+        for (size_t l = 0; l < lanes; l += width) {
+            GemmOperand part = x;
+            part.x = gemm__at(x, l, p * per_word);
+            float *to = out + l * pitch + p * width;
+            size_t some = gemm__min(width, lanes - l), deep = gemm__min(strip, k - p);
+            if (g->word == GEMM_FLOATS)
+                gemm__pack_strip(to, width, part, some, deep);
+            else
+                gemm__pack_strip_bf16(g->word, to, width, part, some, deep, left - p * per_word);
+        }
+    }
+}
+
+static inline GemmBlock gemm__block(const Gemm *g, GemmSide side, GemmOperand x, size_t l,
+                                    size_t lanes, size_t p, size_t k, float *scratch) {
+    const size_t per_word = g->word == GEMM_PAIRS ? 2 : 1, width = gemm__width(g, side);
+    const size_t words = gemm__min(GEMM_KC / per_word, gemm__words(g, k) - p);
+    GemmBlock block = {
+        .x = x, .lanes = lanes, .width = width, .k = words, .left = k - p * per_word};
+    block.panels = scratch;
+    block.pitch = words;
+    if (x.form == GEMM_IS_PACKED) {
+        block.pitch = gemm__words(g, x.depth);
+        block.panels = (float *)(uintptr_t)x.x + l * block.pitch + p * width;
+    } else
+        block.x.x = gemm__at(x, l, p * per_word);
+    return block;
+}
+
+/* Where lanes are contiguous, panels that share cache lines are packed together. */
+static inline GemmPanel gemm__panel(const Gemm *g, const GemmBlock *s, size_t l, int fresh) {
+    float *panel = s->panels + l * s->pitch;
+    if (s->x.form == GEMM_IS_PACKED) return (GemmPanel){.x = panel, .lane = 1, .depth = s->width};
+    GemmOperand here = s->x;
+    here.x = gemm__at(s->x, l, 0);
+    size_t rest = s->lanes - l, group = s->width;
+    if (s->in_place && rest >= s->width)
+        return (GemmPanel){.x = here.x, .lane = here.lane, .depth = here.depth};
+    if (!s->in_place && s->x.lane == 1) group *= gemm__tiles(GEMM__GROUP, s->width);
+    if (fresh && l % group == 0)
+        gemm__pack(g, panel, s->width, s->pitch, here, gemm__min(group, rest), s->k, s->left);
+    return (GemmPanel){.x = panel, .lane = 1, .depth = s->width};
+}
+
+/* floats that `lanes` lanes of A or B take when packed for this row */
+static inline size_t gemm_packed_floats(const Gemm *g, GemmSide side, size_t lanes, size_t k) {
+    size_t width = gemm__width(g, side);
+    return gemm__tiles(lanes, width) * width * gemm__words(g, k);
+}
+
+/* out <- B(k,n) in panels, for gemm_packed and products of this row
+ * threads  caller runs ith = 0..nth-1, then a barrier; each packs its share of the panels
+ */
+static inline void gemm_pack(const Gemm *g, float *out, GemmOperand b, size_t n, size_t k, int ith,
+                             int nth) {
+    size_t panels = gemm__tiles(n, g->nr), words = gemm__words(g, k);
+    size_t lo = panels * (size_t)ith / (size_t)nth * g->nr;
+    size_t hi = gemm__min(panels * ((size_t)ith + 1) / (size_t)nth * g->nr, n);
+    if (lo >= hi) return;
+    b.x = gemm__at(b, lo, 0);
+    gemm__pack(g, out + lo * words, g->nr, words, b, hi - lo, words, k);
+}
+
+/* The elements [from, from + k) of the depth of an operand that is `all` deep, into their place in
+ * out. x begins at `from`, which is even.
+ * threads  different slices may be packed at the same time
+ */
+static inline void gemm_pack_depth(const Gemm *g, GemmSide side, float *out, size_t all,
+                                   GemmOperand x, size_t lanes, size_t from, size_t k) {
+    size_t width = gemm__width(g, side), word = g->word == GEMM_PAIRS ? from / 2 : from;
+    assert(from % 2 == 0);
+    gemm__pack(g, out + word * width, width, gemm__words(g, all), x, lanes, gemm__words(g, k), k);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * micro-kernels, one per instruction set */
+
+typedef float GemmFour __attribute__((vector_size(16)));
+typedef float GemmSixteen __attribute__((vector_size(64)));
+
+/* All micro-kernels. ROWS x COLUMNS vectors of C stay in registers; one step of k loads a row of B
+ * and adds to each row of C the product with one element of A. MULADD(t, x, row) is t + x row.
+ * AHEAD is the distance in bytes at which B is prefetched: the CPU's own prefetch ends with a page. */
+#define GEMM__KERNEL(title, attributes, Vector, ROWS, COLUMNS, MULADD, AHEAD)                      \
+    attributes static inline void title(size_t k, const float *a, size_t a_row, size_t a_col,      \
+                                        const float *b, size_t b_row, float *c, size_t ldc,        \
+                                        int accumulate) {                                          \
+        enum { WIDTH = sizeof(Vector) / sizeof(float) };                                           \
+        typedef Vector Unaligned __attribute__((aligned(4), may_alias));                           \
+        Vector t[ROWS][COLUMNS], row[COLUMNS];                                                     \
+        _Pragma("GCC unroll 8") for (size_t i = 0; i < ROWS; i++)                                  \
+            _Pragma("GCC unroll 4") for (size_t j = 0; j < COLUMNS; j++) t[i][j] = (Vector){0};    \
+        for (size_t p = 0; p < k; p++, a += a_col, b += b_row) {                                   \
+            _Pragma("GCC unroll 4") for (size_t j = 0; j < COLUMNS; j++) {                         \
+                row[j] = *(const Unaligned *)(b + j * WIDTH);                                      \
+                if (AHEAD) __builtin_prefetch((char *)((uintptr_t)(b + j * WIDTH) + AHEAD), 0, 2); \
+            }                                                                                      \
+            _Pragma("GCC unroll 8") for (size_t i = 0; i < ROWS; i++) {                            \
+                const float x = a[i * a_row];                                                      \
+                _Pragma("GCC unroll 4") for (size_t j = 0; j < COLUMNS; j++) t[i][j] =             \
+                    MULADD(t[i][j], x, row[j]);                                                    \
+            }                                                                                      \
+        }                                                                                          \
+        _Pragma("GCC unroll 8") for (size_t i = 0; i < ROWS; i++, c += ldc) {                      \
+            _Pragma("GCC unroll 4") for (size_t j = 0; j < COLUMNS; j++) {                         \
+                Unaligned *out = (Unaligned *)(c + j * WIDTH);                                     \
+                if (accumulate) t[i][j] = *out + t[i][j];                                          \
+                *out = t[i][j];                                                                    \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+/* The compiler maps four floats to SSE, NEON or scalars. */
+#define GEMM__MULADD(t, x, row) (t) + (x) * (row)
+GEMM__KERNEL(gemm__kernel_portable, , GemmFour, 4, 2, GEMM__MULADD, 0)
+static inline int gemm__always(void) { return 1; }
+
+#ifdef GEMM__X86
+static inline int gemm__has_avx2(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+static inline int gemm__has_avx512(void) { return __builtin_cpu_supports("avx512f") != 0; }
+static inline int gemm__has_avx512bf16(void) { return __builtin_cpu_supports("avx512bf16") != 0; }
+
+/* 6 x 16: 12 of the 16 registers hold the tile, 2 a row of B, 1 an element of A */
+#define GEMM__FMA8(t, x, row) _mm256_fmadd_ps(_mm256_set1_ps(x), row, t)
+GEMM__KERNEL(gemm__kernel_avx2, __attribute__((target("avx2,fma"))), GemmEight, 6, 2, GEMM__FMA8, 0)
+
+/* 8 x 32: 16 chains hide the latency of two FMA ports; model widths are multiples of 8 and 32 */
+#define GEMM__FMA16(t, x, row) _mm512_fmadd_ps(_mm512_set1_ps(x), row, t)
+GEMM__KERNEL(gemm__kernel_avx512, __attribute__((target("avx512f"))), GemmSixteen, 8, 2,
+             GEMM__FMA16, 8192)
+
+/* the same tile; a word is a pair of bf16, and vdpbf16ps adds both of its products */
+#define GEMM__DOT16(t, x, row) _mm512_dpbf16_ps(t, (__m512bh)_mm512_set1_ps(x), (__m512bh)(row))
+GEMM__KERNEL(gemm__kernel_avx512bf16, __attribute__((target("avx512f,avx512bf16"))), GemmSixteen, 8,
+             2, GEMM__DOT16, 0)
+#endif
+
+#ifdef __ARM_NEON
+/* 6 x 16: 24 of the 32 registers hold the tile, 4 a row of B, 1 an element of A */
+#define GEMM__FMA4(t, x, row) vfmaq_f32(t, vdupq_n_f32(x), row)
+GEMM__KERNEL(gemm__kernel_neon, , GemmFour, 6, 4, GEMM__FMA4, 0)
+#endif
+
+/* ------------------------------------------------------------------------------------------------
+ * the table of instruction sets */
+
+/* the row of an instruction set and the type that operands are rounded to; cheap, meant for start-up
+ * name     "avx512bf16", "avx512", "avx2", "neon" or "portable"; NULL or "": the best one here
+ * error    NULL when the name is unknown or this CPU does not support it
+ */
+static inline const Gemm *gemm_select(const char *name, GemmDtype dtype) {
+    /* clang-format off */
+    static const Gemm rows[][2] = { /* best first */
+#ifdef GEMM__X86
+        {[GEMM_F32] = {.name = "avx512bf16", .supported = gemm__has_avx512bf16, .mr = 8, .nr = 32,
+                       .kernel = gemm__kernel_avx512, .word = GEMM_FLOATS},
+         [GEMM_BF16] = {.name = "avx512bf16", .supported = gemm__has_avx512bf16, .mr = 8, .nr = 32,
+                        .kernel = gemm__kernel_avx512bf16, .word = GEMM_PAIRS}},
+        {[GEMM_F32] = {.name = "avx512", .supported = gemm__has_avx512, .mr = 8, .nr = 32,
+                       .kernel = gemm__kernel_avx512, .word = GEMM_FLOATS},
+         [GEMM_BF16] = {.name = "avx512", .supported = gemm__has_avx512, .mr = 8, .nr = 32,
+                        .kernel = gemm__kernel_avx512, .word = GEMM_ROUNDED}},
+        {[GEMM_F32] = {.name = "avx2", .supported = gemm__has_avx2, .mr = 6, .nr = 16,
+                       .kernel = gemm__kernel_avx2, .word = GEMM_FLOATS},
+         [GEMM_BF16] = {.name = "avx2", .supported = gemm__has_avx2, .mr = 6, .nr = 16,
+                        .kernel = gemm__kernel_avx2, .word = GEMM_ROUNDED}},
+#endif
+#ifdef __ARM_NEON
+        {[GEMM_F32] = {.name = "neon", .supported = gemm__always, .mr = 6, .nr = 16,
+                       .kernel = gemm__kernel_neon, .word = GEMM_FLOATS},
+         [GEMM_BF16] = {.name = "neon", .supported = gemm__always, .mr = 6, .nr = 16,
+                        .kernel = gemm__kernel_neon, .word = GEMM_ROUNDED}},
+#endif
+        {[GEMM_F32] = {.name = "portable", .supported = gemm__always, .mr = 4, .nr = 8,
+                       .kernel = gemm__kernel_portable, .word = GEMM_FLOATS},
+         [GEMM_BF16] = {.name = "portable", .supported = gemm__always, .mr = 4, .nr = 8,
+                        .kernel = gemm__kernel_portable, .word = GEMM_ROUNDED}},
+    };
+    /* clang-format on */
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const Gemm *g = &rows[i][dtype];
+        if ((!name || !*name || !strcmp(name, g->name)) && g->supported()) return g;
+    }
+    return NULL;
+}
+
+/* gemm_select of the environment variable GEMM_ISA; NULL as above, for the caller to report */
+static inline const Gemm *gemm_default(GemmDtype dtype) {
+    return gemm_select(getenv("GEMM_ISA"), dtype);
+}
+
+#endif /* GEMM_H */
