@@ -1,0 +1,338 @@
+/* methods.c - the table of methods, and the configuration: names, defaults, refusals. C11, MIT.
+
+   A method is a row: which of signmuon.c's boxes it takes, and with which stages. sm_config leaves
+   everything else to the row; sm_resolve fills it in, and refuses what does not go together with one
+   sentence that begins with the field's name. Adding a method: docs/ADDING.md. */
+#include "demuon.h"
+#include "ef21muon.h"
+#include "lib/attack.h"
+#include "lib/base.h"
+#include "lib/comm.h"
+#include "optimizer.h"
+#include "signmuon.h"
+
+/* ------------------------------------------------------------------------------------------------
+ * the method table: one row per method, stages left out are SM_GRADIENT, no map, SM_MEAN, SM_DENSE,
+ * SM_STEP. The box follows from `combine`, and from the server map after a vote. */
+
+// clang-format off
+static const SmMethod methods[] = {
+    {.name = "sgd", .doc = "mean of the gradients, with momentum",
+     .estimate = SM_MOMENTUM, .momentum = 0.9, .clip = 1,
+     .gain = "none", .aux = "same", .lr = 3.0, .schedule = "linear", .warmup = 100},
+    {.name = "adamw", .doc = "mean of the gradients, AdamW",
+     .update = SM_ADAMW, .weight_decay = 0.1,
+     .gain = "none", .aux = "same", .lr = 4e-3, .schedule = "linear", .warmup = 100},
+    {.name = "signsgd", .doc = "vote of sign(G)",
+     .combine = SM_VOTE, .downlink = SM_SIGN,
+     .gain = "none", .aux = "same", .lr = 1e-3, .schedule = "linear", .warmup = 100},
+    {.name = "signum", .doc = "vote of sign(M)",
+     .estimate = SM_MOMENTUM, .momentum = 0.95, .nesterov = 1,
+     .combine = SM_VOTE, .downlink = SM_SIGN,
+     .gain = "none", .aux = "same", .lr = 5e-4, .schedule = "linear"},
+    {.name = "lion", .doc = "vote of Lion's sign(beta1 M + (1-beta1) G)",
+     .estimate = SM_LION, .momentum = 0.99,
+     .combine = SM_VOTE, .downlink = SM_SIGN, .weight_decay = 0.1,
+     .gain = "none", .aux = "same", .lr = 6e-4, .schedule = "linear"},
+    {.name = "muon", .doc = "polar(mean M)",
+     .estimate = SM_MOMENTUM, .momentum = 0.95, .nesterov = 1, .server_map = "spectral",
+     .gain = "rms", .aux = "adamw", .lr = 5e-3, .schedule = "linear"},
+    {.name = "muon-avgpolar", .doc = "mean of polar(M)",
+     .estimate = SM_MOMENTUM, .momentum = 0.95, .nesterov = 1, .worker_map = "spectral",
+     .gain = "rms", .aux = "adamw", .lr = 5e-3, .schedule = "linear"},
+    {.name = "scion", .doc = "LMO(mean M) of every tensor in the norm of its role",
+     .estimate = SM_MOMENTUM, .momentum = 0.9, .server_map = "rms-rms",
+     .gain = "none", .aux = "lmo", .lr = 5e-3, .schedule = "linear"},
+    {.name = "scion-constrained", .doc = "the same inside balls: W <- (1-lr) W - lr LMO(mean M)",
+     .estimate = SM_MOMENTUM, .momentum = 0.9, .server_map = "rms-rms", .update = SM_FRANK_WOLFE,
+     .gain = "none", .aux = "lmo", .lr = 5e-3, .schedule = "linear"},
+    {.name = "gluon", .doc = "LMO(mean M), momentum 1-(k+1)^-1/2, step (k+1)^-3/4",
+     .estimate = SM_GLUON, .server_map = "rms-rms",
+     .gain = "none", .aux = "lmo", .lr = 0.1, .schedule = "gluon"},
+    {.name = "signmuon", .doc = "vote of sign(polar(M))",
+     .estimate = SM_MOMENTUM, .momentum = 0.95, .nesterov = 1, .worker_map = "spectral",
+     .combine = SM_VOTE, .downlink = SM_SIGN,
+     .gain = "none", .aux = "adamw", .lr = 1e-3, .schedule = "linear"},
+    {.name = "muonusign", .doc = "polar(vote of sign(M))",
+     .estimate = SM_MOMENTUM, .momentum = 0.95, .nesterov = 1,
+     .combine = SM_VOTE, .server_map = "spectral",
+     .gain = "rms", .aux = "adamw", .lr = 5e-3, .schedule = "linear"},
+    {.name = "muonsign", .doc = "sign(polar(vote of sign(M)))",
+     .estimate = SM_MOMENTUM, .momentum = 0.95, .nesterov = 1,
+     .combine = SM_VOTE, .server_map = "spectral", .downlink = SM_SIGN,
+     .gain = "none", .aux = "adamw", .lr = 1e-3, .schedule = "linear"},
+    {.name = "ef21-muon", .doc = "polar(G), G += mean C(M - G_j)",
+     .estimate = SM_MOMENTUM, .momentum = 0.95, .first_gradient = 1,
+     .combine = SM_FEEDBACK, .server_map = "spectral",
+     .up = "topk:0.15+natural", .down = "identity",
+     .gain = "rms", .aux = "adamw", .lr = 5e-3, .schedule = "linear"},
+    {.name = "ef21-signmuon", .doc = "G, G += mean C(polar(M) - G_j)",
+     .estimate = SM_MOMENTUM, .momentum = 0.95, .first_gradient = 1, .worker_map = "spectral",
+     .combine = SM_FEEDBACK, .up = "sign", .down = "identity",
+     .gain = "rms", .aux = "adamw", .lr = 5e-3, .schedule = "linear"},
+    {.name = "ef21-muonusign", .doc = "polar(G), G += mean C(M - G_j)",
+     .estimate = SM_MOMENTUM, .momentum = 0.95, .first_gradient = 1,
+     .combine = SM_FEEDBACK, .server_map = "spectral", .up = "sign", .down = "identity",
+     .gain = "rms", .aux = "adamw", .lr = 5e-3, .schedule = "linear"},
+    {.name = "ef21-muonsign", .doc = "polar(G), and W += C(X - W)",
+     .estimate = SM_MOMENTUM, .momentum = 0.95, .first_gradient = 1,
+     .combine = SM_FEEDBACK, .server_map = "spectral", .up = "sign", .down = "sign",
+     .gain = "rms", .aux = "adamw", .lr = 5e-3, .schedule = "linear"},
+    {.name = "demuon", .doc = "gossip of X - lr polar(V), V tracks mean M",
+     .estimate = SM_MOMENTUM, .momentum = 0.95, .worker_map = "spectral", .combine = SM_TRACKING,
+     .gain = "rms", .aux = "adamw", .lr = 5e-3, .schedule = "linear"},
+    {.name = "demuon-notrack", .doc = "gossip of X - lr polar(M)",
+     .estimate = SM_MOMENTUM, .momentum = 0.95, .worker_map = "spectral", .combine = SM_GOSSIP,
+     .gain = "rms", .aux = "adamw", .lr = 5e-3, .schedule = "linear"},
+    {.name = "dsgd", .doc = "gossip of X - lr G",
+     .combine = SM_GOSSIP,
+     .gain = "none", .aux = "same", .lr = 0.5, .schedule = "linear", .warmup = 100},
+    {.name = "dsgd-clip", .doc = "the same, G clipped at 0.1 (k+1)^0.4",
+     .combine = SM_GOSSIP, .clip = 0.1, .clip_power = 0.4,
+     .gain = "none", .aux = "same", .lr = 1, .schedule = "linear", .warmup = 100},
+    {.name = "gt-dsgd", .doc = "gossip of X - lr V, V tracks mean G",
+     .combine = SM_TRACKING,
+     .gain = "none", .aux = "same", .lr = 0.3, .schedule = "linear", .warmup = 100},
+    {.name = "gt-nsgdm", .doc = "gossip of X - lr V/|V|, V tracks mean M",
+     .estimate = SM_MOMENTUM, .momentum = 0.8, .combine = SM_TRACKING, .update = SM_UNIT,
+     .gain = "none", .aux = "same", .lr = 0.2, .schedule = "linear"},
+};
+// clang-format on
+
+const SmMethod *sm_method_row(size_t i) {
+    return i < sizeof methods / sizeof *methods ? &methods[i] : NULL;
+}
+
+const SmMethod *sm_method(const char *name) {
+    for (size_t i = 0; name && sm_method_row(i); i++)
+        if (strcmp(name, methods[i].name) == 0) return &methods[i];
+    return NULL;
+}
+
+int sm_has_server(const SmMethod *m) {
+    return m->combine != SM_GOSSIP && m->combine != SM_TRACKING;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * configuration */
+
+enum { METHODS, AUX_RULES, MAPS, NORMS, GAINS, POLYNOMIALS, ZEROS };
+
+/* The i-th name that a field of this kind takes; NULL past the end. */
+static const char *name_of(int kind, size_t i) {
+    static const char *const aux[] = {"adamw", "sign", "same", "lmo"};
+    static const char *const zeros[] = {"coin", "plus", "abstain"}; /* in SmZero's order */
+    if (kind == MAPS) return i == 0 ? "none" : name_of(NORMS, i - 1);
+    if (kind == METHODS) return sm_method_row(i) ? sm_method_row(i)->name : NULL;
+    if (kind == NORMS) return sm_norm_row(i) ? sm_norm_row(i)->name : NULL;
+    if (kind == GAINS) return sm_gain_row(i) ? sm_gain_row(i)->name : NULL;
+    if (kind == POLYNOMIALS) return sm_newton_schulz_row(i) ? sm_newton_schulz_row(i)->name : NULL;
+    if (kind == AUX_RULES) return i < 4 ? aux[i] : NULL;
+    return i < 3 ? zeros[i] : NULL;
+}
+
+/* Where a name stands in its table, or -1. */
+static int place_of(int kind, const char *name) {
+    for (int i = 0; name && name_of(kind, (size_t)i); i++)
+        if (strcmp(name, name_of(kind, (size_t)i)) == 0) return i;
+    return -1;
+}
+
+static int same_name(const char *a, const char *b) { return strcmp(a, b) == 0; }
+static int is_map(const char *name) { return name && !same_name(name, "none"); }
+static const char *text_or(const char *text, const char *otherwise) {
+    return text ? text : otherwise;
+}
+static double number_or(double x, double otherwise) { return isnan(x) ? otherwise : x; }
+
+// clang-format off
+SmConfig sm_config(const char *method) {
+    return (SmConfig){
+        .method = method, .radius = {NAN, NAN, NAN, NAN}, .lr = NAN, .aux_lr = NAN, .momentum = NAN,
+        .beta1 = NAN, .beta2 = NAN, .epsilon = NAN, .weight_decay = NAN, .clip = NAN,
+        .nesterov = -1, .first_gradient = -1, .rounds = {1, 1}};
+}
+
+#define REFUSE(...) return base_fail(error, size, SM_BAD_CONFIG, __VA_ARGS__)
+
+/* Every text must be NULL, or a name of its table. */
+static int check_names(const SmConfig *c, char *error, size_t size) {
+    const struct {
+        const char *field, *value;
+        int kind;
+    } field[] = {
+        {"method", c->method, METHODS},      {"aux", c->aux, AUX_RULES}, {"norm", c->norm, NORMS},
+        {"worker-map", c->worker_map, MAPS}, {"gain", c->gain, GAINS},   {"ns", c->ns, POLYNOMIALS},
+        {"server-map", c->server_map, MAPS}, {"zeros", c->zeros, ZEROS}, {"ties", c->ties, ZEROS},
+    };
+    if (!c->method) REFUSE("method: none is named");
+    for (size_t k = 0; k < sizeof field / sizeof *field; k++) {
+        if (!field[k].value || place_of(field[k].kind, field[k].value) >= 0) continue;
+        base_fail(error, size, 0, "%s '%s' is unknown; there are:", field[k].field, field[k].value);
+        for (size_t i = 0; name_of(field[k].kind, i); i++) {
+            size_t used = size ? strlen(error) : 0;
+            base_fail(error + used, size - used, 0, " %s", name_of(field[k].kind, i));
+        }
+        return SM_BAD_CONFIG;
+    }
+    return 0;
+}
+
+/* Every number must lie in its range. */
+static int check_numbers(const SmConfig *c, char *error, size_t size) {
+    const struct {
+        const char *field;
+        double value, least, most;
+    } field[] = {
+        {"lr", c->lr, 0, 1e9},                     {"aux-lr", c->aux_lr, 0, 1e9},
+        {"momentum", c->momentum, 0, 1 - 1e-9},    {"epsilon", c->epsilon, 0, 1e9},
+        {"beta1", c->beta1, 0, 1 - 1e-9},          {"beta2", c->beta2, 0, 1 - 1e-9},
+        {"clip", c->clip, 0, 1e9},                 {"weight-decay", c->weight_decay, 0, 1e9},
+        {"radius", c->radius[SM_VECTOR], 0, 1e9},  {"radius", c->radius[SM_HIDDEN], 0, 1e9},
+        {"radius", c->radius[SM_INPUT], 0, 1e9},   {"radius", c->radius[SM_OUTPUT], 0, 1e9},
+        {"gossip-rounds", c->rounds[0], 1, 1000},  {"gossip-rounds", c->rounds[1], 1, 1000},
+    };
+    for (size_t k = 0; k < sizeof field / sizeof *field; k++)
+        if (!(field[k].value >= field[k].least && field[k].value <= field[k].most))
+            REFUSE("%s %g: must be from %g to %.10g", field[k].field, field[k].value,
+                   field[k].least, field[k].most);
+    return 0;
+}
+
+// clang-format on
+
+/* The row's map with `norm` in its place. */
+static const char *row_map(const char *map, const char *norm) {
+    return is_map(map) ? text_or(norm, map) : "none";
+}
+
+/* The LMOs of the hidden matrices. */
+static int resolve_maps(SmConfig *c, const SmMethod *m, char *error, size_t size) {
+    if (c->norm && !is_map(m->worker_map) && !is_map(m->server_map) && !c->polar_after_vote)
+        REFUSE("norm %s has nothing to replace: method %s applies no LMO; take worker-map or "
+               "server-map",
+               c->norm, m->name);
+    c->worker_map = text_or(c->worker_map, row_map(m->worker_map, c->norm));
+    c->server_map = text_or(c->server_map, row_map(m->server_map, c->norm));
+    if (is_map(c->server_map) && !sm_has_server(m))
+        REFUSE("server-map %s: method %s has no server; take worker-map", c->server_map, m->name);
+    if ((m->update == SM_ADAMW || m->update == SM_UNIT) &&
+        (is_map(c->worker_map) || is_map(c->server_map)))
+        REFUSE("worker-map and server-map do not go with method %s, which scales its step itself",
+               m->name);
+    if (c->polar_after_vote && (m->combine != SM_VOTE || is_map(c->server_map)))
+        REFUSE(
+            "polar-after-vote needs a method whose downlink is the vote itself: signsgd, signum, "
+            "lion or signmuon, not %s",
+            m->name);
+    return 0;
+}
+
+/* The rule of the other tensors. */
+static int resolve_aux(SmConfig *c, const SmMethod *m, char *error, size_t size) {
+    c->aux = text_or(c->aux, m->aux);
+    if (same_name(c->aux, "lmo") && !is_map(c->worker_map) && !is_map(c->server_map))
+        REFUSE("aux lmo: method %s applies no LMO; take aux same", m->name);
+    if (same_name(c->aux, "sign") && !sm_has_server(m))
+        REFUSE("aux sign is a vote of all workers, and method %s has no server; take aux adamw, "
+               "same or lmo",
+               m->name);
+    return 0;
+}
+
+/* What is not given is the row's. */
+static int resolve_numbers(SmConfig *c, const SmMethod *m, char *error, size_t size) {
+    const double scion[SM_ROLES] = {1, 3, 1, 10}; /* Scion's shallow nanoGPT on characters */
+    int sign = same_name(c->aux, "sign"), lmo = same_name(m->aux, "lmo");
+    c->gain = text_or(c->gain, c->polar_after_vote ? "rms" : m->gain);
+    c->ns = text_or(c->ns, "jordan5");
+    c->zeros = text_or(c->zeros, "coin");
+    c->ties = text_or(c->ties, "coin");
+    for (int r = 0; r < SM_ROLES; r++) c->radius[r] = number_or(c->radius[r], lmo ? scion[r] : 1);
+    c->lr = number_or(c->lr, c->polar_after_vote ? 5e-3 : m->lr);
+    c->aux_lr = number_or(c->aux_lr, sign ? 1e-3 : same_name(c->aux, "adamw") ? 3e-3 : c->lr);
+    c->momentum = number_or(c->momentum, m->momentum > 0 || !sign ? m->momentum : 0.95);
+    c->beta1 = number_or(c->beta1, 0.9);
+    c->beta2 = number_or(c->beta2, 0.95);
+    c->epsilon = number_or(c->epsilon, 1e-8);
+    c->weight_decay = number_or(c->weight_decay, m->weight_decay);
+    c->clip = number_or(c->clip, m->clip);
+    if (c->nesterov < 0) c->nesterov = m->nesterov;
+    if (c->first_gradient < 0) c->first_gradient = m->first_gradient;
+    if (m->estimate == SM_GLUON && c->momentum > 0 && !sign)
+        REFUSE("momentum %g: at step k that of method %s is 1-(k+1)^-1/2; take scion", c->momentum,
+               m->name);
+    if (m->update == SM_FRANK_WOLFE && c->weight_decay > 0)
+        REFUSE("weight-decay %g: method %s shrinks weights by its step size alone; take scion",
+               c->weight_decay, m->name);
+    return check_numbers(c, error, size);
+}
+
+/* The compressors of error feedback. */
+static int resolve_links(SmConfig *c, const SmMethod *m, char *error, size_t size) {
+    char why[256];
+    EfLink link;
+    if (m->combine != SM_FEEDBACK) {
+        if (c->up || c->down)
+            REFUSE("%s %s: method %s has no error feedback; take an ef21 method",
+                   c->up ? "up" : "down", c->up ? c->up : c->down, m->name);
+        return 0;
+    }
+    c->up = text_or(c->up, m->up);
+    c->down = text_or(c->down, m->down);
+    if (ef_parse(&link, c->up, why, sizeof why)) REFUSE("up %s: %s", c->up, why);
+    if (ef_parse(&link, c->down, why, sizeof why)) REFUSE("down %s: %s", c->down, why);
+    return 0;
+}
+
+/* Who gossips with whom. */
+static int resolve_graph(SmConfig *c, const SmMethod *m, int workers, char *error, size_t size) {
+    char why[512] = "";
+    DmGraph graph;
+    if (sm_has_server(m) && (c->topology || c->rounds[0] != 1 || c->rounds[1] != 1))
+        REFUSE("topology and gossip-rounds are for workers without a server: take demuon or one of "
+               "its baselines, not method %s",
+               m->name);
+    if (sm_has_server(m)) return 0;
+    c->topology = text_or(c->topology, "ring");
+    double *mixing = base_allocate(dm_graph_doubles(workers) * sizeof *mixing);
+    if (!mixing)
+        return base_fail(error, size, SM_NO_MEMORY, "no memory for a graph of %d workers", workers);
+    int bad = dm_graph_build(&graph, mixing, c->topology, workers, why, sizeof why);
+    int unreadable = bad && strncmp(why, "cannot ", 7) == 0 && errno != ENOENT;
+    free(mixing);
+    if (!bad) return 0;
+    return base_fail(error, size, unreadable ? SM_FAILED : SM_BAD_CONFIG, "topology: %s", why);
+}
+
+/* The Byzantine workers. */
+static int resolve_attack(SmConfig *c, int workers, char *error, size_t size) {
+    char why[256];
+    Attack a;
+    if (c->adversaries < 0 || (c->adversaries > 0 && c->adversaries >= workers))
+        REFUSE("adversaries %d: of %d workers at least one must be honest", c->adversaries,
+               workers);
+    if (c->adversaries == 0 && c->attack)
+        REFUSE("attack %s: no worker is an adversary; say how many with adversaries", c->attack);
+    if (c->adversaries == 0) return 0;
+    c->attack = text_or(c->attack, "flip");
+    if (attack_parse(&a, c->attack, why, sizeof why)) REFUSE("attack: %s", why);
+    return 0;
+}
+
+int sm_resolve(SmConfig *config, int workers, char *error, size_t size) {
+    SmConfig c = *config;
+    int bad = check_names(&c, error, size);
+    if (bad) return bad;
+    const SmMethod *m = sm_method(c.method);
+    if (workers < 1 || workers > COMM_MAX_WORKERS)
+        REFUSE("workers %d: must be from 1 to %d", workers, COMM_MAX_WORKERS);
+    bad = resolve_maps(&c, m, error, size);
+    if (!bad) bad = resolve_aux(&c, m, error, size);
+    if (!bad) bad = resolve_numbers(&c, m, error, size);
+    if (!bad) bad = resolve_links(&c, m, error, size);
+    if (!bad) bad = resolve_graph(&c, m, workers, error, size);
+    if (!bad) bad = resolve_attack(&c, workers, error, size);
+    if (!bad) *config = c;
+    return bad;
+}
