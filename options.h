@@ -1,0 +1,521 @@
+/* options.h - the command line of train_gpt: its flags, what they mean together, and the tables that
+   --list and --dry-run print. MIT.
+
+     flags       one row makes the field, the parser, the range check, the help line and the text that
+                 a save keeps; lib/flags.h does all of it
+     schedules   one row per course of the learning rate
+     options_check, options_take     refuse what no single range can, take over a save's flags: 0, or
+                                     an exit status and one sentence
+     options_list, options_rules, options_dry_run     tables for people
+
+   It knows the optimizer's interface and the names of tensors, but no model, no worker, no file. */
+#ifndef OPTIONS_H
+#define OPTIONS_H
+
+#include <assert.h>
+#include <inttypes.h>
+#include "dataloader.h"
+#include "demuon.h"
+#include "ef21muon.h"
+#include "lib/attack.h"
+#include "lib/base.h"
+#include "lib/comm.h"
+#include "lib/flags.h"
+#include "lib/gemm.h"
+#include "lib/report.h"
+#include "lib/safetensors.h"
+#include "optimizer.h"
+#include "signmuon.h"
+
+enum { FAILED = 1, USAGE = 2, DIVERGED = 3 }; /* exit statuses */
+
+/* ------------------------------------------------------------------------------------------------
+ * options: one row makes the field, the parser, the range check, the help line and the metadata */
+
+typedef struct Options {
+    const char *data, *val_data, *vocab, *shards, *out;
+    long layers, heads, width, context;
+    int bias;
+    double dropout;
+    const char *dtype;
+    SmConfig rule; /* the optimizer's own fields */
+    const char *schedule;
+    long warmup;
+    double cooldown, final_lr;
+    long workers, threads, adversaries;
+    const char *backend, *link, *on_death, *resume_workers;
+    double timeout;
+    long batch, steps, seed, eval_every, log_every, save_every, check_every;
+    int resume, overwrite, eval, dry_run, quiet, version;
+    long sample, top_k;
+    double temperature;
+    const char *prompt, *list;
+} Options;
+
+/* What a checkpoint does with a flag. */
+enum {
+    PER_CALL, /* nothing */
+    STORED,   /* keeps it; --resume takes it over unless the call names another value */
+    FIXED,    /* keeps it; --resume refuses another value */
+    KEEPING = 3,
+    COMMON = FLAG_COMMON /* on the short page of --help */
+};
+
+#define CHOICES(name, ...)                                                                         \
+    static const char *name(size_t i) {                                                            \
+        static const char *const words[] = {__VA_ARGS__};                                          \
+        return i < sizeof words / sizeof words[0] ? words[i] : NULL;                               \
+    }
+CHOICES(choice_vocab, "chars", "bytes")
+CHOICES(choice_dtype, "fp32", "bf16")
+CHOICES(choice_aux, "adamw", "sign", "same", "lmo")
+CHOICES(choice_zeros, "coin", "plus", "abstain")
+CHOICES(choice_death, "stop", "continue")
+CHOICES(choice_resume, "refuse", "keep", "mean", "zero")
+CHOICES(choice_list, "methods", "norms", "gains", "newton-schulz", "compressors", "topologies",
+        "attacks", "backends", "schedules", "shards")
+
+static const char *choice_method(size_t i) {
+    return sm_method_row(i) ? sm_method_row(i)->name : NULL;
+}
+static const char *choice_norm(size_t i) {
+    return i == 0 ? "none" : sm_norm_row(i - 1) ? sm_norm_row(i - 1)->name : NULL;
+}
+static const char *choice_gain(size_t i) { return sm_gain_row(i) ? sm_gain_row(i)->name : NULL; }
+static const char *choice_ns(size_t i) {
+    return sm_newton_schulz_row(i) ? sm_newton_schulz_row(i)->name : NULL;
+}
+static const char *choice_backend(size_t i) {
+    return comm_backend_row(i) ? comm_backend_row(i)->name : NULL;
+}
+static const char *choice_shards(size_t i) {
+    return data_shards_row(i) ? data_shards_row(i)->name : NULL;
+}
+static const char *choice_schedule(size_t i);
+
+#define ROW(in, title, of, field_, value, low, high, words, takes, text, mark)                     \
+    {                                                                                              \
+        .group = in, .name = title, .kind = of, .field = offsetof(Options, field_),                \
+        .fallback = value, .least = low, .most = high, .choice = words, .argument = takes,         \
+        .help = text, .keep = mark                                                                 \
+    }
+#define SWITCH(group, name, field, text, mark)                                                     \
+    ROW(group, name, FLAG_SWITCH, field, "off", 0, 1, NULL, NULL, text, mark)
+#define WHOLE(group, name, field, value, low, high, text, mark)                                    \
+    ROW(group, name, FLAG_WHOLE, field, value, low, high, NULL, "N", text, mark)
+#define REAL(group, name, field, value, low, high, takes, text, mark)                              \
+    ROW(group, name, FLAG_REAL, field, value, low, high, NULL, takes, text, mark)
+#define TEXT(group, name, field, value, takes, text, mark)                                         \
+    ROW(group, name, FLAG_TEXT, field, value, 0, 0, NULL, takes, text, mark)
+#define CHOICE(group, name, field, value, words, text, mark)                                       \
+    ROW(group, name, FLAG_CHOICE, field, value, 0, 0, words, "NAME", text, mark)
+
+#define MANY 1e15 /* more steps than anybody takes */
+
+// clang-format off
+static const Flag flags[] = {
+    TEXT("Data", "data", data, "data/tinyshakespeare.txt", "PATH", "a text, or token shards of llm.c (a quoted pattern for many)", STORED | COMMON),
+    TEXT("Data", "val-data", val_data, "", "PATH", "text or shards to validate on; without it the last 10 % of --data", STORED),
+    CHOICE("Data", "vocab", vocab, "auto", choice_vocab, "tokens of a text: its characters, or bytes; auto: characters if it is UTF-8", FIXED),
+    CHOICE("Data", "shards", shards, "iid", choice_shards, "which part of the text each worker trains on", FIXED),
+    WHOLE("Model", "layers", layers, "4", 1, 1000, "transformer layers", FIXED | COMMON),
+    WHOLE("Model", "heads", heads, "4", 1, 1000, "attention heads; they divide the width", FIXED | COMMON),
+    WHOLE("Model", "width", width, "128", 1, 65536, "channels", FIXED | COMMON),
+    WHOLE("Model", "context", context, "64", 1, 1048576, "tokens that the model sees at once", FIXED | COMMON),
+    REAL("Model", "dropout", dropout, "0", 0, 0.99, "P", "probability that an activation is dropped", STORED),
+    SWITCH("Model", "bias", bias, "biases in linear layers and LayerNorms", FIXED),
+    CHOICE("Model", "dtype", dtype, "fp32", choice_dtype, "of products and stored activations; sums, weights and optimizer stay fp32", STORED),
+    CHOICE("Optimizer", "method", rule.method, "signmuon", choice_method, "rule of the hidden matrices (--list methods)", FIXED | COMMON),
+    CHOICE("Optimizer", "aux", rule.aux, "auto", choice_aux, "rule of all other tensors: adamw (fp32), sign (1-bit vote), same (as --method, without its LMOs), lmo (as --method, each role in Scion's norm)", FIXED | COMMON),
+    REAL("Optimizer", "lr", rule.lr, "auto", 0, 1e6, "RATE", "peak learning rate of the hidden matrices", STORED | COMMON),
+    REAL("Optimizer", "aux-lr", rule.aux_lr, "auto", 0, 1e6, "RATE", "peak learning rate of the others", STORED | COMMON),
+    CHOICE("Optimizer", "schedule", schedule, "auto", choice_schedule, "course of the learning rates (--list schedules)", STORED),
+    WHOLE("Optimizer", "warmup", warmup, "auto", 0, MANY, "steps over which they rise", STORED),
+    REAL("Optimizer", "cooldown", cooldown, "0.2", 0, 1, "FRACTION", "part of a wsd schedule in which they fall", STORED),
+    REAL("Optimizer", "final-lr", final_lr, "0", 0, 1, "FRACTION", "of the peak, at the last step", STORED),
+    REAL("Optimizer", "momentum", rule.momentum, "auto", 0, 0.99999, "MU", "weight of the old momentum (Lion: beta2)", STORED),
+    ROW("Optimizer", "nesterov", FLAG_AUTO_SWITCH, rule.nesterov, "auto", 0, 1, NULL, "on|off", "look ahead along the gradient", STORED),
+    REAL("Optimizer", "beta1", rule.beta1, "0.9", 0, 0.99999, "B", "of AdamW and Lion", STORED),
+    REAL("Optimizer", "beta2", rule.beta2, "0.95", 0, 0.999999, "B", "of AdamW", STORED),
+    REAL("Optimizer", "weight-decay", rule.weight_decay, "auto", 0, 1e3, "WD", "decoupled, of matrices and embeddings", STORED),
+    REAL("Optimizer", "clip", rule.clip, "auto", 0, 1e9, "NORM", "longest gradient of a worker; 0 does not clip", STORED),
+    CHOICE("Optimizer", "ns", rule.ns, "jordan5", choice_ns, "Newton-Schulz polynomials of the polar factor", STORED),
+    CHOICE("Optimizer", "gain", rule.gain, "auto", choice_gain, "factor on the learning rate by matrix shape (--list gains)", STORED),
+    CHOICE("Optimizer", "norm", rule.norm, "auto", choice_norm, "its LMO replaces the method's (--list norms)", STORED),
+    CHOICE("Optimizer", "worker-map", rule.worker_map, "auto", choice_norm, "norm whose LMO a worker applies before it sends", STORED),
+    CHOICE("Optimizer", "server-map", rule.server_map, "auto", choice_norm, "norm whose LMO is applied to the vote or the mean", STORED),
+    SWITCH("Optimizer", "polar-after-vote", rule.polar_after_vote, "step along the polar factor of the vote, at no further bytes", STORED),
+    CHOICE("Optimizer", "zeros", rule.zeros, "coin", choice_zeros, "sign of an exact zero; abstain costs a second bit", STORED),
+    CHOICE("Optimizer", "ties", rule.ties, "coin", choice_zeros, "result of a tied vote; odd numbers of workers have none", STORED),
+    TEXT("Optimizer", "up", rule.up, "auto", "COMPRESSOR", "EF21: what workers send, e.g. topk:0.1+natural (--list compressors)", STORED),
+    TEXT("Optimizer", "down", rule.down, "auto", "COMPRESSOR", "EF21: what the server sends", STORED),
+    TEXT("Optimizer", "topology", rule.topology, "auto", "GRAPH", "gossip: ring, exponential, ... or file:PATH of a matrix (--list topologies)", STORED),
+    WHOLE("Workers", "workers", workers, "1", 1, COMM_MAX_WORKERS, "how many; odd numbers cannot tie", FIXED | COMMON),
+    CHOICE("Workers", "backend", backend, "threads", choice_backend, "what a worker is; results do not depend on it", STORED | COMMON),
+    WHOLE("Workers", "threads", threads, "0", 0, 256, "compute threads per worker; 0: usable cores / workers. Results do not depend on them", PER_CALL | COMMON),
+    TEXT("Workers", "link", link, "", "RATE,DELAY", "estimate the time on such a wire, e.g. 100mbit,5ms (computed, not slept)", STORED),
+    WHOLE("Workers", "check-every", check_every, "100", 0, MANY, "steps between comparisons of the workers' parameters by hash; 0 never", STORED),
+    WHOLE("Workers", "adversaries", adversaries, "0", 0, COMM_MAX_WORKERS, "the last N workers are Byzantine", FIXED),
+    TEXT("Workers", "attack", rule.attack, "auto", "HOW", "what they send: flip, random, zero, nan or scale:S", FIXED),
+    CHOICE("Workers", "on-death", on_death, "stop", choice_death, "processes: a killed worker ends the run, or the others go on from the last save", STORED),
+    REAL("Workers", "timeout", timeout, "300", 0, 1e9, "SECONDS", "processes: a worker that keeps the others waiting longer counts as dead; 0 never", STORED),
+    CHOICE("Workers", "resume-workers", resume_workers, "refuse", choice_resume, "--resume with another --workers: each keeps its momentum (new ones take the mean), all take the mean, or zero", PER_CALL),
+    WHOLE("Run", "batch", batch, "12", 1, 1e9, "sequences per step over all workers", FIXED | COMMON),
+    WHOLE("Run", "steps", steps, "2000", 0, MANY, "optimizer steps", STORED | COMMON),
+    WHOLE("Run", "seed", seed, "1337", 0, 9e18, "everything random follows from it", FIXED | COMMON),
+    WHOLE("Run", "eval-every", eval_every, "250", 0, MANY, "steps between validations on the whole split; 0 only at the end", STORED),
+    WHOLE("Run", "log-every", log_every, "10", 0, MANY, "steps between rows of log.csv; 0 only at validations", STORED),
+    WHOLE("Run", "save-every", save_every, "500", 0, MANY, "steps between saves; 0 only at the end", STORED),
+    TEXT("Run", "out", out, "out", "DIR", "folder of the run: its saves and log.csv; --eval and --sample also read DIR/best", PER_CALL | COMMON),
+    SWITCH("Run", "resume", resume, "go on from the last save in --out, with its flags", PER_CALL | COMMON),
+    SWITCH("Run", "overwrite", overwrite, "start anew in a folder that holds a run", PER_CALL | COMMON),
+    SWITCH("Run", "dry-run", dry_run, "print model, rules, bytes and memory; train nothing", PER_CALL | COMMON),
+    SWITCH("Run", "quiet", quiet, "no progress", PER_CALL),
+    SWITCH("Text", "eval", eval, "print the validation loss of a save", PER_CALL | COMMON),
+    WHOLE("Text", "sample", sample, "0", 0, MANY, "write N tokens of text to stdout, and nothing else", PER_CALL | COMMON),
+    TEXT("Text", "prompt", prompt, "\n", "TEXT", "how the sample begins", PER_CALL | COMMON),
+    REAL("Text", "temperature", temperature, "0.8", 0, 1e6, "T", "0 takes the likeliest token", PER_CALL),
+    WHOLE("Text", "top-k", top_k, "200", 0, 1e9, "sample among the K likeliest tokens; 0 among all", PER_CALL),
+    CHOICE("Help", "list", list, "", choice_list, "explain the rows of a table", PER_CALL | COMMON),
+    SWITCH("Help", "version", version, "version and compiler", PER_CALL),
+};
+// clang-format on
+enum { FLAGS = sizeof flags / sizeof flags[0] };
+
+/* ------------------------------------------------------------------------------------------------
+ * schedules: factors on the peak learning rate; x runs from 0, after the warm-up, to 1 */
+
+typedef struct Schedule {
+    const char *name;
+    double (*factor)(const Options *o, double x, double step);
+    const char *doc;
+} Schedule;
+
+static double between(const Options *o, double x) { return o->final_lr + (1 - o->final_lr) * x; }
+static double schedule_linear(const Options *o, double x, double k) {
+    return (void)k, between(o, 1 - x);
+}
+static double schedule_cosine(const Options *o, double x, double k) {
+    return (void)k, between(o, 0.5 * (1 + cos(3.141592653589793 * x)));
+}
+static double schedule_constant(const Options *o, double x, double k) {
+    return (void)o, (void)x, (void)k, 1;
+}
+static double schedule_wsd(const Options *o, double x, double k) {
+    double left = 1 - x;
+    return (void)k, left >= o->cooldown ? 1 : between(o, left / o->cooldown);
+}
+static double schedule_gluon(const Options *o, double x, double k) {
+    return (void)o, (void)x, pow(k + 1, -0.75);
+}
+
+static const Schedule schedules[] = {
+    {.name = "linear", .factor = schedule_linear, .doc = "a straight line down to --final-lr"},
+    {.name = "cosine", .factor = schedule_cosine, .doc = "half a cosine down to --final-lr"},
+    {.name = "constant", .factor = schedule_constant, .doc = "the peak to the end"},
+    {.name = "wsd",
+     .factor = schedule_wsd,
+     .doc = "warm-up, stable, decay: the peak, then a line over the last --cooldown"},
+    {.name = "gluon", .factor = schedule_gluon, .doc = "(k+1)^-3/4 at step k (arXiv 2505.13416)"},
+};
+static inline const Schedule *schedule_row(size_t i) {
+    return i < sizeof schedules / sizeof schedules[0] ? &schedules[i] : NULL;
+}
+static const char *choice_schedule(size_t i) {
+    return schedule_row(i) ? schedule_row(i)->name : NULL;
+}
+
+/* Factor on the peak learning rates at a step, counted from 0. */
+static inline double schedule(const Options *o, long step) {
+    if (step < o->warmup) return (double)(step + 1) / (double)(o->warmup + 1);
+    long span = o->steps - o->warmup;
+    size_t row = 0;
+    while (strcmp(schedules[row].name, o->schedule) != 0) row++;
+    return schedules[row].factor(o, span > 0 ? (double)(step - o->warmup) / (double)span : 0,
+                                 (double)step);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * what flags mean together */
+
+/* Every flag at its default, and what no flag sets at the optimizer's. */
+static inline void options_defaults(Options *o) {
+    *o = (Options){.rule = sm_config("signmuon")};
+    flags_defaults(flags, FLAGS, o);
+}
+
+static inline int options_given(const unsigned char *given, const char *name) {
+    return given[flags_find(flags, FLAGS, name)];
+}
+
+/* --link "100mbit,5ms" as seconds per byte and per message; returns 0 when the text is malformed. */
+static inline int options_link(const char *text, double *per_byte, double *per_message) {
+    static const struct {
+        const char *name;
+        double factor;
+    } unit[] = {{"gbit", 1e9}, {"mbit", 1e6}, {"kbit", 1e3}, {"bit", 1},
+                {"ms", 1e-3},  {"us", 1e-6},  {"s", 1}};
+    char rate_unit[8], delay_unit[8], rest;
+    double rate = 0, delay = -1, bits = 0, seconds = 0;
+    if (sscanf(text, "%lf%7[a-z],%lf%7[a-z]%c", &rate, rate_unit, &delay, delay_unit, &rest) != 4)
+        return 0;
+    for (size_t u = 0; u < 4; u++)
+        if (strcmp(rate_unit, unit[u].name) == 0) bits = unit[u].factor;
+    for (size_t u = 4; u < 7; u++)
+        if (strcmp(delay_unit, unit[u].name) == 0) seconds = unit[u].factor;
+    *per_byte = 8 / (rate * bits);
+    *per_message = delay * seconds;
+    return *per_byte > 0 && isfinite(*per_byte) && seconds > 0 && delay >= 0 && isfinite(delay);
+}
+
+/* Take over a save's flags, where the call does not name another value. A resumed run takes all of
+ * them, an evaluation or a sample those of model and data. */
+static inline int options_take(Options *o, const unsigned char *given, const StFile *f, char *error,
+                               size_t size) {
+    int resizes = strcmp(o->resume_workers, "refuse") != 0;
+    char text[64], reason[512];
+    for (size_t i = 0; i < FLAGS; i++) {
+        const Flag *flag = &flags[i];
+        const char *stored = st_meta(f, flag->name);
+        int model = strcmp(flag->group, "Model") == 0 || strcmp(flag->group, "Data") == 0;
+        if ((flag->keep & KEEPING) == PER_CALL || !(o->resume || model)) continue;
+        if (!stored)
+            return base_fail(error, size, FAILED,
+                             "%s: has no --%s: it was written by another version", f->path,
+                             flag->name);
+        if (!given[i]) {
+            if (flags_set(flag, o, stored, reason, sizeof reason))
+                return base_fail(error, size, FAILED, "%s: %s", f->path, reason);
+            continue;
+        }
+        int of_group = strcmp(flag->name, "workers") == 0 || strcmp(flag->name, "batch") == 0 ||
+                       strcmp(flag->name, "adversaries") == 0 || strcmp(flag->name, "attack") == 0;
+        if ((flag->keep & KEEPING) != FIXED || flags_equal(flag, o, stored)) continue;
+        if (of_group && resizes) continue;
+        if (strcmp(flag->name, "workers") == 0)
+            return base_fail(error, size, USAGE,
+                             "--workers %ld: the save was left by %s workers; --resume-workers "
+                             "keep, mean or zero says what happens to their momenta",
+                             o->workers, stored);
+        return base_fail(error, size, USAGE,
+                         "--%s %s differs from the save's %s, and a save cannot change it: leave "
+                         "the flag out, or train anew with another --out",
+                         flag->name, flags_text(flag, o, text, sizeof text), stored);
+    }
+    return 0;
+}
+
+/* Where the workers live: mpirun's ranks are workers, else threads or processes. */
+static inline int options_place(Options *o, const unsigned char *given, int ranks, char *error,
+                                size_t size) {
+    int mpi = strcmp(o->backend, "mpi") == 0, chosen = options_given(given, "backend");
+    if (ranks > 1 && !comm_backend("mpi"))
+        return base_fail(
+            error, size, USAGE,
+            "started %d times over, but built without MPI: make mpi, then mpirun -n %d "
+            "train_gpt_mpi",
+            ranks, ranks);
+    if (chosen && mpi && ranks == 1)
+        return base_fail(error, size, USAGE,
+                         "--backend mpi takes several ranks: make mpi, then mpirun -n N "
+                         "train_gpt_mpi");
+    if (chosen && !mpi && ranks > 1)
+        return base_fail(error, size, USAGE, "--backend %s: mpirun has started %d ranks: take mpi",
+                         o->backend, ranks);
+    if (ranks > 1 && options_given(given, "workers") && o->workers != ranks)
+        return base_fail(error, size, USAGE,
+                         "--workers %ld: mpirun has started %d ranks, and each is a worker",
+                         o->workers, ranks);
+    o->backend = ranks > 1 ? "mpi" : mpi ? "threads" : o->backend;
+    if (ranks > 1) o->workers = ranks;
+    return 0;
+}
+
+/* Refuse what no flag's own range can, and fill in what is left to the method.
+ * ranks     processes that mpirun has started
+ * sharing   of them, those that share the cores of this one */
+static inline int options_check(Options *o, const unsigned char *given, int ranks, int sharing,
+                                char *error, size_t size) {
+    char reason[512];
+    double byte, message;
+    int training = !o->eval && !o->sample;
+    if (options_place(o, given, ranks, error, size)) return USAGE;
+#define REFUSE(...) return base_fail(error, size, USAGE, __VA_ARGS__)
+    if (o->width % o->heads)
+        REFUSE("--width %ld is not divisible by --heads %ld", o->width, o->heads);
+    if (training && o->batch % o->workers)
+        REFUSE(
+            "--batch %ld is not divisible by --workers %ld: every worker takes as many sequences",
+            o->batch, o->workers);
+    if (strcmp(o->on_death, "continue") == 0 && strcmp(o->backend, "processes") != 0)
+        REFUSE("--on-death continue is for workers that can die alone: take --backend processes");
+    if (options_given(given, "resume-workers") && !o->resume)
+        REFUSE("--resume-workers goes with --resume");
+    if (o->resume && o->overwrite) REFUSE("--resume and --overwrite exclude each other");
+    if (*o->link && !options_link(o->link, &byte, &message))
+        REFUSE("--link takes a rate and a delay such as 100mbit,5ms, not '%s'", o->link);
+    if (!*o->data) REFUSE("--data takes the path of a text or of token shards");
+    if (!*o->out) REFUSE("--out takes the name of a folder");
+    if (!base_is_utf8(o->data) || !base_is_utf8(o->val_data))
+        REFUSE("a path that is not UTF-8 cannot be kept in a save: rename it, or use a link");
+    if (!gemm_default(strcmp(o->dtype, "bf16") ? GEMM_F32 : GEMM_BF16))
+        REFUSE("GEMM_ISA=%s is unknown or not of this CPU: take avx512bf16, avx512, avx2, neon or "
+               "portable",
+               getenv("GEMM_ISA"));
+    o->rule.seed = (uint64_t)o->seed;
+    o->rule.adversaries = (int)o->adversaries;
+    int code = sm_resolve(&o->rule, (int)o->workers, reason, sizeof reason);
+    if (code) return base_fail(error, size, code == SM_FAILED ? FAILED : USAGE, "--%s", reason);
+    const SmMethod *m = sm_method(o->rule.method);
+    if (!o->schedule) o->schedule = m->schedule;
+    if (o->warmup < 0) o->warmup = o->steps / 2 < m->warmup ? o->steps / 2 : m->warmup;
+    if (o->steps < o->warmup)
+        REFUSE("--warmup %ld is longer than --steps %ld", o->warmup, o->steps);
+#undef REFUSE
+    long cores = comm_cores() / ((ranks > 1 ? 1 : o->workers) * sharing);
+    if (o->threads == 0) o->threads = cores > 256 ? 256 : cores > 0 ? cores : 1;
+    return 0;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * tables for people */
+
+/* --list: the rows of a table, their names and what they are. */
+static inline void options_list(FILE *f, const char *list) {
+    const char *cells[3 * 64];
+    char rates[64][40];
+    size_t rows = 0;
+#define LIST(title, row)                                                                           \
+    for (size_t i = 0; strcmp(list, title) == 0 && row(i); i++, rows++) {                          \
+        cells[2 * rows] = row(i)->name;                                                            \
+        cells[2 * rows + 1] = row(i)->doc;                                                         \
+    }
+    LIST("norms", sm_norm_row)
+    LIST("gains", sm_gain_row)
+    LIST("newton-schulz", sm_newton_schulz_row)
+    LIST("compressors", ef_compressor_row)
+    LIST("topologies", dm_topology_row)
+    LIST("attacks", attack_row)
+    LIST("backends", comm_backend_row)
+    LIST("shards", data_shards_row)
+    LIST("schedules", schedule_row)
+#undef LIST
+    int methods = strcmp(list, "methods") == 0;
+    for (; methods && sm_method_row(rows); rows++) {
+        const SmMethod *m = sm_method_row(rows);
+        snprintf(rates[rows], sizeof *rates, "--lr %g --aux %s", m->lr, m->aux);
+        cells[3 * rows] = m->name;
+        cells[3 * rows + 1] = rates[rows];
+        cells[3 * rows + 2] = m->doc;
+    }
+    report_table(f, cells, rows, methods ? 3 : 2, report_columns(f));
+}
+
+/* One line per kind of tensor: its rule, learning rate, gain, and bits on the wire per weight. */
+static inline void options_rules(FILE *f, const Options *o, const SmTensor *t, size_t count) {
+    enum { WIDE = 7, MOST = 32 };
+    static const char *const title[WIDE] = {"tensor", "shape", "rule", "rate",
+                                            "gain",   "step",  "bits"};
+    const char *cells[WIDE * (MOST + 1)];
+    char text[MOST][WIDE][64];
+    size_t rows = 0;
+    memcpy(cells, title, sizeof title);
+    for (size_t i = 0; i < count && rows < MOST; i++) {
+        const SmTensor *x = &t[i];
+        char(*cell)[64] = text[rows];
+        int layer = -1, at = 0;
+        sscanf(x->name, "transformer.h.%d.%n", &layer, &at);
+        if (layer > 0) continue; /* as in layer 0 */
+        SmFacts facts = sm_facts(&o->rule, x, (int)o->workers);
+        double rate = x->role == SM_HIDDEN ? o->rule.lr : o->rule.aux_lr;
+        const char *name = layer == 0 ? x->name + at : x->name + strlen("transformer.");
+        snprintf(cell[0], 64, layer == 0 ? "%s (x%ld)" : "%s", name, o->layers);
+        snprintf(cell[1], 64, x->blocks > 1 ? "%zux%zu (x%zu)" : "%zux%zu", x->rows, x->cols,
+                 x->blocks);
+        snprintf(cell[2], 64, "%s", facts.rule);
+        snprintf(cell[3], 64, "%.3g", rate);
+        snprintf(cell[4], 64, "%.3g", facts.gain);
+        snprintf(cell[5], 64, isnan(facts.step_rms) ? "-" : "%.1e", rate * facts.step_rms);
+        snprintf(cell[6], 64, "%.3g", facts.up + facts.down);
+        rows++;
+        for (size_t k = 0; k < WIDE; k++) cells[rows * WIDE + k] = cell[k];
+    }
+    report_table(f, cells, rows + 1, WIDE, report_columns(f));
+    fprintf(f, "step: RMS of an entry at the peak rate; bits: sent per weight and step\n");
+}
+
+/* Tokenisation, vocabulary and counts of a text. */
+static inline void options_data(FILE *f, const DataSet *d) {
+    fprintf(f, "%u different %s: %" PRIu64 " to train on, %" PRIu64 " to validate on\n",
+            d->vocab.size, data_tokenisation(&d->vocab), d->train_tokens, d->val_tokens);
+}
+
+/* Does EF21's server keep a model that is not the workers'? */
+static inline int options_has_server_model(const Options *o) {
+    return sm_method(o->rule.method)->combine == SM_FEEDBACK &&
+           strcmp(o->rule.down, "identity") != 0;
+}
+
+/* What of a worker's memory the model takes, in bytes. */
+typedef struct OptionsMemory {
+    size_t activations, packed, arena; /* arena holds both, and scratch */
+} OptionsMemory;
+
+/* --dry-run: model, data, workers, rules, bytes and memory. */
+static inline void options_dry_run(FILE *f, const Options *o, const DataSet *d, const SmTensor *t,
+                                   size_t count, OptionsMemory memory) {
+    int workers = (int)o->workers, gossip = !sm_has_server(sm_method(o->rule.method));
+    double P = 0, up = 0, down = 0, paper = 0, mb = 1e-6,
+           fp32 = 32.0 * (workers - 1) / workers; /* bits per weight, one way */
+    char path[BASE_PATH];
+    for (size_t i = 0; i < count; i++) {
+        SmFacts facts = sm_facts(&o->rule, &t[i], workers);
+        double n = (double)(t[i].blocks * t[i].rows * t[i].cols);
+        P += n, up += n * facts.up, down += n * facts.down, paper += n * facts.paper_up;
+    }
+    snprintf(path, sizeof path, "%s", o->data);
+    fprintf(f, "model      %ld layers, %ld heads, width %ld, context %ld: %.0f parameters\n",
+            o->layers, o->heads, o->width, o->context, P);
+    fprintf(f, "data       %s\n           ", base_harmless(path));
+    options_data(f, d);
+    fprintf(f, "workers    %d %s of %ld compute threads, %ld sequences each per step\n", workers,
+            o->backend, o->threads, o->batch / workers);
+    if (o->adversaries)
+        fprintf(f, "           the last %ld send --attack %s\n", o->adversaries, o->rule.attack);
+    double *storage = gossip ? base_allocate(dm_graph_doubles(workers) * sizeof *storage) : NULL;
+    DmGraph graph;
+    char error[512];
+    if (storage &&
+        dm_graph_build(&graph, storage, o->rule.topology, workers, error, sizeof error) == 0)
+        fprintf(f,
+                "graph      %s: spectral gap %.6f, %.0f rounds of gossip shrink disagreement 1000 "
+                "times\n",
+                o->rule.topology, 1 - dm_graph_rho(&graph), dm_rounds_to_shrink(&graph, 1000));
+    free(storage);
+    fputc('\n', f);
+    options_rules(f, o, t, count);
+    fprintf(f, "\nsent by a worker per step, on average: %.0f bytes\n", (up + down) / 8);
+    fprintf(f, "  %.3f bits per parameter (fp32 all-reduce: %.3f)\n", (up + down) / P, 2 * fp32);
+    if (sm_method(o->rule.method)->combine == SM_FEEDBACK && workers > 1)
+        fprintf(f, "  uplink: %.4f of fp32; as arXiv 2510.00643 counts, %.4f\n", up / (fp32 * P),
+                paper / (fp32 * P));
+    SmBytes s = sm_bytes(&o->rule, t, count, workers, (int)o->threads);
+    size_t floats = (size_t)P * sizeof(float), copies = 2;
+    if (gossip) copies = 4; /* the mean model, and everybody's part of a shard of it */
+    if (options_has_server_model(o)) copies = 3;
+    size_t outbox = workers == 1 ? 0 : floats < COMM_OUTBOX ? floats : COMM_OUTBOX;
+    size_t tokens = (size_t)(d->train_tokens + d->val_tokens), program = 2 << 20,
+           worker = copies * base_allocated(floats) + base_allocated(memory.arena) +
+                    base_allocated(s.total) + outbox;
+    fprintf(f, "memory of a worker, MB: %.1f parameters and gradients, %.1f packed matrices,\n",
+            mb * 2 * (double)floats, mb * (double)memory.packed);
+    fprintf(f, "  %.1f activations, %.1f optimizer state, %.1f messages, %.1f scratch\n",
+            mb * (double)memory.activations, mb * (double)s.state,
+            mb * (double)(s.messages + outbox),
+            mb * (double)(memory.arena - memory.activations - memory.packed + s.scratch));
+    fprintf(f, "memory in all, MB: %.1f\n",
+            mb * (double)(worker * (size_t)workers + program +
+                          tokens * (d->vocab.kind == DATA_GPT2 ? 2 : 1)));
+}
+
+#endif
