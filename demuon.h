@@ -76,7 +76,6 @@ int main(void) {
 #define DEMUON_H
 
 #include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -327,8 +326,7 @@ static inline int dm__parse(DmGraph *g, FILE *f, size_t *count, const char *path
 static inline int dm__read(DmGraph *g, const char *path, char *error, size_t size) {
     int n = g->nodes;
     size_t count;
-    int fd = open(path, O_RDONLY | O_NONBLOCK); /* a FIFO that nobody writes is empty */
-    FILE *f = fd < 0 ? NULL : fdopen(fd, "r");
+    FILE *f = fopen(path, "r");
     if (!f) return dm__fail(error, size, "cannot open %s: %s", path, strerror(errno));
     int bad = dm__parse(g, f, &count, path, error, size);
     if (!bad && ferror(f)) bad = dm__fail(error, size, "cannot read %s: %s", path, strerror(errno));

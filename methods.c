@@ -13,7 +13,8 @@
 
 /* ------------------------------------------------------------------------------------------------
  * the method table: one row per method, stages left out are SM_GRADIENT, no map, SM_MEAN, SM_DENSE,
- * SM_STEP. The box follows from `combine`, and from the server map after a vote. */
+ * SM_STEP. The box follows from `combine`, and from the server map after a vote. A new method of known
+ * stages is one row here and one equation in the tests; docs/ADDING.md says what a new stage takes. */
 
 // clang-format off
 static const SmMethod methods[] = {
@@ -190,7 +191,7 @@ static int check_numbers(const SmConfig *c, char *error, size_t size) {
         {"clip", c->clip, 0, 1e9},                 {"weight-decay", c->weight_decay, 0, 1e9},
         {"radius", c->radius[SM_VECTOR], 0, 1e9},  {"radius", c->radius[SM_HIDDEN], 0, 1e9},
         {"radius", c->radius[SM_INPUT], 0, 1e9},   {"radius", c->radius[SM_OUTPUT], 0, 1e9},
-        {"gossip-rounds", c->rounds[0], 1, 1000},  {"gossip-rounds", c->rounds[1], 1, 1000},
+        {"rounds", c->rounds[0], 1, 1000},  {"rounds", c->rounds[1], 1, 1000},
     };
     for (size_t k = 0; k < sizeof field / sizeof *field; k++)
         if (!(field[k].value >= field[k].least && field[k].value <= field[k].most))
@@ -225,6 +226,14 @@ static int resolve_maps(SmConfig *c, const SmMethod *m, char *error, size_t size
             "polar-after-vote needs a method whose downlink is the vote itself: signsgd, signum, "
             "lion or signmuon, not %s",
             m->name);
+    const SmNorm *maps[] = {sm_norm(c->worker_map), sm_norm(c->server_map),
+                            c->polar_after_vote ? sm_norm(text_or(c->norm, "spectral")) : NULL};
+    int with_state = 0;
+    for (size_t i = 0; i < 3; i++) with_state += maps[i] && maps[i]->state;
+    if (with_state > 1)
+        REFUSE("norm %s: its power iteration keeps one state per block, which two maps of a method "
+               "cannot share; name another norm for one of them",
+               text_or(c->norm, c->worker_map));
     return 0;
 }
 
@@ -290,11 +299,15 @@ static int resolve_graph(SmConfig *c, const SmMethod *m, int workers, char *erro
     char why[512] = "";
     DmGraph graph;
     if (sm_has_server(m) && (c->topology || c->rounds[0] != 1 || c->rounds[1] != 1))
-        REFUSE("topology and gossip-rounds are for workers without a server: take demuon or one of "
+        REFUSE("topology and rounds are for workers without a server: take demuon or one of "
                "its baselines, not method %s",
                m->name);
     if (sm_has_server(m)) return 0;
     c->topology = text_or(c->topology, "ring");
+    struct stat file;
+    if (strncmp(c->topology, "file:", 5) == 0 && stat(c->topology + 5, &file) == 0 &&
+        !S_ISREG(file.st_mode)) /* a FIFO would be waited for */
+        REFUSE("topology %s: not a regular file", c->topology);
     double *mixing = base_allocate(dm_graph_doubles(workers) * sizeof *mixing);
     if (!mixing)
         return base_fail(error, size, SM_NO_MEMORY, "no memory for a graph of %d workers", workers);

@@ -88,7 +88,8 @@ typedef enum SmCombine { SM_MEAN, SM_VOTE, SM_FEEDBACK, SM_GOSSIP, SM_TRACKING }
 typedef enum SmDownlink { SM_DENSE, SM_SIGN } SmDownlink;
 
 /* How a direction D moves the weights: W <- (1 - lr wd) W - lr s D; AdamW; W <- (1 - lr) W - lr D,
- * which stays in the ball of its radius (Frank-Wolfe); a step of length lr over all tensors. */
+ * which stays in the ball of its radius (Frank-Wolfe); SM_UNIT: the steps of all tensors together have
+ * 2-norm lr. */
 typedef enum SmUpdate { SM_STEP, SM_ADAMW, SM_FRANK_WOLFE, SM_UNIT } SmUpdate;
 
 typedef struct SmMethod {
@@ -99,22 +100,23 @@ typedef struct SmMethod {
     const char *server_map; /* norm whose LMO is applied to the merged message, or NULL */
     SmDownlink downlink;
     SmUpdate update;
-    const char *gain, *aux;  /* defaults of SmConfig's fields of the same names */
-    double lr;               /* peak step size for nanoGPT's CPU recipe */
-    const char *schedule;    /* its course over the steps: a name that the caller knows */
-    int warmup;              /* steps over which it rises, at most half of all */
-    double momentum;         /* mu; Lion: beta2 */
+    const char *gain, *aux; /* defaults of SmConfig's fields of the same names */
+    double lr;              /* peak step size for nanoGPT's CPU recipe */
+    const char *schedule;   /* its course over the steps: a name that the caller knows */
+    int warmup;             /* steps over which it rises, at most half of all */
+    double momentum;        /* mu; Lion: beta2 */
     int nesterov;
-    int first_gradient;      /* M starts as the first gradient, not as zero (EF21) */
+    int first_gradient; /* M starts as the first gradient, not as zero (EF21) */
     double weight_decay;
-    double clip, clip_power; /* longest gradient of a worker at step k: clip (k+1)^clip_power; 0: any */
-    const char *up, *down;   /* compressors of error feedback, or NULL */
+    double clip,
+        clip_power; /* a worker's gradient is clipped to norm clip (k+1)^clip_power; 0: not */
+    const char *up, *down; /* compressors of error feedback, or NULL */
     const char *doc;
 } SmMethod;
 
-const SmMethod *sm_method_row(size_t i);       /* NULL past the end */
-const SmMethod *sm_method(const char *name);   /* NULL when unknown */
-int sm_has_server(const SmMethod *method);     /* 0 for the methods that gossip */
+const SmMethod *sm_method_row(size_t i);     /* NULL past the end */
+const SmMethod *sm_method(const char *name); /* NULL when unknown */
+int sm_has_server(const SmMethod *method);   /* 0 for the methods that gossip */
 
 /* ------------------------------------------------------------------------------------------------
  * configuration */
@@ -124,7 +126,7 @@ int sm_has_server(const SmMethod *method);     /* 0 for the methods that gossip 
  * dm_topology_row. */
 typedef struct SmConfig {
     const char *method; /* of the hidden matrices */
-    const char *aux;    /* of all other tensors: "adamw" (fp32 mean), "sign" (1-bit vote of momentum),
+    const char *aux; /* of all other tensors: "adamw" (fp32 mean), "sign" (1-bit vote of momentum),
                            "same" (the method without its maps), "lmo" (the method, each role in its
                            own norm, as Scion has it) */
     const char *worker_map, *server_map; /* replace the row's, "none" or a norm */
@@ -169,7 +171,7 @@ void sm_free(SmOptimizer *o);
 
 /* One step on every worker together. grads are this worker's own; params move equally on all workers
  * of a method with a server.
- * step         counts from 0 and keys the coins
+ * step         counts from 0 and keys the coins; at 0, M and X get their first values
  * lr, aux_lr   this step's sizes, of the hidden matrices and of the others
  * error        SM_BAD_MESSAGE when this worker refused somebody's message (sm_fault tells whose):
  *              what the step made of it is void, and training cannot go on */
@@ -177,7 +179,7 @@ int sm_step(SmOptimizer *o, float *params, const float *grads, uint64_t step, do
             double aux_lr);
 
 /* A message that was refused in the last step. Of all workers' faults the one of the earliest exchange
- * is right: who sends NaN in a later one may have been given it. */
+ * is right: a worker that sends NaN later may only pass on what it received. */
 typedef struct SmFault {
     int32_t kind;     /* 0: none; 1: not a finite number; 2: malformed */
     int32_t exchange; /* counts the messages of a step */
@@ -217,12 +219,13 @@ void sm_regroup(SmOptimizer *o, const float *params);
 
 /* What a resolved configuration does to a tensor. */
 typedef struct SmFacts {
-    const char *rule;       /* name of the row that it follows */
-    double gain;            /* factor on the step size */
-    double step_rms;        /* of an entry of a step of size 1; NaN where it depends on the gradient */
-    double up, down;        /* bits per weight that a worker sends, by formula, the mean over workers:
+    const char *rule; /* name of the row that it follows */
+    double gain;      /* factor on the step size */
+    double
+        step_rms; /* RMS of the entries of a step at learning rate 1; NaN where the gradient decides */
+    double up, down; /* bits per weight that a worker sends, by formula, the mean over workers:
                                to the servers of its shards, and as a server; gossip is all `up` */
-    double paper_up;        /* `up` as arXiv 2510.00643 counts: 26-bit indices, 16-bit Natural */
+    double paper_up; /* `up` as arXiv 2510.00643 counts: 26-bit indices, 16-bit Natural */
 } SmFacts;
 SmFacts sm_facts(const SmConfig *resolved, const SmTensor *tensor, int workers);
 

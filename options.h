@@ -54,10 +54,10 @@ typedef struct Options {
 
 /* What a checkpoint does with a flag. */
 enum {
-    PER_CALL, /* nothing */
-    STORED,   /* keeps it; --resume takes it over unless the call names another value */
-    FIXED,    /* keeps it; --resume refuses another value */
-    KEEPING = 3,
+    PER_CALL,            /* nothing */
+    STORED,              /* keeps it; --resume takes it over unless the call names another value */
+    FIXED,               /* keeps it; --resume refuses another value */
+    KEEPING = 3,         /* mask of the three above */
     COMMON = FLAG_COMMON /* on the short page of --help */
 };
 
@@ -67,6 +67,7 @@ enum {
         return i < sizeof words / sizeof words[0] ? words[i] : NULL;                               \
     }
 CHOICES(choice_vocab, "chars", "bytes")
+CHOICES(choice_backend, "threads", "processes", "mpi") /* mpi: also a save's, without MPI here */
 CHOICES(choice_dtype, "fp32", "bf16")
 CHOICES(choice_aux, "adamw", "sign", "same", "lmo")
 CHOICES(choice_zeros, "coin", "plus", "abstain")
@@ -84,9 +85,6 @@ static const char *choice_norm(size_t i) {
 static const char *choice_gain(size_t i) { return sm_gain_row(i) ? sm_gain_row(i)->name : NULL; }
 static const char *choice_ns(size_t i) {
     return sm_newton_schulz_row(i) ? sm_newton_schulz_row(i)->name : NULL;
-}
-static const char *choice_backend(size_t i) {
-    return comm_backend_row(i) ? comm_backend_row(i)->name : NULL;
 }
 static const char *choice_shards(size_t i) {
     return data_shards_row(i) ? data_shards_row(i)->name : NULL;
@@ -126,16 +124,15 @@ static const Flag flags[] = {
     SWITCH("Model", "bias", bias, "biases in linear layers and LayerNorms", FIXED),
     CHOICE("Model", "dtype", dtype, "fp32", choice_dtype, "of products and stored activations; sums, weights and optimizer stay fp32", STORED),
     CHOICE("Optimizer", "method", rule.method, "signmuon", choice_method, "rule of the hidden matrices (--list methods)", FIXED | COMMON),
-    CHOICE("Optimizer", "aux", rule.aux, "auto", choice_aux, "rule of all other tensors: adamw (fp32), sign (1-bit vote), same (as --method, without its LMOs), lmo (as --method, each role in Scion's norm)", FIXED | COMMON),
+    CHOICE("Optimizer", "aux", rule.aux, "auto", choice_aux, "rule of all other tensors: fp32 AdamW, a 1-bit vote, the method without its LMOs, or the method in Scion's norms", FIXED | COMMON),
     REAL("Optimizer", "lr", rule.lr, "auto", 0, 1e6, "RATE", "peak learning rate of the hidden matrices", STORED | COMMON),
     REAL("Optimizer", "aux-lr", rule.aux_lr, "auto", 0, 1e6, "RATE", "peak learning rate of the others", STORED | COMMON),
     CHOICE("Optimizer", "schedule", schedule, "auto", choice_schedule, "course of the learning rates (--list schedules)", STORED),
     WHOLE("Optimizer", "warmup", warmup, "auto", 0, MANY, "steps over which they rise", STORED),
     REAL("Optimizer", "cooldown", cooldown, "0.2", 0, 1, "FRACTION", "part of a wsd schedule in which they fall", STORED),
-    REAL("Optimizer", "final-lr", final_lr, "0", 0, 1, "FRACTION", "of the peak, at the last step", STORED),
+    REAL("Optimizer", "final-lr", final_lr, "0", 0, 1, "FRACTION", "of the peak, at the end", STORED),
     REAL("Optimizer", "momentum", rule.momentum, "auto", 0, 0.99999, "MU", "weight of the old momentum (Lion: beta2)", STORED),
     ROW("Optimizer", "nesterov", FLAG_AUTO_SWITCH, rule.nesterov, "auto", 0, 1, NULL, "on|off", "look ahead along the gradient", STORED),
-    REAL("Optimizer", "beta1", rule.beta1, "0.9", 0, 0.99999, "B", "of AdamW and Lion", STORED),
     REAL("Optimizer", "beta2", rule.beta2, "0.95", 0, 0.999999, "B", "of AdamW", STORED),
     REAL("Optimizer", "weight-decay", rule.weight_decay, "auto", 0, 1e3, "WD", "decoupled, of matrices and embeddings", STORED),
     REAL("Optimizer", "clip", rule.clip, "auto", 0, 1e9, "NORM", "longest gradient of a worker; 0 does not clip", STORED),
@@ -146,7 +143,7 @@ static const Flag flags[] = {
     CHOICE("Optimizer", "server-map", rule.server_map, "auto", choice_norm, "norm whose LMO is applied to the vote or the mean", STORED),
     SWITCH("Optimizer", "polar-after-vote", rule.polar_after_vote, "step along the polar factor of the vote, at no further bytes", STORED),
     CHOICE("Optimizer", "zeros", rule.zeros, "coin", choice_zeros, "sign of an exact zero; abstain costs a second bit", STORED),
-    CHOICE("Optimizer", "ties", rule.ties, "coin", choice_zeros, "result of a tied vote; odd numbers of workers have none", STORED),
+    CHOICE("Optimizer", "ties", rule.ties, "coin", choice_zeros, "result of a tied vote; odd numbers of workers have none, unless zeros abstain", STORED),
     TEXT("Optimizer", "up", rule.up, "auto", "COMPRESSOR", "EF21: what workers send, e.g. topk:0.1+natural (--list compressors)", STORED),
     TEXT("Optimizer", "down", rule.down, "auto", "COMPRESSOR", "EF21: what the server sends", STORED),
     TEXT("Optimizer", "topology", rule.topology, "auto", "GRAPH", "gossip: ring, exponential, ... or file:PATH of a matrix (--list topologies)", STORED),
@@ -326,6 +323,11 @@ static inline int options_place(Options *o, const unsigned char *given, int rank
         return base_fail(error, size, USAGE,
                          "--workers %ld: mpirun has started %d ranks, and each is a worker",
                          o->workers, ranks);
+    if (ranks > 1 && o->resume && o->workers != ranks && strcmp(o->resume_workers, "refuse") == 0)
+        return base_fail(error, size, USAGE,
+                         "--workers %d: the save was left by %ld workers; --resume-workers keep, "
+                         "mean or zero says what happens to their momenta",
+                         ranks, o->workers);
     o->backend = ranks > 1 ? "mpi" : mpi ? "threads" : o->backend;
     if (ranks > 1) o->workers = ranks;
     return 0;
@@ -365,6 +367,7 @@ static inline int options_check(Options *o, const unsigned char *given, int rank
     o->rule.seed = (uint64_t)o->seed;
     o->rule.adversaries = (int)o->adversaries;
     int code = sm_resolve(&o->rule, (int)o->workers, reason, sizeof reason);
+    if (code == SM_NO_MEMORY) return base_fail(error, size, FAILED, "%s", reason);
     if (code) return base_fail(error, size, code == SM_FAILED ? FAILED : USAGE, "--%s", reason);
     const SmMethod *m = sm_method(o->rule.method);
     if (!o->schedule) o->schedule = m->schedule;
@@ -478,7 +481,7 @@ static inline void options_dry_run(FILE *f, const Options *o, const DataSet *d, 
             o->layers, o->heads, o->width, o->context, P);
     fprintf(f, "data       %s\n           ", base_harmless(path));
     options_data(f, d);
-    fprintf(f, "workers    %d %s of %ld compute threads, %ld sequences each per step\n", workers,
+    fprintf(f, "workers    %d (%s) of %ld compute threads, %ld sequences each per step\n", workers,
             o->backend, o->threads, o->batch / workers);
     if (o->adversaries)
         fprintf(f, "           the last %ld send --attack %s\n", o->adversaries, o->rule.attack);

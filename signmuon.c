@@ -1,5 +1,7 @@
 /* signmuon.c - the distributed optimizer: the papers' algorithm boxes over several workers. C11, MIT.
 
+   A box is the numbered algorithm of a paper, and the group of functions here that follows it:
+
      Muon by the mean     muon_step       sgd, adamw, muon, muon-avgpolar, scion, gluon
      SignMuon             signmuon_step   signsgd, signum, lion, signmuon       arXiv 2605.16311
      MuonUSign, MuonSign  muonsign_step   an LMO after the vote
@@ -10,7 +12,7 @@
    come first, then the boxes, the step, the construction, state and facts.
 
    GROUPS   the hidden matrices are one group of tensors, all other tensors a second one with a rule
-            of its own. A group shares its messages
+            of its own. All tensors of a group travel in one message
    BLOCKS   a block is one matrix (a fused qkv is three). What a worker does between two exchanges
             runs block by block, each on one compute thread, through all lines of a box
    SERVER   there is no server process. A message is cut into one shard per worker, and worker j is
@@ -60,7 +62,7 @@ static inline void sm_gemm_symmetric(char op, float *c, const float *a, const fl
 typedef enum StateKind {
     FIRST,       /* momentum M, or AdamW's m */
     SECOND,      /* AdamW's v */
-    ESTIMATE,    /* EF21: G_j, what the server knows of M_j; tracking: the last M_j */
+    LAST_SENT,   /* EF21: G_j, what the server knows of M_j; tracking: the last M_j */
     TRACKER,     /* DeMuon: V */
     MODEL,       /* EF21: X, the exact model */
     AGGREGATE,   /* EF21: G, the mean of the G_j */
@@ -77,7 +79,7 @@ static const struct {
 } state_table[STATES] = {
     [FIRST] = {.name = "momentum"},
     [SECOND] = {.name = "adamw.v"},
-    [ESTIMATE] = {.name = "estimate"},
+    [LAST_SENT] = {.name = "estimate"},
     [TRACKER] = {.name = "tracker"},
     [MODEL] = {.name = "ef21.model", .per_block = 1, .at_owner = 1},
     [AGGREGATE] = {.name = "ef21.aggregate", .per_block = 1, .at_owner = 1},
@@ -100,7 +102,7 @@ typedef struct SmBlock {
     int owner, thread;
     double gain;           /* factor on the step size: its role's radius, its shape's gain */
     size_t floats[STATES]; /* of each kind of state; 0: the method keeps none */
-    float *state[STATES];  /* NULL: none here */
+    float *state[STATES];  /* NULL: not kept on this worker */
     float *u;              /* the direction that a box works on: its part of the dense message */
     float *scratch;        /* its thread's */
     size_t differ;         /* this worker's signs that the last vote did not confirm */
@@ -109,7 +111,9 @@ typedef struct SmBlock {
 /* The tensors under one rule. */
 struct SmGroup {
     const SmMethod *method;
-    const SmNorm *worker_map, *server_map, *vote_map; /* LMOs of the hidden matrices, or NULL */
+    /* norms whose LMO is applied by a worker, to the merged message, to the vote; or NULL. Tensors
+     * that are not hidden matrices take the norm of their role there */
+    const SmNorm *worker_map, *server_map, *vote_map;
     SmDownlink downlink;
     CommKind kind;
     SmBlock *blocks;
@@ -126,7 +130,7 @@ struct SmOptimizer {
     size_t tensor_count;
     int rank, size, threads;
     SmGroup group[2]; /* hidden matrices; all others */
-    void *arena;      /* holds what the pointers below `mixing` point to, and all state */
+    void *arena;      /* memory of all pointers after `mixing`, and of all state */
 
     const SmNewtonSchulz *ns; /* what the names in `config` stand for */
     SmZero zeros, ties;
@@ -135,16 +139,17 @@ struct SmOptimizer {
     DmGraph graph;
     double *mixing; /* its matrices */
 
-    float *direction;                        /* the dense message: every block's u */
-    uint64_t *signs, *nonzero;               /* the sign message; zeros abstain: where it speaks */
-    uint64_t *vote, *decided;                /* its result; ties abstain: where there is one */
-    char *residuals, *shifts;                /* compressed messages, up and down */
-    char *inbox;                             /* everybody's parts of my shard */
-    size_t *cut_byte, share_at, share_bytes; /* of the message under way; my shard of residuals */
-    const uint64_t **sign_parts;             /* 2 N pointers into inbox for each thread */
-    const float **float_parts;               /* pointers to what gossip mixes, for each thread */
-    float *mixed;                            /* what gossip is mixing */
-    int *source;                             /* whose vectors, with which weights */
+    float *direction;          /* the dense message: every block's u */
+    uint64_t *signs, *nonzero; /* the sign message; zeros abstain: 1 where it counts */
+    uint64_t *vote, *decided;  /* its result; ties abstain: where there is one */
+    char *residuals, *shifts;  /* compressed messages, up and down */
+    char *inbox;               /* everybody's parts of my shard */
+    size_t *cut_byte, my_residuals_at,
+        my_residuals_bytes;      /* of the message under way; my shard of residuals */
+    const uint64_t **sign_parts; /* 2 N pointers into inbox for each thread */
+    const float **float_parts;   /* pointers to what gossip mixes, for each thread */
+    float *mixed;                /* what gossip is mixing */
+    int *source;                 /* whose vectors, with which weights */
     double *weight;
     size_t sources, most_sources;
     float *scratch; /* scratch_floats for each thread */
@@ -299,7 +304,7 @@ static void step_along(SmOptimizer *o, SmBlock *b) {
 }
 
 /* The result of the vote on block b: where it decided, or NULL for everywhere. */
-static const uint64_t *decided(const SmOptimizer *o, const SmBlock *b) {
+static const uint64_t *decided_bits(const SmOptimizer *o, const SmBlock *b) {
     return o->ties == SM_ABSTAIN ? o->decided + b->word : NULL;
 }
 
@@ -312,14 +317,14 @@ static void count_agreement(SmOptimizer *o, SmBlock *b) {
 /* W <- (1 - lr wd) W - lr s V */
 static void step_along_vote(SmOptimizer *o, SmBlock *b) {
     count_agreement(o, b);
-    sm_apply(o->params + b->offset, o->vote + b->word, decided(o, b), b->size, step_size(b),
+    sm_apply(o->params + b->offset, o->vote + b->word, decided_bits(o, b), b->size, step_size(b),
              decay_factor(o, b));
 }
 
 /* W <- (1 - lr wd) W - lr s polar(V), at no further communication */
 static void step_along_polar_of_vote(SmOptimizer *o, SmBlock *b) {
     count_agreement(o, b);
-    sm_unpack(b->u, o->vote + b->word, decided(o, b), b->size);
+    sm_unpack(b->u, o->vote + b->word, decided_bits(o, b), b->size);
     lmo(o, b, b->group->vote_map);
     step_along(o, b);
 }
@@ -399,11 +404,11 @@ static void average_slice(SmOptimizer *o, SmGroup *g, size_t from, size_t to, in
         for (int j = 0; j < o->size; j++) sum += (double)in[(size_t)j * mine + i];
         mean[i] = (float)(sum / o->size);
     }
-    if (!sm_finite(mean + from, to - from)) o->refused = 1; /* so is a summand */
+    if (!sm_finite(mean + from, to - from)) o->refused = 1; /* then a worker's part is not either */
 }
 
-/* u <- mean of the workers' u, on my shard: summed in rank order in double, so that equal summands
- * give themselves exactly */
+/* u <- mean of the workers' u, on my shard: summed in rank order in double. If all workers send
+ * the same, the mean is that, bit for bit */
 static void mean_of_workers(SmOptimizer *o, SmGroup *g) {
     size_t first = g->cut_element[o->rank], mine = g->cut_element[o->rank + 1] - first;
     const float *in = (const float *)(void *)o->inbox;
@@ -465,15 +470,15 @@ static const size_t *lay_out_message(SmOptimizer *o, SmGroup *g, int down) {
     }
     while (owner < o->size) o->cut_byte[++owner] = at;
     if (!down) {
-        o->share_at = o->cut_byte[o->rank];
-        o->share_bytes = o->cut_byte[o->rank + 1] - o->share_at;
+        o->my_residuals_at = o->cut_byte[o->rank];
+        o->my_residuals_bytes = o->cut_byte[o->rank + 1] - o->my_residuals_at;
     }
     return o->cut_byte;
 }
 
 /* Worker j's residual of a block of mine. */
 static const char *residual_of(const SmOptimizer *o, const SmBlock *b, int j) {
-    return o->inbox + (size_t)j * o->share_bytes + (b->up - o->share_at);
+    return o->inbox + (size_t)j * o->my_residuals_bytes + (b->up - o->my_residuals_at);
 }
 
 /* Who sent the residual, or the shift, that did not decode? */
@@ -504,7 +509,7 @@ static void mix_slice(SmOptimizer *o, SmGroup *g, size_t from, size_t to, int th
     (void)g;
     for (size_t k = 0; k < o->sources; k++) parts[k] = o->float_parts[k] + from;
     dm_mix(out, parts, o->weight, o->sources, to - from);
-    if (!sm_finite(out, to - from)) o->refused = 1; /* so is something in a source */
+    if (!sm_finite(out, to - from)) o->refused = 1; /* then a source is not either */
 }
 
 /* x_i <- sum_j w_ij x_j over the group's elements, so many times. Graphs that change from round to
@@ -569,7 +574,9 @@ static void muon_step(SmOptimizer *o, SmGroup *g) {
 
 /* ------------------------------------------------------------------------------------------------
  * SignMuon (arXiv 2605.16311, Algorithm 1), signSGD with majority vote (arXiv 1810.05291), signum,
- * Lion, and the sign of any LMO; polar-after-vote is SignMuon's local polar step */
+ * Lion, and the sign of any LMO; polar-after-vote is SignMuon's local polar step. The row says which
+ * LMO a worker applies: signmuon the polar factor; signsgd, signum and lion none. Embeddings and
+ * vectors come here with aux "sign" or "same"; with "adamw" they go through muon_step, as a mean. */
 
 static void signmuon_worker(SmOptimizer *o, SmBlock *b) {
     momentum(o, b);                                 /* M <- mu M + (1-mu) G                    */
@@ -603,7 +610,7 @@ static void muonsign_server(SmOptimizer *o, SmBlock *b) {
 }
 
 static void muonsign_step(SmOptimizer *o, SmGroup *g) {
-    for_blocks(o, g, signmuon_worker);              /* S <- sign(M)                            */
+    for_blocks(o, g, signmuon_worker);              /* S <- sign(M): the row has no worker map */
     majority_vote(o, g);                            /* V <- majority(S_1 .. S_N)               */
     for_blocks(o, g, muonsign_server);
     if (g->downlink == SM_DENSE) {                  /* MuonUSign                               */
@@ -616,13 +623,13 @@ static void muonsign_step(SmOptimizer *o, SmGroup *g) {
 }
 
 /* ------------------------------------------------------------------------------------------------
- * EF21-Muon (arXiv 2510.00643, Algorithm 3), lines numbered as there. A step begins with W2, as
- * gradients are the caller's. Every block has an owner, which is its server. The identity as a
+ * EF21-Muon (arXiv 2510.00643, Algorithm 3), lines numbered as there. A step begins with W2,
+ * since the gradients are the caller's, and ends with W1. Every block has an owner, which is its server. The identity as a
  * compressor sends its target itself; with it on the downlink, X is W. */
 
 static void ef21_worker(SmOptimizer *o, SmBlock *b) {
     const EfLink *up = link_of(o, b->tensor, 0);
-    float *g_j = b->state[ESTIMATE], *m_j = b->u;
+    float *g_j = b->state[LAST_SENT], *m_j = b->u;
     momentum(o, b);                                 /* W2  M_j <- mu M_j + (1-mu) G            */
     lmo(o, b, b->group->worker_map);                /*     ef21-signmuon: polar(M_j)           */
     attack(o, b, m_j);
@@ -634,14 +641,14 @@ static void ef21_worker(SmOptimizer *o, SmBlock *b) {
 static void ef21_server(SmOptimizer *o, SmBlock *b) {
     if (b->owner != o->rank) return;
     const EfLink *up = link_of(o, b->tensor, 0), *down = link_of(o, b->tensor, 1);
-    float *w = o->params + b->offset, *g = b->state[AGGREGATE];
+    float *w = o->params + b->offset, *aggregate = b->state[AGGREGATE];
     float *x = b->state[MODEL] ? b->state[MODEL] : w;
     if (x != w && o->step == 0) memcpy(x, w, b->size * sizeof *x);
-    if (ef_aggregate(g, residual_of(o, b, 0),       /* S4  G <- G + mean R_j                   */
-                     o->share_bytes, message_bytes(o, b, 0), o->size, b->rows, b->cols, up,
+    if (ef_aggregate(aggregate, residual_of(o, b, 0), /* S4  G <- G + mean R_j                   */
+                     o->my_residuals_bytes, message_bytes(o, b, 0), o->size, b->rows, b->cols, up,
                      b->scratch))
         o->refused = 1;
-    memcpy(b->u, g, b->size * sizeof *g);
+    memcpy(b->u, aggregate, b->size * sizeof *aggregate);
     lmo(o, b, b->group->server_map);                /*     O <- LMO(G)                         */
     sm_step_dense(x, b->u, b->size, step_size(b),   /* S1  X <- (1 - lr wd) X - lr s O         */
                   decay_factor(o, b));
@@ -675,7 +682,7 @@ static void ef21_step(SmOptimizer *o, SmGroup *g) {
  * its own. Methods without a tracker step along M. */
 
 static void demuon_correct(SmOptimizer *o, SmBlock *b) {
-    float *v = b->state[TRACKER], *m_last = b->state[ESTIMATE];
+    float *v = b->state[TRACKER], *m_last = b->state[LAST_SENT];
     momentum(o, b);                                 /* M <- mu M + (1-mu) G                    */
     dm_track(v, b->u, m_last, b->size);             /* U <- V + M - M_last, in V's place       */
     memcpy(m_last, b->u, b->size * sizeof *m_last);
@@ -693,7 +700,7 @@ static void demuon_move(SmOptimizer *o, SmBlock *b) {
     lmo(o, b, b->group->worker_map);                /* O <- polar(V)                           */
     step_along(o, b);                               /* X <- (1 - lr wd) X - lr s O             */
     memcpy(b->u, o->params + b->offset, b->size * sizeof(float));
-    if (!v) attack(o, b, b->u);                     /* with a tracker, that was attacked       */
+    if (!v) attack(o, b, b->u);                     /* with a tracker the attack was on V      */
 }
 
 static void demuon_take(SmOptimizer *o, SmBlock *b) {
@@ -830,7 +837,7 @@ static const SmNorm *last_map(const SmGroup *g) {
     return g->vote_map ? g->vote_map : g->server_map ? g->server_map : g->worker_map;
 }
 
-/* Is what moves a block made of +-1: a vote, or the LMO of the sign norm? */
+/* Are all entries of the step direction +-1: a vote, or the LMO of the sign norm? */
 static int moves_by_signs(const SmGroup *g) {
     return (g->downlink == SM_SIGN && !g->vote_map) || last_map(g) == sm_norm("sign");
 }
@@ -915,7 +922,7 @@ static size_t state_floats(const SmOptimizer *o, const SmBlock *b, StateKind kin
     const size_t floats[STATES] = {
         [FIRST] = m->estimate != SM_GRADIENT || adamw ? b->size : 0,
         [SECOND] = adamw ? b->size : 0,
-        [ESTIMATE] = feedback || tracking ? b->size : 0,
+        [LAST_SENT] = feedback || tracking ? b->size : 0,
         [TRACKER] = tracking ? b->size : 0,
         [MODEL] = feedback && !down->row->replaces ? b->size : 0,
         [AGGREGATE] = feedback ? b->size : 0,
@@ -1217,7 +1224,7 @@ int sm_server_model(SmOptimizer *o, float *out, const float *params, uint64_t st
 static void regroup_aggregate(SmOptimizer *o, const SmBlock *b) {
     float *g = b->state[AGGREGATE];
     for (int j = 0; j < o->size; j++) {
-        if (j == o->rank) memcpy(b->u, b->state[ESTIMATE], b->size * sizeof *b->u);
+        if (j == o->rank) memcpy(b->u, b->state[LAST_SENT], b->size * sizeof *b->u);
         comm_broadcast(o->comm, b->u, b->size * sizeof *b->u, j, COMM_OTHER);
         for (size_t k = 0; g && k < b->size; k++) g[k] = (j ? g[k] : 0) + b->u[k] / (float)o->size;
     }
@@ -1228,7 +1235,7 @@ void sm_regroup(SmOptimizer *o, const float *params) {
         for (size_t i = 0; i < g->count; i++) {
             const SmBlock *b = &g->blocks[i];
             size_t bytes = b->size * sizeof(float);
-            if (b->state[TRACKER]) memcpy(b->state[TRACKER], b->state[ESTIMATE], bytes);
+            if (b->state[TRACKER]) memcpy(b->state[TRACKER], b->state[LAST_SENT], bytes);
             if (b->state[MODEL]) memcpy(b->state[MODEL], params + b->offset, bytes);
             if (b->floats[AGGREGATE]) regroup_aggregate(o, b);
         }

@@ -6,13 +6,13 @@
    parameters; the optimizer of signmuon.c moves all copies together.
 
    Read on in this order: tensors, kernels, attention, forward, backward, sampling; then evaluation,
-   saves, the step, train, main. Shape letters: B sequences, T positions, C width,
-   V vocabulary, L layers, NH heads, HS = C/NH. */
+   saves, the step, train, main. */
 #include <assert.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <math.h>
 #include <signal.h>
+#include <strings.h>
 #include "dataloader.h"     /* data_train_window data_val_window data_encode data_decode */
 #include "lib/base.h"       /* base_allocate base_now */
 #include "lib/checkpoint.h" /* checkpoint_open checkpoint_write checkpoint_commit */
@@ -25,7 +25,7 @@
 
 #define VERSION "0.2.0"
 
-/* The end of the program with one sentence, whichever worker finds the reason first. */
+/* Print one sentence and exit. When several workers fail, only the first one prints. */
 __attribute__((format(printf, 2, 3))) __attribute__((noreturn)) static void
 die(int status, const char *format, ...) {
     char text[2 * BASE_PATH];
@@ -48,12 +48,13 @@ static void *allocate(size_t bytes) {
     return p;
 }
 
-/* The end of a call whose result is on stdout. */
+/* Flush stdout; exits when the result could not be written. */
 static int finish_stdout(void) {
     if (fflush(stdout) || ferror(stdout))
         die(FAILED, "the result cannot be written: %s", strerror(errno));
     return 0;
 }
+
 /* ------------------------------------------------------------------------------------------------
  * The model: GPT-2 as in nanoGPT's model.py.
  *
@@ -216,7 +217,7 @@ typedef struct GptLayer {
 
 typedef struct Gpt {
     GptConfig config;
-    size_t C, V, NH, HS, capacity; /* shape letters; sequences that fit */
+    size_t C, V, NH, HS, capacity; /* C V NH HS as above; most sequences of a pass */
     const Gemm *gemm;
     Team *team;
     SmTensor *tensor;
@@ -228,17 +229,17 @@ typedef struct Gpt {
     Arena arena;                                          /* holds all below */
     size_t activation_bytes, packed_bytes, scratch_bytes; /* the last of one thread */
     char *scratch;
-    GptLayer *layer;            /* (L); layer 0 holds lm_head's packed weights */
-    float *last, *statsf;       /* (n, C) (n, 2) the residual stream after the last layer */
-    float *losses;              /* (n) in nats, 0 where the target is -1 */
-    Stored dlogits;             /* (n, V) made with the losses, while the logits are in cache */
-    float *dres;                /* (n, C) gradient of the residual stream */
-    Stored datt, dqkv;          /* (n, C) (n, 3C) */
-    float *dout[TENSOR_KINDS];  /* (n, fan_out), and */
-    float *input[TENSOR_KINDS]; /* (n, fan_in) of one layer: packed operands of dW = dout^T input */
+    GptLayer *layer;              /* (L); layer 0 holds lm_head's packed weights */
+    float *last, *statsf;         /* (n, C) (n, 2) the residual stream after the last layer */
+    float *losses;                /* (n) in nats, 0 where the target is -1 */
+    Stored dlogits;               /* (n, V) made with the losses, while the logits are in cache */
+    float *dres;                  /* (n, C) gradient of the residual stream */
+    Stored datt, dqkv;            /* (n, C) (n, 3C) */
+    float *dout[TENSOR_KINDS];    /* (n, fan_out) of each linear map of the layer in work, packed */
+    float *input[TENSOR_KINDS];   /* (n, fan_in) of the same; dW = dout^T input */
     float *partial[TENSOR_KINDS]; /* (tiles, cols) gradient of a vector, tile by tile */
 
-    /* the pass that runs, over rows [from, B T); from > 0 needs B = 1 */
+    /* arguments of the pass under way, over rows [from, B T); from > 0 needs B = 1 */
     size_t B, T, from;
     const int32_t *in, *target; /* (B, T); a target of -1 does not count */
     size_t counted;             /* targets that do */
@@ -253,7 +254,7 @@ typedef struct Thread {
     int ith, nth;
     size_t row, row_end;          /* its tokens, in whole tiles */
     size_t head, head_end;        /* its heads of all sequences, numbered b NH + h */
-    float *product;               /* of gemm_multiply */
+    float *gemm_scratch;          /* of gemm_multiply */
     float *norm, *dnorm, *branch; /* (TILE, C) a LayerNorm's output; a branch of the residual */
     float *wide[3];               /* (TILE, max(4C, V)) */
     float *p, *dp;                /* (TILE, T) attention probabilities, their gradient */
@@ -333,7 +334,7 @@ static float *packed(const Gpt *g, Arena *a, GemmSide side, size_t lanes, size_t
 /* One thread's scratch from an arena; an empty arena only measures, here and below. */
 static void take_scratch(const Gpt *g, Arena *a, Thread *t) {
     size_t T = (size_t)g->config.context, wide = 4 * g->C > g->V ? 4 * g->C : g->V;
-    t->product = floats(a, gemm_scratch());
+    t->gemm_scratch = floats(a, gemm_scratch());
     for (int i = 0; i < 3; i++) t->wide[i] = floats(a, TILE * wide);
     t->norm = floats(a, TILE * g->C);
     t->dnorm = floats(a, TILE * g->C);
@@ -516,10 +517,11 @@ static void layernorm_backward(const Thread *t, const float *stats, const float 
 /* c (m, n) = a (m, k) b (k, n), or += ; operands say how they lie in memory */
 static void product(const Thread *t, float *c, GemmOperand a, GemmOperand b, size_t m, size_t n,
                     size_t k, int add) {
-    gemm_multiply(t->g->gemm, c, n, a, b, m, n, k, add, t->product, 0, 1);
+    gemm_multiply(t->g->gemm, c, n, a, b, m, n, k, add, t->gemm_scratch, 0, 1);
 }
 
-/* Pack all matrices as the products read them, once per pass; this thread's share of each. */
+/* Pack all matrices, once per pass: copy them into the order in which gemm.h's inner loop reads them.
+ * This thread's share of each. */
 static void pack_weights(const Thread *t) {
     const Gpt *g = t->g;
     for (int l = 0; l < g->config.layers; l++)
@@ -581,7 +583,7 @@ static void weight_gradient(const Thread *t, int kind, int l) {
     GemmOperand dout = g->dout[kind] ? gemm_packed(g->dout[kind], all)
                                      : stored_operand(g->dlogits, 0, 1, n); /* of lm_head */
     gemm_multiply(g->gemm, g->grads + w->offset, k, dout, gemm_packed(g->input[kind], all), n, k,
-                  all, 0, t->product, t->ith, t->nth);
+                  all, 0, t->gemm_scratch, t->ith, t->nth);
 }
 
 /* The gradient of a vector: the sum of the tiles' parts, in their order; this thread's slice. */
@@ -680,8 +682,9 @@ static float cross_entropy(float *restrict logits, size_t V, int32_t target, flo
  * attention of one head of one sequence: a tile of queries at a time against the keys that it sees.
  * No (T, T) matrix is stored, as in FlashAttention (Dao et al. 2022); memory is linear in T. */
 
-/* p (rows, cols) of queries [i0, i0 + rows) and keys [0, cols): from scores q k^T to probabilities,
- * softmax(scale p) under the causal mask. lse (rows) is written, or read where it is known. */
+/* scores (rows, cols) = q k^T of queries [i0, i0 + rows) against keys [0, cols) become probabilities
+ * in their place: softmax(scale scores) under the causal mask. lse (rows) is written, or read where it
+ * is known. */
 static void causal_softmax(float *scores, float *lse, int lse_known, float scale, size_t i0,
                            size_t rows, size_t cols) {
     for (size_t i = 0; i < rows; i++) {
@@ -833,7 +836,7 @@ static void qkv_forward(const Thread *t, int l, size_t at) {
     stored_store(a->qkv, at * W, W, qkv, tile_rows(t, at), W);
 }
 
-/* dqkv -> dres, from now on the gradient of `in` */
+/* dres += what dqkv gives; dres is then the gradient of the layer's input */
 static void qkv_backward(const Thread *t, int l, size_t at) {
     const GptLayer *a = &t->g->layer[l];
     size_t W = 3 * t->g->C;
@@ -852,7 +855,7 @@ static void projection_forward(const Thread *t, int l, size_t at) {
     residual_forward(t, a->mid, a->in, l, DROP_PROJECTION, at);
 }
 
-/* dres -> datt */
+/* datt from dres */
 static void projection_backward(const Thread *t, int l, size_t at) {
     const Gpt *g = t->g;
     size_t C = g->C, rows = tile_rows(t, at);
@@ -879,7 +882,7 @@ static void mlp_forward(const Thread *t, int l, size_t at) {
     residual_forward(t, l + 1 < g->config.layers ? a[1].in : g->last, a->mid, l, DROP_MLP, at);
 }
 
-/* dres -> dres, from now on the gradient of mid */
+/* dres += what it gives through the MLP; dres is then the gradient of mid */
 static void mlp_backward(const Thread *t, int l, size_t at) {
     const GptLayer *a = &t->g->layer[l];
     size_t W = 4 * t->g->C, size = tile_rows(t, at) * W;
@@ -909,7 +912,7 @@ static void lm_head_forward(const Thread *t, size_t at) {
     stored_store(kept, at * V, V, logits, rows, V);
 }
 
-/* dlogits -> dres (rows, C) */
+/* dres (rows, C) from dlogits */
 static void lm_head_backward(const Thread *t, size_t at) {
     const Gpt *g = t->g;
     size_t C = g->C, V = g->V, rows = tile_rows(t, at);
@@ -1069,6 +1072,7 @@ static int32_t sample_token(const float *logits, float *sorted, size_t V, double
     }
     return (int32_t)best;
 }
+
 /* ------------------------------------------------------------------------------------------------
  * a run, as all workers know it, and one worker */
 
@@ -1080,19 +1084,20 @@ typedef struct Run {
     char *vocab_text;      /* as a checkpoint keeps it */
     Checkpoint checkpoint; /* what training, a sample or an evaluation begins with */
     int has_checkpoint;    /* else it begins with random parameters */
-    int saved_workers;     /* that wrote it */
-    int *origin;           /* (workers) whose state each worker goes on with; NULL: its own */
-    uint64_t identity;     /* of the run, in every part of its saves */
-    int other_data;        /* resumed on another text: losses cannot be compared */
+    int saved_workers;     /* number of workers that wrote it */
+    int *origin;       /* (workers) rank in the save whose state each worker loads; NULL: its own */
+    uint64_t identity; /* of the run, in every part of its saves */
+    int other_data;    /* resumed on another text: losses cannot be compared */
     double per_byte, per_message; /* seconds, of --link */
 } Run;
 
-/* Payload of training steps: bytes and messages sent, of them to the owners of shards and back. */
+/* Payload of training steps. UP: bytes sent to owners of shards; DOWN: bytes that come from them. */
 enum { SENT, RECEIVED, MESSAGES, UP, DOWN, TRAFFIC };
 static const char *const traffic_name[TRAFFIC] = {"sent", "received", "messages", "up", "down"};
 
 typedef struct Worker {
     Run *run;
+    uint64_t identity; /* of the run: worker 0's, in every part of its saves */
     Comm *c;
     Gpt *g;
     SmOptimizer *optimizer;
@@ -1101,7 +1106,7 @@ typedef struct Worker {
     float *losses;               /* (B, T) of an evaluation */
     double *window_loss;         /* one sum per validation window */
     double *tensor_square;       /* squared norm of each tensor's gradient */
-    size_t *cuts;                /* (workers + 1) of a message */
+    size_t *cuts;                /* (workers + 1) byte offsets of the shards of a message */
     void *gathered;              /* (workers) of whatever is gathered */
     float *mean, *shards;        /* gossip: the mean model, and everybody's part of my shard */
     float *server;               /* EF21 with a compressed downlink: the server's model */
@@ -1124,8 +1129,8 @@ static void *gather(Worker *w, const void *mine, size_t bytes, CommKind kind) {
     return w->gathered;
 }
 
-/* Does any worker say something that is not 0? Returns the first such word. */
-static int any(Worker *w, int32_t mine) {
+/* The first value that is not 0 among the workers' values, or 0. */
+static int first_nonzero(Worker *w, int32_t mine) {
     const int32_t *all = gather(w, &mine, sizeof mine, COMM_OTHER);
     for (int j = 0; j < w->c->size; j++)
         if (all[j]) return all[j];
@@ -1153,9 +1158,9 @@ static double evaluate(Worker *w, const float *params, int alone) {
         size_t B = last - at < w->B ? last - at : w->B;
         int stopped = comm_stop_requested(w->c);
         for (size_t b = 0; b < B; b++) {
-            int64_t real =
+            int64_t failed =
                 data_val_window(data, w->T, at + b, w->in + b * w->T, w->target + b * w->T);
-            if (real < 0) die(FAILED, "%s: %s", w->run->o.data, data_strerror((int)real));
+            if (failed < 0) die(FAILED, "%s: %s", w->run->o.data, data_strerror((int)failed));
         }
         if (!stopped) gpt_losses(w->g, params, w->in, w->target, B, w->T, at > first, w->losses);
         for (size_t b = 0; b < B; b++) {
@@ -1200,8 +1205,8 @@ static double square_distance(const Worker *w, const float *x, const float *y, d
     return apart;
 }
 
-/* Losses of what is not the deployed model: EF21's server, and at the end the nodes of a graph.
- * Returns 0 when a signal cut it short. */
+/* Evaluate also EF21's server model and, at the last step, each gossip node's own model. Returns 0 when
+ * a signal cut it short. */
 static int evaluate_others(Worker *w) {
     const Options *o = &w->run->o;
     double length, apart;
@@ -1210,7 +1215,7 @@ static int evaluate_others(Worker *w) {
         apart = square_distance(w, w->server, gpt_params(w->g), &length);
         w->gap = sqrt(apart / length);
         w->server_val = evaluate(w, w->server, 0);
-        if (isnan(w->server_val) && any(w, comm_stop_requested(w->c))) return 0;
+        if (isnan(w->server_val) && first_nonzero(w, comm_stop_requested(w->c))) return 0;
         if (w->c->rank == 0 && !(fabs(w->server_val - w->val) <= 0.05))
             report_note(stderr,
                         "warning: the server's model has loss %.4f and the workers' %.4f at step "
@@ -1228,6 +1233,50 @@ static int evaluate_others(Worker *w) {
         w->node_val[2] = fmax(w->node_val[2], all[j]);
     }
     return !isnan(w->node_val[1]);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * text: a sample on stdout */
+
+/* Write o->sample tokens after the prompt. When the context is full, its last half stays. */
+static int write_sample(Gpt *g, const Run *run, const Comm *c) {
+    const Options *o = &run->o;
+    const DataVocab *vocab = &run->vocab;
+    size_t T = (size_t)o->context, V = vocab->size, room = strlen(o->prompt) + 1, done = 0;
+    uint16_t *prompt = allocate(room * sizeof *prompt);
+    int32_t *window = allocate((T + 1) * sizeof *window);
+    float *logits = allocate(V * sizeof *logits), *sorted = allocate(V * sizeof *sorted);
+    ReportText out = {.terminal = isatty(1)};
+    char text[DATA_DECODED];
+    int64_t length = data_encode(vocab, o->prompt, prompt, room);
+    if (vocab->kind == DATA_GPT2 && length < 0) length = 1, prompt[0] = V > 50256 ? 50256 : 0;
+    if (length < 0 && strcmp(o->prompt, "\n") == 0) length = 0; /* a text of one line */
+    if (length < 0)
+        die(USAGE, "--prompt has at byte %lld a character that the model has never seen",
+            (long long)-length);
+    if (length == 0) length = 1, prompt[0] = 0;
+    size_t start = (size_t)length > T ? (size_t)length - T : 0, known = (size_t)length - start;
+    for (size_t i = 0; i < (size_t)length; i++)
+        report_text_put(&out, stdout, text, data_decode(vocab, prompt[i], text), 0);
+    for (size_t i = 0; i < known; i++) window[i] = prompt[start + i];
+    for (long made = 0; made < o->sample && !comm_stop_requested(c); made++) {
+        if (known > T) {
+            memmove(window, window + known - (T + 1) / 2, (T + 1) / 2 * sizeof *window);
+            known = (T + 1) / 2;
+            done = 0;
+        }
+        gpt_logits(g, window, done, known, logits);
+        done = known;
+        double u = base_uniform(sm_key((uint64_t)o->seed, 0x73616d70u, 0), (uint64_t)made);
+        window[known] = sample_token(logits, sorted, V, o->temperature, (size_t)o->top_k, u);
+        size_t n = data_decode(vocab, (unsigned)window[known++], text);
+        report_text_put(&out, stdout, text, n, 0);
+    }
+    report_text_put(&out, stdout, "\n", out.terminal ? 1 : 0, 1);
+    free(prompt), free(window), free(logits), free(sorted);
+    finish_stdout();
+    int stopped = comm_stop_requested(c);
+    return stopped ? 128 + stopped : 0;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -1259,6 +1308,14 @@ static double stored_number(const StFile *f, const char *key) {
         die(FAILED, "%s: its metadata hold no number for '%s': it was written by another program",
             f->path, key);
     return value;
+}
+
+/* The same for a count, or -1. */
+static int64_t stored_count(const StFile *f, const char *key) {
+    double value = stored_number(f, key);
+    if (!(value >= -1 && value <= 0x1p62))
+        die(FAILED, "%s: its metadata hold %g for '%s', which is no count", f->path, value, key);
+    return (int64_t)value;
 }
 
 static StTensor as_stored(const SmTensor *t, const char *name, const float *params) {
@@ -1355,18 +1412,17 @@ static int write_state(const Worker *w, const char *name, const CheckpointStamp 
 static void save(Worker *w, const char *name, int with_state) {
     const char *out = w->run->o.out;
     char error[BASE_PATH + 512] = "";
-    CheckpointStamp stamp = {.run = w->run->identity,
-                             .step = (uint64_t)w->step,
-                             .parts = with_state ? w->c->size + 1 : 1};
+    CheckpointStamp stamp = {
+        .run = w->identity, .step = (uint64_t)w->step, .parts = with_state ? w->c->size + 1 : 1};
     const float *model = deployed_model(w);
     int failed = w->c->rank == 0 && checkpoint_begin(out, name, error, sizeof error);
-    if (!any(w, failed)) {
+    if (!first_nonzero(w, failed)) {
         if (w->c->rank == 0) failed = write_model(w, model, name, &stamp, error, sizeof error);
         if (!failed && with_state) failed = write_state(w, name, &stamp, error, sizeof error);
-        if (!any(w, failed) && w->c->rank == 0)
+        if (!first_nonzero(w, failed) && w->c->rank == 0)
             failed = checkpoint_commit(out, name, with_state, error, sizeof error);
     }
-    if (!any(w, failed)) return;
+    if (!first_nonzero(w, failed)) return;
     if (*error) die(FAILED, "%s; the save before it is untouched: mend this, then --resume", error);
     comm_wait_for_end();
 }
@@ -1385,9 +1441,9 @@ static void load_model(Gpt *g, const StFile *f) {
     }
 }
 
-/* x <- x + part * (what worker `from` saved of everything that is a worker's own). Where `part` is 1,
- * its model, if it has one, comes too. */
-static void add_state(Worker *w, int from, float part) {
+/* Add weight * the state that worker `from` saved to this worker's. With weight 1, a node's own model
+ * comes too. */
+static void add_state(Worker *w, int from, float weight) {
     char error[BASE_PATH + 512], name[112];
     StFile f;
     SmState s;
@@ -1403,9 +1459,9 @@ static void add_state(Worker *w, int from, float part) {
         state_name(w, &s, name, sizeof name);
         if (st_read_f32(&f, name, saved, s.rows * s.cols, error, sizeof error))
             die(FAILED, "%s", error);
-        for (size_t k = 0; k < s.rows * s.cols; k++) s.data[k] += part * saved[k];
+        for (size_t k = 0; k < s.rows * s.cols; k++) s.data[k] += weight * saved[k];
     }
-    for (size_t i = 0; gossips(w) && part == 1 && i < count; i++) {
+    for (size_t i = 0; gossips(w) && weight == 1 && i < count; i++) {
         snprintf(name, sizeof name, "node.%s", t[i].name);
         float *to = gpt_params(w->g) + t[i].offset;
         if (st_read_f32(&f, name, to, tensor_size(&t[i]), error, sizeof error))
@@ -1440,7 +1496,7 @@ static void load_state(Worker *w) {
             add_state(w, r, 1 / (float)run->saved_workers);
     if (resized) sm_regroup(w->optimizer, gpt_params(w->g));
     w->step = (long)run->checkpoint.stamp.step;
-    w->evaluated = run->other_data ? -1 : (long)stored_number(&run->checkpoint.model, "evaluated");
+    w->evaluated = run->other_data ? -1 : stored_count(&run->checkpoint.model, "evaluated");
     w->val = run->other_data ? NAN : stored_number(&run->checkpoint.model, "val_loss");
     w->best = run->other_data ? NAN : stored_number(&run->checkpoint.model, "best_val_loss");
     w->seconds = stored_number(&shared, "seconds");
@@ -1450,7 +1506,7 @@ static void load_state(Worker *w) {
     if (checkpoint_open_part(&run->checkpoint, name, &shared, error, sizeof error))
         die(FAILED, "%s", error);
     for (int i = 0; i < TRAFFIC; i++)
-        w->before[i] = (uint64_t)stored_number(&shared, traffic_name[i]);
+        w->before[i] = (uint64_t)stored_count(&shared, traffic_name[i]);
     st_close(&shared);
 }
 
@@ -1472,7 +1528,7 @@ enum { COLUMNS = sizeof columns / sizeof columns[0] };
 static void log_row(Worker *w, double train, double val, double norm) {
     const Options *o = &w->run->o;
     char error[BASE_PATH + 256];
-    double rate = w->step > 0 ? schedule(o, w->step - 1) : NAN, none = isnan(val) ? NAN : 0;
+    double rate = w->step > 0 ? schedule(o, w->step - 1) : NAN, if_validated = isnan(val) ? NAN : 0;
     double wire =
         (double)w->most[SENT] * w->run->per_byte + (double)w->most[MESSAGES] * w->run->per_message;
     double values[COLUMNS] = {(double)w->step,
@@ -1489,12 +1545,12 @@ static void log_row(Worker *w, double train, double val, double norm) {
                               *o->link ? wire : NAN,
                               (double)w->most[UP],
                               (double)w->most[DOWN],
-                              w->server_val + none,
-                              w->gap + none,
+                              w->server_val + if_validated,
+                              w->gap + if_validated,
                               w->consensus,
-                              w->node_val[0] + none,
-                              w->node_val[1] + none,
-                              w->node_val[2] + none,
+                              w->node_val[0] + if_validated,
+                              w->node_val[1] + if_validated,
+                              w->node_val[2] + if_validated,
                               (double)w->c->size};
     if (report_row(&w->log, values, error, sizeof error)) die(FAILED, "%s", error);
 }
@@ -1555,7 +1611,8 @@ static void gather_statistics(Worker *w, CommKind kind) {
 /* What workers tell each other about a step before they take it. */
 typedef struct StepReport {
     double loss, square; /* nats per token, squared norm of the gradient */
-    int64_t bad;   /* first tensor that is not finite, or the largest of a lost run; else -1 */
+    int64_t bad;   /* first tensor that is not finite, or where the loss has exploded the tensor
+                            with the largest gradient; else -1 */
     int64_t stop;  /* signal that asked for an end, or 0 */
     SmFault fault; /* of the step before */
 } StepReport;
@@ -1594,7 +1651,7 @@ static StepReport compute_gradient(Worker *w) {
     team_run(w->c->team, sum_squares, w);
     for (size_t i = 0; i < count; i++) r.square += w->tensor_square[i];
     if (!isfinite(r.square) || !isfinite(r.loss)) {
-        size_t bad = first_not_finite(w->g); /* before the gradients that it spoils */
+        size_t bad = first_not_finite(w->g); /* a bad parameter spoils all gradients */
         for (size_t i = 0; bad == count && i < count; i++)
             if (!isfinite(w->tensor_square[i])) bad = i;
         r.bad = bad < count ? (int64_t)bad : 0;
@@ -1654,13 +1711,18 @@ static void check_replicas(Worker *w) {
         hash ^= hash >> 29;
     }
     const uint64_t *all = gather(w, &hash, sizeof hash, COMM_CONTROL);
-    int odd = -1, fewest = w->c->size;
+    int odd = -1, fewest = w->c->size; /* the worker whose parameters are rarest */
     for (int j = 0; j < w->c->size; j++) {
         int equal = 0;
         for (int k = 0; k < w->c->size; k++) equal += all[j] == all[k];
         if (equal < fewest) fewest = equal, odd = j;
     }
     if (odd < 0) return;
+    if (w->c->size == 2)
+        die(FAILED,
+            "the two workers' parameters differ after step %ld: a memory or processor is at fault; "
+            "go on from the last save with --resume",
+            w->step);
     die(FAILED,
         "the parameters of worker %d differ from the others' after step %ld: its memory or "
         "processor is at fault; go on from the last save with --resume",
@@ -1670,7 +1732,7 @@ static void check_replicas(Worker *w) {
 /* Validate, keep the best model; returns 0 when a signal cut it short. */
 static int validate(Worker *w) {
     double val = evaluate(w, deployed_model(w), 0);
-    if (isnan(val) && any(w, comm_stop_requested(w->c))) return 0;
+    if (isnan(val) && first_nonzero(w, comm_stop_requested(w->c))) return 0;
     if (!isfinite(val)) {
         size_t count, bad = first_not_finite(w->g);
         const SmTensor *t = gpt_tensors(w->g, &count);
@@ -1692,6 +1754,7 @@ static int train_step(Worker *w) {
     const Options *o = &w->run->o;
     StepReport report = agree_on(w, compute_gradient(w));
     double rate = schedule(o, w->step);
+    /* a refused message shows in the next report, and below before anything is kept */
     sm_step(w->optimizer, gpt_params(w->g), gpt_grads(w->g), (uint64_t)w->step, o->rule.lr * rate,
             o->rule.aux_lr * rate);
     w->step++;
@@ -1712,7 +1775,7 @@ static int train_step(Worker *w) {
         log_row(w, report.loss, validates ? w->val : NAN, sqrt(report.square));
         if (isatty(2) || validates || base_now() - w->shown > 10) show_progress(w, last);
     }
-    if (!complete) stop = any(w, comm_stop_requested(w->c));
+    if (!complete) stop = first_nonzero(w, comm_stop_requested(w->c));
     if (saves || stop) save(w, "last", 1);
     if (!stop || (last && complete)) return -1;
     if (w->c->rank == 0)
@@ -1756,7 +1819,8 @@ static int train(Worker *w) {
     }
     gather_statistics(w, w->step > 0 ? COMM_OTHER : COMM_CONTROL);
     if (w->evaluated < w->step && (finished || is_due(w->step, o->eval_every))) {
-        if (!validate(w)) return 128 + any(w, comm_stop_requested(w->c)); /* nothing is lost */
+        if (!validate(w))
+            return 128 + first_nonzero(w, comm_stop_requested(w->c)); /* nothing is lost */
         if (w->c->rank == 0) log_row(w, NAN, w->val, NAN), show_progress(w, 0);
     }
     while (w->step < o->steps) {
@@ -1765,47 +1829,6 @@ static int train(Worker *w) {
     }
     conclude(w);
     return 0;
-}
-
-/* Write o->sample tokens after the prompt. When the context is full, its last half stays. */
-static int write_sample(Gpt *g, const Run *run, const Comm *c) {
-    const Options *o = &run->o;
-    const DataVocab *vocab = &run->vocab;
-    size_t T = (size_t)o->context, V = vocab->size, room = strlen(o->prompt) + 1, done = 0;
-    uint16_t *prompt = allocate(room * sizeof *prompt);
-    int32_t *window = allocate((T + 1) * sizeof *window);
-    float *logits = allocate(V * sizeof *logits), *sorted = allocate(V * sizeof *sorted);
-    ReportText out = {.terminal = isatty(1)};
-    char text[DATA_DECODED];
-    int64_t length = data_encode(vocab, o->prompt, prompt, room);
-    if (vocab->kind == DATA_GPT2 && length < 0) length = 1, prompt[0] = V > 50256 ? 50256 : 0;
-    if (length < 0 && strcmp(o->prompt, "\n") == 0) length = 0; /* a text of one line */
-    if (length < 0)
-        die(USAGE, "--prompt has at byte %lld a character that the model has never seen",
-            (long long)-length);
-    if (length == 0) length = 1, prompt[0] = 0;
-    size_t start = (size_t)length > T ? (size_t)length - T : 0, known = (size_t)length - start;
-    for (size_t i = 0; i < (size_t)length; i++)
-        report_text_put(&out, stdout, text, data_decode(vocab, prompt[i], text), 0);
-    for (size_t i = 0; i < known; i++) window[i] = prompt[start + i];
-    for (long made = 0; made < o->sample && !comm_stop_requested(c); made++) {
-        if (known > T) {
-            memmove(window, window + known - (T + 1) / 2, (T + 1) / 2 * sizeof *window);
-            known = (T + 1) / 2;
-            done = 0;
-        }
-        gpt_logits(g, window, done, known, logits);
-        done = known;
-        double u = base_uniform(sm_key((uint64_t)o->seed, 0x73616d70u, 0), (uint64_t)made);
-        window[known] = sample_token(logits, sorted, V, o->temperature, (size_t)o->top_k, u);
-        size_t n = data_decode(vocab, (unsigned)window[known++], text);
-        report_text_put(&out, stdout, text, n, 0);
-    }
-    report_text_put(&out, stdout, "\n", out.terminal ? 1 : 0, 1);
-    free(prompt), free(window), free(logits), free(sorted);
-    finish_stdout();
-    int stopped = comm_stop_requested(c);
-    return stopped ? 128 + stopped : 0;
 }
 
 /* The life of a worker: make the model, then train, evaluate or sample. */
@@ -1835,6 +1858,8 @@ static int work(Comm *c, void *arg) {
     else if (c->rank == 0)
         gpt_init(w->g);
     comm_broadcast(c, gpt_params(w->g), P * sizeof(float), 0, COMM_OTHER);
+    w->identity = run->identity;
+    comm_broadcast(c, &w->identity, sizeof w->identity, 0, COMM_OTHER);
     if (!o->sample)
         w->window_loss = allocate((size_t)data_val_windows(&run->data, w->T) * sizeof(double));
     if (training) {
@@ -1852,7 +1877,7 @@ static int work(Comm *c, void *arg) {
         status = write_sample(w->g, run, c);
     } else {
         w->val = evaluate(w, gpt_params(w->g), 0);
-        int stopped = any(w, isnan(w->val) ? comm_stop_requested(c) : 0);
+        int stopped = first_nonzero(w, isnan(w->val) ? comm_stop_requested(c) : 0);
         if (stopped)
             status = 128 + stopped;
         else if (c->rank == 0)
@@ -1865,6 +1890,7 @@ static int work(Comm *c, void *arg) {
     free(w);
     return status;
 }
+
 /* ------------------------------------------------------------------------------------------------
  * main: options, the save that a run goes on from, data, then the workers */
 #ifndef TESTING
@@ -1983,6 +2009,7 @@ static void go_on_without(Run *run, const CommDeath *death) {
     o->batch = o->batch / o->workers * left;
     o->workers = left;
     if (o->adversaries >= left) o->adversaries = o->rule.adversaries = left - 1;
+    if (o->adversaries == 0) o->rule.attack = NULL;
     if (data_set_shards(&run->data, o->shards, (size_t)left, (size_t)o->context, error,
                         sizeof error))
         die(FAILED, "%s", error);
@@ -2001,13 +2028,19 @@ static void end_of_map(int number) {
 }
 
 static int print_help(const char *group) {
-    int width = report_columns(stdout);
+    int width = report_columns(stdout), known = !group || *group == '-' || !strcmp(group, "all");
+    for (size_t i = 0; i < FLAGS && !known; i++)
+        known = strncasecmp(flags[i].group, group, strlen(group)) == 0;
+    if (!known)
+        die(USAGE, "--help %s: there is Data, Model, Optimizer, Workers, Run, Text, Help or all",
+            group);
+    if (group && *group == '-') group = NULL;
     printf("train_gpt - a GPT in plain C, trained by workers that send one bit per weight\n\n"
-           "  train_gpt --workers 3 --aux sign          the whole model at one bit per weight\n"
-           "  train_gpt --method adamw --lr 3e-3        the same with AdamW\n"
-           "  train_gpt --resume --steps 4000           go on from out/last, further\n"
-           "  train_gpt --sample 300 --prompt ROMEO:    write text from out/last\n"
-           "  train_gpt --list methods                  explain the methods\n\n");
+           "  train_gpt --workers 3 --aux sign        the whole model at one bit per weight\n"
+           "  train_gpt --method adamw --lr 3e-3      the same with AdamW\n"
+           "  train_gpt --resume --steps 4000         go on from out/last, further\n"
+           "  train_gpt --sample 300 --prompt ROMEO:  write text from out/last\n"
+           "  train_gpt --list methods                explain the methods\n\n");
     flags_help(stdout, flags, FLAGS, group, width);
     printf("\nExit status: 0 done, 1 failed, 2 wrong use, 3 diverged, 128 + signal stopped and "
            "saved.\n");
@@ -2044,7 +2077,8 @@ int main(int argc, char **argv) {
     char error[BASE_PATH + 1024];
     int rank, ranks, sharing, lock = -1;
     comm_init(&argc, &argv, &rank, &ranks, &sharing);
-    if (rank > 0 && !freopen("/dev/null", "w", stdout)) /* rank 0 speaks */
+    if (rank > 0 && !comm_backend("mpi")) return sleep(1), USAGE; /* rank 0 refuses this launch */
+    if (rank > 0 && !freopen("/dev/null", "w", stdout))           /* rank 0 speaks */
         die(FAILED, "/dev/null: %s", strerror(errno));
     team_float_environment();
     signal(SIGXFSZ, SIG_IGN); /* a write then fails, and the program can say which */
@@ -2080,6 +2114,7 @@ int main(int argc, char **argv) {
         memory.arena = gpt_bytes(&run.model, (size_t)(o->batch / o->workers), 1, (int)o->threads,
                                  &memory.activations, &memory.packed);
         options_dry_run(stdout, o, &run.data, tensors, count, memory);
+        gpt_free(layout);
         return finish_stdout();
     }
     if (writes && rank == 0) {
@@ -2094,8 +2129,8 @@ int main(int argc, char **argv) {
     if (writes && !o->quiet && rank == 0) {
         fprintf(stderr, "%zu parameters; ", gpt_size(layout));
         options_data(stderr, &run.data);
-        fprintf(stderr, "%ld %s of %ld compute threads, products by %s\n", o->workers, o->backend,
-                o->threads, gemm_default(GEMM_F32)->name);
+        fprintf(stderr, "%ld workers (%s) of %ld compute threads, products by %s\n", o->workers,
+                o->backend, o->threads, gemm_default(GEMM_F32)->name);
         options_rules(stderr, o, tensors, count);
     }
     gpt_free(layout);

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Bytes that one worker needs to reach a validation loss: what compression with error feedback buys.
-#   sh bench/bytes.sh TEXT [STEPS]     prints a Markdown page; RUNS=DIR keeps the logs, and finished runs
+# Bytes that one worker needs to reach a validation loss, with and without compression by error feedback.
+#   sh bench/bytes.sh TEXT [STEPS]     prints docs/BYTES.md; RUNS=DIR keeps the logs, and finished runs
 #                                      are not repeated (about 90 seconds each on two quiet cores)
 # 3 workers, nanoGPT's CPU recipe, two learning rates for every method, whole-split validation
 # every 200 steps; between two of them bytes are interpolated linearly in the loss.
@@ -43,13 +43,12 @@ reach() {
 
 echo "# Bytes to a validation loss"
 echo
-echo "\`make bytes\` (\`sh bench/bytes.sh TEXT $steps\`): 3 workers, nanoGPT's CPU recipe, $steps steps, seed 1337, whole-split"
-echo "validation loss in nats per character. Each method at two learning rates, placed by runs of 500 steps; the better by final loss counts."
-echo "Megabytes are one worker's: sent up to the owners of shards (of which it is one itself), received from"
-echo "them, and both; between two validations, 200 steps apart, they are interpolated linearly in the loss."
-echo "Embeddings travel as fp32 under AdamW in every row and are counted. The last column is what Muon sends up until"
-echo "1.75 and until 1.65, over what the method sends up; in brackets as arXiv 2510.00643 would count the method's"
-echo "messages, with indices of 26 bits and Natural of 16."
+echo "Written by \`make bytes\` (\`sh bench/bytes.sh TEXT $steps\`): 3 workers, nanoGPT's CPU recipe, $steps steps, seed 1337,"
+echo "whole-split validation loss in nats per character. Each method runs at two learning rates; the better final loss counts."
+echo "Megabytes are one worker's: sent up to the owners of shards (of which it is one), received from them, and both. Between"
+echo "two validations, 200 steps apart, they are interpolated linearly in the loss. Embeddings travel as fp32 under AdamW in"
+echo "every row and are counted. The last column is what Muon sends up until 1.75 and until 1.65, over what the method sends"
+echo "up; in brackets as arXiv 2510.00643 would count the method's messages, with indices of 26 bits and Natural of 16."
 echo
 echo "| method | rates tried: final loss | best | to 1.75: up | down | round trip | to 1.65: up | down | round trip | Muon's uplink over it |"
 echo "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
@@ -77,7 +76,7 @@ echo "$methods" | while IFS='|' read -r name flags rates; do
     if [ -f "$runs/muon" ]; then
         read -r m175 m165 ms175 ms165 <"$runs/muon"
         # shellcheck disable=SC2086
-        paper=$("$train" --data "$text" --workers 3 --dry-run $flags | sed -n 's/^uplink.*16-bit Natural) //p')
+        paper=$("$train" --data "$text" --workers 3 --dry-run $flags | sed -n 's/.*2510.00643 counts, //p')
         row="$row $(awk -v a="$up_175" -v b="$up_165" -v m="$m175" -v n="$m165" -v s="$s175" -v t="$s165" -v ms="$ms175" \
             -v mt="$ms165" -v paper="$paper" 'BEGIN { printf "%s, %s", a ? sprintf("%.1fx", m / a) : "-", b ? sprintf("%.1fx", n / b) : "-"
                 if (paper && b) printf " (%.1fx, %.1fx)", ms / s / paper, mt / t / paper }') |"

@@ -1,6 +1,6 @@
 #!/bin/sh
 # DeMuon beside its baselines: 8 nodes on three graphs, iid and contiguous shards.
-#   sh bench/gossip.sh TEXT [STEPS]    prints a Markdown page; RUNS=DIR keeps the logs, and finished runs
+#   sh bench/gossip.sh TEXT [STEPS]    prints docs/GOSSIP.md; RUNS=DIR keeps the logs, and finished runs
 #                                      are not repeated (about twenty seconds each on two cores)
 # Rates are tuned on the exponential graph with iid shards, the same number of trials for every method,
 # and kept for the other graphs and shards.
@@ -16,14 +16,14 @@ gt-dsgd|--method gt-dsgd|0.25 0.5 1
 dsgd|--method dsgd|0.25 0.5 1
 dsgd-clip|--method dsgd-clip|0.5 1 2'
 
-# run NAME FLAGS RATE GRAPH SHARDS EVAL_NODES: the folder of a finished run
+# run NAME FLAGS RATE GRAPH SHARDS: the folder of a finished run
 run() {
-    out=$runs/$1_$3_$4_$5_$6
+    out=$runs/$1_$3_$4_$5
     if ! [ -s "$out/said" ]; then
         mkdir -p "$out"
         # shellcheck disable=SC2086
         "$train" --data "$text" --layers 2 --width 96 --workers 8 --threads 1 --batch 16 --steps "$steps" \
-            --eval-every 100 --log-every 100 --eval-nodes "$6" --save-every 0 --quiet --overwrite --out "$out" \
+            --eval-every 100 --log-every 100 --save-every 0 --quiet --overwrite --out "$out" \
             $2 --lr "$3" --topology "$4" --shards "$5" \
             >"$out/said" 2>"$out/err" || echo diverged >"$out/said"
     fi
@@ -47,12 +47,11 @@ at_bytes() {
 
 echo "# DeMuon and its baselines"
 echo
-echo "\`make gossip\` (\`sh bench/gossip.sh TEXT $steps\`): 8 nodes, 2 sequences of 64 characters each per step, 2 layers of"
-echo "width 96, $steps steps, linear decay to zero, seed 1337; loss of the mean model on the whole validation split, nats per character."
-echo "Rates tuned on the exponential graph with iid shards: tried rates and their losses below. At equal"
-echo "bytes: what the method has reached when a node has sent as many bytes as dsgd sends in half of the"
-echo "steps; spread is greatest minus least loss over the nodes; distance is sqrt(sum |X_i - mean|^2) at the last"
-echo "validation before the end, when the rate is $(awk -v s="$steps" 'BEGIN { printf "%.3g", 100 / s }') of its peak."
+echo "Written by \`make gossip\` (\`sh bench/gossip.sh TEXT $steps\`): 8 nodes, 2 sequences of 64 characters each per step, 2"
+echo "layers of width 96, $steps steps, linear decay to zero, seed 1337; loss of the mean model on the whole validation split, nats"
+echo "per character. Rates are tuned on the exponential graph with iid shards. At equal bytes: the loss when a node has sent as"
+echo "many bytes as dsgd sends in half of the steps. Spread is the greatest less the least loss over the nodes. Distance is"
+echo "sqrt(sum |X_i - mean|^2) at the last validation before the end, when the rate is $(awk -v s="$steps" 'BEGIN { printf "%.3g", 100 / s }') of its peak."
 echo
 echo "| method | rates tried: final loss |"
 echo "| --- | --- |"
@@ -60,7 +59,7 @@ echo "| --- | --- |"
 echo "$methods" | while IFS='|' read -r name flags rates; do
     best= tried=
     for rate in $rates; do
-        value=$(loss "$(run "$name" "$flags" "$rate" exponential iid never)")
+        value=$(loss "$(run "$name" "$flags" "$rate" exponential iid)")
         tried="$tried${tried:+, }$rate: $value"
         if [ "$value" != diverged ] && { [ -z "$best" ] || awk -v a="$value" -v b="$best" 'BEGIN { exit !(a < b) }'; }; then
             best=$value chosen=$rate
@@ -77,8 +76,8 @@ for shards in iid contiguous; do
         echo "| method | rate | loss | at equal bytes | spread over nodes | distance | MB sent per node |"
         echo "| --- | --- | --- | --- | --- | --- | --- |"
         while IFS='|' read -r name flags rate; do
-            out=$(run "$name" "$flags" "$rate" $graph $shards end)
-            dsgd=$(run dsgd '--method dsgd' "$(sed -n 's/^dsgd|.*|//p' "$runs/best")" $graph $shards end)
+            out=$(run "$name" "$flags" "$rate" $graph $shards)
+            dsgd=$(run dsgd '--method dsgd' "$(sed -n 's/^dsgd|.*|//p' "$runs/best")" $graph $shards)
             half=$(awk -v b="$(final "$dsgd" bytes_sent)" 'BEGIN { print b / 2 }')
             last=$(awk -F, 'NR == 1 { for (i = 1; i <= NF; i++) at[$i] = i; next }
                 $at["val_loss"] != "" { d = e; e = $at["consensus"] } END { printf "%.3g", d }' "$out/log.csv")

@@ -1,10 +1,9 @@
 #!/bin/sh
-# Seconds per step over real TCP at several rates: four hosts made of network namespaces on this machine, joined by
-# a bridge, each end of each cable shaped by tc; one MPI rank per host.
-#   sudo sh bench/network.sh TEXT [REPEATS]    prints a Markdown page, writes docs/network.csv
-# Takes about fifteen minutes for 3 repeats. Needs root, iproute2, util-linux, Open MPI and ./train_gpt_mpi (make mpi);
-# iperf3, where installed, checks the shaping. Everything lives in namespaces of this run's own, the bridge too:
-# no interface of the machine is touched, and all of it goes when the script ends, however it ends.
+# Seconds per step over real TCP at several rates: four network namespaces on this machine, joined by a bridge, stand for
+# four hosts with one MPI rank each. tc shapes each end of each cable.
+#   sudo sh bench/network.sh TEXT [REPEATS]    prints docs/NETWORK.md, writes docs/network.csv
+# Takes about fifteen minutes for 3 repeats. Needs root, iproute2, util-linux, Open MPI and ./train_gpt_mpi (make mpi). The
+# namespaces, the bridge too, are deleted when the script ends. No interface of the machine is touched.
 set -eu
 text=${1:-} repeats=${2:-3} train=${TRAIN:-./train_gpt_mpi} rates=${RATES:-10gbit 1gbit 100mbit 20mbit}
 say() { echo "network.sh: $*" >&2; }
@@ -44,7 +43,7 @@ for i in $hosts; do
 done
 in_host() { i=$1; shift; ip netns exec $tag-"$i" "$@"; }
 
-# The same congestion control on every machine where this runs: cubic, where it may be chosen, else reno.
+# Congestion control: cubic where it may be chosen, else reno.
 control=
 for name in cubic reno; do
     [ -z "$control" ] && in_host 0 sysctl -qw net.ipv4.tcp_congestion_control=$name 2>/dev/null && control=$name
@@ -57,7 +56,7 @@ control=$(in_host 0 cat /proc/sys/net/ipv4/tcp_congestion_control)
 # bits RATE: as a number
 bits() { echo "$1" | awk '{ print $1 * (/gbit/ ? 1e9 : /mbit/ ? 1e6 : 1e3) }'; }
 
-# Does this kernel delay packets? Then half of DELAY at each end of a cable's way out.
+# Where the kernel has netem, every packet out of a host is delayed by DELAY.
 delay=${DELAY:-}
 if in_host 0 tc qdisc add dev eth0 root netem delay 1ms 2>/dev/null; then
     in_host 0 tc qdisc del dev eth0 root
@@ -66,8 +65,8 @@ else
     netem=no delay=
 fi
 
-# shape RATE|unlimited: out of every host, and out of the switch into it. The bucket holds 2 ms, as timers are late on
-# a busy machine; the queue is long enough to drop nothing.
+# shape RATE|unlimited: out of every host, and out of the switch into it. The bucket holds 2 ms, because timers are late
+# on a busy machine; the queue is long enough to drop nothing.
 shape() {
     for i in $hosts; do
         in_host "$i" tc qdisc del dev eth0 root 2>/dev/null || :
@@ -80,8 +79,8 @@ shape() {
     done
 }
 
-# What mpirun takes for ssh: enter the namespace of that address, under a host name of its own, so that each host
-# has an Open MPI daemon on its own loopback.
+# Stands in for ssh under mpirun: enters the namespace of that address under a host name of its own, so that each
+# host has an Open MPI daemon on its own loopback.
 cat >"$tmp/enter" <<END
 #!/bin/sh
 i=\$((\${1##*.} - 1)); shift
@@ -90,10 +89,9 @@ END
 chmod +x "$tmp/enter"
 head -c 60000 "$text" >"$tmp/text" # a short validation at the end
 
-# Open MPI announces what is longer than its eager limit (64 KB) and waits to be told to send it; on a slow link that word
-# waits behind the data of the other direction, and a step takes up to twice as long.
+# Open MPI announces a message longer than its eager limit (64 KB) and waits for an answer. On a slow link the answer
+# queues behind data, and a step takes up to twice as long.
 eager="--mca btl_tcp_eager_limit 4194304 --mca btl_tcp_rndv_eager_limit 4194304 --mca btl_tcp_max_send_size 4194304"
-mca=$eager
 
 # train NAME STEPS LINK FLAGS: one run on the four hosts; adds its seconds per step, interval by interval, to NAME.s
 # and prints its bytes sent and --link's seconds, per step
@@ -102,7 +100,7 @@ train() (
     "$tmp/enter" 10.77.0.1 "exec env OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 timeout 600 \
         mpirun -n 4 --host 10.77.0.1,10.77.0.2,10.77.0.3,10.77.0.4 --bind-to none --mca plm_rsh_agent $tmp/enter \
         --mca pml ob1 --mca btl self,tcp --mca btl_tcp_if_include 10.77.0.0/24 --mca oob_tcp_if_include 10.77.0.0/24 \
-        --mca mpi_yield_when_idle 1 $mca $train --data $tmp/text --threads 1 --steps $steps --log-every 2 --eval-every 0 \
+        --mca mpi_yield_when_idle 1 $eager $train --data $tmp/text --threads 1 --steps $steps --log-every 2 --eval-every 0 \
         --save-every 0 --check-every 0 --link $link --quiet --overwrite --out $tmp/out $flags" \
         >"$tmp/said" 2>&1 || { say "this run failed: $flags"; cat "$tmp/said" >&2; exit 1; }
     awk -F, 'NR > 2 && seen && $5 == "" { print ($3 - seconds) / ($1 - step) }
@@ -122,37 +120,22 @@ signmuon|--method signmuon --aux sign'
 
 cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo 2>/dev/null | head -n 1)
 cat <<END
-# A slow network, for real
+# Steps over a slow network
 
-\`make network\` (\`sh bench/network.sh TEXT $repeats\`): four MPI ranks over TCP, each in a network namespace of its own as
-if on a host of its own, with one cable to a common switch. \`tc\` shapes both ends of every cable to the rate (tbf,
+Written by \`make network\` (\`sh bench/network.sh TEXT $repeats\`). Four MPI ranks over TCP, each in a network namespace that
+stands for a host with one cable to a common switch. \`tc\` shapes both ends of every cable to the rate (tbf,
 a bucket of 2 ms, no drops). $(if [ $netem = yes ]; then echo "netem delays every packet by $delay."; else
     echo "This kernel has no netem, so nothing is delayed on purpose: rates only."; fi)
 nanoGPT's CPU recipe (4 layers, width 128, context 64, 12 sequences per step), one compute thread per rank; the four share
-$(nproc) cores of: ${cpu:-unknown}; TCP with $control. So what is computed takes longer here than on four machines, the wire does not.
+$(nproc) cores of: ${cpu:-unknown}; TCP with $control. Computing takes longer here than on four machines, sending does not.
 
-Open MPI takes messages of 4 MB eagerly here (\`btl_tcp_eager_limit\`); what its default costs is measured below.
+Open MPI sends messages of up to 4 MB eagerly here (\`btl_tcp_eager_limit\`). With its default of 64 KB a longer message is
+announced, and on a slow link the answer queues behind data: a step takes up to twice as long.
 
-- Measured: the median over the intervals of $repeats runs, in brackets the quartiles; \`--overlap off\`.
+- Measured: the median over the intervals of $repeats runs, in brackets the quartiles.
 - Estimated: the median without shaping, plus what \`--link RATE,${delay:-0ms}\` of the program says of the wire.
 
 END
-
-if command -v iperf3 >/dev/null; then
-    echo "The shaping as iperf3 sees it, one flow from host to host (TCP payload; 0.956 of a rate is payload):"
-    echo
-    echo "| rate | Mbit/s | of the rate |"
-    echo "| --- | ---: | ---: |"
-    for rate in $rates; do
-        shape "$rate"
-        in_host 0 iperf3 -s -1 -D
-        sleep 0.5
-        got=$(in_host 1 iperf3 -c 10.77.0.1 -t 3 -f k | awk '/receiver/ { for (i = 2; i <= NF; i++) if ($i ~ /bits/) print $(i - 1) / 1000 }')
-        awk -v r="$rate" -v b="$(bits "$rate")" -v g="$got" 'BEGIN { printf "| %s | %.1f | %.2f |\n", r, g, g / b * 1e6 }'
-    done
-    echo
-fi
-
 
 echo 'method,rate_bits,seconds,lower,upper,estimate,base_seconds,bytes' >"$tmp/network.csv"
 header='| method | bytes per step | unlimited |' ruler='| --- | ---: | ---: |'
@@ -170,7 +153,7 @@ echo "$methods" | while IFS='|' read -r method flags; do
         link=$([ "$rate" = unlimited ] && echo 10gbit,0ms || echo "$rate,${delay:-0ms}")
         k=0
         while [ $k -lt "$repeats" ]; do
-            said=$(train "$method-$rate" "$(steps_of "$rate")" "$link" "$flags --overlap off" </dev/null)
+            said=$(train "$method-$rate" "$(steps_of "$rate")" "$link" "$flags" </dev/null)
             k=$((k + 1))
         done
         bytes=${said% *} wire=${said#* } middle=$(quantile "$method-$rate" 0.5)
@@ -202,47 +185,10 @@ awk -F, '$2 == "inf" { base[$1] = $7; bytes[$1] = $8 }
             else printf "- A step of signmuon is shorter than one of %s at any rate.\n", o } }' "$tmp/network.csv"
 cat <<END
 
-From the medians without shaping and the bytes; the figure shows the same. Steps are compared here, not losses. The ratio
-of measured to estimated leaves 1 for three reasons: 66 of every 1,514 bytes are headers, which --link does not count (5 %);
-the kernel's TCP takes processor time that the runs without shaping already contain, so that it is counted again at
-low rates; and at 10gbit two cores must move all bytes of four hosts through two shapers each.
-
-## Sending while Newton-Schulz runs
-
-\`--overlap on\` sends the ballots of one matrix while the next is orthogonalised; the bits are the same. At 100mbit:
-
-| method | off, ms per step | on | saved |
-| --- | ---: | ---: | ---: |
+Computed from the medians without shaping and the bytes. Steps are compared here, not losses. The ratio of measured to
+estimated differs from 1 for three reasons. 66 of every 1,514 bytes are headers, which --link does not count (5 %). The
+kernel's TCP takes processor time that the runs without shaping already contain, so that low rates count it twice. At
+10gbit two cores move all bytes of four hosts through two shapers each.
 END
-shape 100mbit
-echo "$methods" | while IFS='|' read -r method flags; do
-    for k in $(seq "$repeats"); do
-        train "$method-off" 30 100mbit,0ms "$flags --overlap off" </dev/null >/dev/null
-        train "$method-on" 30 100mbit,0ms "$flags --overlap on" </dev/null >/dev/null
-    done
-    off=$(quantile "$method-off" 0.5) on=$(quantile "$method-on" 0.5)
-    echo "| $method | $(ms "$off") ($(ms "$(quantile "$method-off" 0.25)"), $(ms "$(quantile "$method-off" 0.75)")) | $(ms "$on") ($(ms \
-        "$(quantile "$method-on" 0.25)"), $(ms "$(quantile "$method-on" 0.75)")) | $(awk -v a="$off" -v b="$on" \
-        'BEGIN { printf "%.0f %%", 100 * (1 - b / a) }') |"
-done
-
-cat <<END
-
-## Open MPI's eager limit
-
-A message longer than \`btl_tcp_eager_limit\` (64 KB) is announced and sent when the receiver answers; on a slow link the
-answer queues behind the receiver's own data, and the link idles meanwhile. At 20mbit, milliseconds per step:
-
-| method | 64 KB | 4 MB | saved |
-| --- | ---: | ---: | ---: |
-END
-shape 20mbit
-echo "$methods" | while IFS='|' read -r method flags; do
-    for k in $(seq "$repeats"); do
-        mca= && train "$method-short" 12 20mbit,0ms "$flags --overlap off" </dev/null >/dev/null
-        mca=$eager && train "$method-eager" 12 20mbit,0ms "$flags --overlap off" </dev/null >/dev/null
-    done
-    short=$(quantile "$method-short" 0.5) long=$(quantile "$method-eager" 0.5)
-    echo "| $method | $(ms "$short") | $(ms "$long") | $(awk -v a="$short" -v b="$long" 'BEGIN { printf "%.0f %%", 100 * (1 - b / a) }') |"
-done
 mkdir -p docs && cp "$tmp/network.csv" docs/network.csv
+! command -v gnuplot >/dev/null || gnuplot bench/network.gp >&2

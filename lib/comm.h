@@ -593,8 +593,6 @@ static int comm__run_processes(CommShared *s, CommWorker *worker, void *arg, cha
 #ifdef COMM_MPI
 #include "comm_mpi.h"
 #else
-static int comm__launch_rank; /* of this process, by the launcher */
-
 void comm_init(int *argc, char ***argv, int *rank, int *ranks, int *sharing) {
     static const char *const launcher[][2] = {{"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"},
                                               {"PMI_SIZE", "PMI_RANK"}};
@@ -604,16 +602,11 @@ void comm_init(int *argc, char ***argv, int *rank, int *ranks, int *sharing) {
         const char *all = getenv(launcher[k][0]), *mine = getenv(launcher[k][1]);
         if (!all || atoi(all) < 2) continue;
         *ranks = atoi(all);
-        *rank = comm__launch_rank = mine ? atoi(mine) : 0;
+        *rank = mine ? atoi(mine) : 0;
     }
 }
 const char *comm_rank_prefix(void) { return ""; }
-
-/* The launcher ends all others when rank 0 does. */
-static void comm__let_rank_0_speak(void) {
-    struct timespec left = {.tv_sec = 2};
-    while (comm__launch_rank > 0 && nanosleep(&left, &left)) continue;
-}
+static void comm__let_rank_0_speak(void) {}
 #endif
 
 int comm_may_speak(void) {

@@ -1,15 +1,14 @@
 """Validation loss of a checkpoint, computed by PyTorch.
 
-    python3 eval.py CKPT DATA
+    python3 test/eval.py OUT/last TEXT
 
-Reads CKPT/model.safetensors and the text file DATA, and evaluates the last 10 % of the text in
+Reads OUT/last/model.safetensors and the file TEXT, and evaluates the last 10 % of the text in
 consecutive windows, the partial last one included, so that each of the n - 1 predictions counts
 once. Prints `val_loss X.XXXXXX`, in nats per character.  MIT licence.
 """
 import os
 import sys
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -18,11 +17,10 @@ import gpt
 
 def build(arrays, meta):
     wte, wpe = arrays["transformer.wte.weight"], arrays["transformer.wpe.weight"]
-    head = arrays.setdefault("lm_head.weight", wte)
-    untied = meta.get("untied") == "on" or not np.array_equal(head, wte)
+    arrays.setdefault("lm_head.weight", wte)  # tied to the embedding
     layers = len({name.split(".")[2] for name in arrays if name.startswith("transformer.h.")})
     model = gpt.GPT(layers, int(meta["heads"]), wte.shape[1], wpe.shape[0], wte.shape[0],
-                    "transformer.ln_f.bias" in arrays, untied)
+                    "transformer.ln_f.bias" in arrays)
     model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
     return model.eval(), wpe.shape[0], wte.shape[0]
 
@@ -56,7 +54,7 @@ def validate(model, tokens, context, batch=64):
 
 def main():
     if len(sys.argv) != 3:
-        sys.exit("usage: eval.py CKPT DATA")
+        sys.exit("usage: eval.py OUT/last TEXT")
     model, context, vocab = build(*gpt.load(os.path.join(sys.argv[1], "model.safetensors")))
     tokens = read_tokens(sys.argv[2], vocab)
     print(f"val_loss {validate(model, tokens[int(0.9 * len(tokens)):], context):.6f}")

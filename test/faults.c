@@ -1,14 +1,13 @@
-/* faults.c - makes the n-th call of train_gpt to the outside world fail. For test/faults.sh.
+/* faults.c - makes the n-th call of a program to the outside world fail. For test/faults.sh.
 
-   Linked in with -Wl,--wrap=NAME for each row below, so that every call in train_gpt's own sources
-   passes here first. Calls are counted over all threads and processes of a run.
+   Linked in with -Wl,--wrap=NAME for every name below, so that the calls in the program's own sources
+   come here first. Calls are counted over all threads and processes of a run.
 
-     FAULT_N=n        the n-th call that can fail in this way does; without it none
-     FAULT_KIND=      error   the call fails, with one of the two reasons of its row in turn
-                      eintr   a signal came before anything was done: the call must be repeated
-                      short   write takes half of what it was given
-     FAULT_LOG=PATH   gets a line "n NAME ADDRESS": the call that failed
-     FAULT_TRACE=PATH gets such a line for every call that could have failed */
+     FAULT_KIND=      error   the call fails, for one of the two reasons of its row in turn
+                      eintr   a signal interrupts it before anything is done: it must be repeated
+                      short   write, read and pread take half of what was asked for
+     FAULT_N=n        the n-th call that can fail in this way does
+     FAULT_LOG=PATH   gets a line "n NAME ADDRESS" of it; with n = 0, of every call that could fail */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -27,104 +26,56 @@
 typedef struct Fault {
     _Atomic long calls; /* in memory that forked workers share */
     long n;
-    char kind; /* 'e' of error, 'i' of eintr, 's' of short, 0 for none */
-    int log, trace;
+    char kind; /* 'e' of error, 'i' of eintr, 's' of short */
+    int log;
 } Fault;
 
-static Fault *fault_state;
-
+static Fault *fault_state; /* NULL: no call fails */
 void *__real_mmap(void *, size_t, int, int, int, off_t);
-int __real_open(const char *, int, ...);
+int __real_open(const char *, int, mode_t);
 ssize_t __real_write(int, const void *, size_t);
 
 /* before main, while there is one thread */
 __attribute__((constructor)) static void fault_start(void) {
-    const char *n = getenv("FAULT_N"), *kind = getenv("FAULT_KIND"), *log = getenv("FAULT_LOG"),
-               *trace = getenv("FAULT_TRACE");
-    int flags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC;
-    if (!kind) return;
+    const char *n = getenv("FAULT_N"), *kind = getenv("FAULT_KIND"), *log = getenv("FAULT_LOG");
+    if (!n || !kind || !log) return;
     Fault *f =
         __real_mmap(NULL, sizeof *f, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (f == MAP_FAILED) abort();
-    f->n = n ? strtol(n, NULL, 10) : 0;
+    f->n = strtol(n, NULL, 10);
     f->kind = strcmp(kind, "eintr") == 0 ? 'i' : *kind;
-    f->log = log ? __real_open(log, flags, 0666) : -1;
-    f->trace = trace ? __real_open(trace, flags, 0666) : -1;
+    f->log = __real_open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     fault_state = f;
 }
 
-/* Is it this call's turn? Counts it. */
+/* Count a call that can fail in this way; is it the one that has to? */
 static int fault_due(char kind, const char *name, const void *site) {
     Fault *f = fault_state;
     char line[96];
     if (!f || f->kind != kind) return 0;
     long call = atomic_fetch_add(&f->calls, 1) + 1;
-    int due = call == f->n, to = due ? f->log : f->trace, n, before = errno;
-    n = snprintf(line, sizeof line, "%ld %s %p\n", call, name, site);
-    if (to >= 0 && __real_write(to, line, (size_t)n) != n) abort();
+    if (f->n && call != f->n) return 0;
+    int before = errno, n = snprintf(line, sizeof line, "%ld %s %p\n", call, name, site);
+    if (__real_write(f->log, line, (size_t)n) != n) abort();
     errno = before;
-    return due;
+    return f->n != 0;
 }
 
-/* The reason for failing, or 0: first and second take turns. */
-static int fault_error(const char *name, const void *site, int first, int second) {
-    if (!fault_due('e', name, site)) return 0;
-    return errno = fault_state->n % 2 ? first : second;
+/* Does the call fail? Sets errno: the first and the second reason take turns. */
+static int fault(const char *name, const void *site, int interruptible, int first, int second) {
+    int code = 0;
+    if (interruptible && fault_due('i', name, site)) code = EINTR;
+    if (!code && first && fault_due('e', name, site)) code = fault_state->n % 2 ? first : second;
+    if (code) errno = code;
+    return code;
 }
 
-static int fault_interrupted(const char *name, const void *site) {
-    if (!fault_due('i', name, site)) return 0;
-    return errno = EINTR;
+/* How much of n bytes a call of kind `short` is let to take. */
+static size_t fault_half(const char *name, const void *site, size_t n) {
+    return n > 1 && fault_due('s', name, site) ? n / 2 : n;
 }
 
-#define SITE __builtin_return_address(0)
-
-/* name(parameters) returns `failure` and sets errno */
-#define FAIL(type, name, parameters, arguments, failure, first, second)                            \
-    type __real_##name parameters;                                                                 \
-    type __wrap_##name parameters;                                                                 \
-    type __wrap_##name parameters {                                                                \
-        return fault_error(#name, SITE, first, second) ? (failure) : __real_##name arguments;      \
-    }
-
-/* the same, and signals may interrupt it */
-#define FAIL_OR_INTERRUPT(type, name, parameters, arguments, failure, first, second)               \
-    type __real_##name parameters;                                                                 \
-    type __wrap_##name parameters;                                                                 \
-    type __wrap_##name parameters {                                                                \
-        int failed = fault_interrupted(#name, SITE) || fault_error(#name, SITE, first, second);    \
-        return failed ? (failure) : __real_##name arguments;                                       \
-    }
-
-/* closes, and then says that something was lost */
-#define FAIL_LATE(type, name, parameters, arguments, failure, first, second)                       \
-    type __real_##name parameters;                                                                 \
-    type __wrap_##name parameters;                                                                 \
-    type __wrap_##name parameters {                                                                \
-        type result = __real_##name arguments;                                                     \
-        return fault_error(#name, SITE, first, second) ? (failure) : result;                       \
-    }
-
-/* writes nothing and leaves the stream's error mark, as libc does; a lost message is no fault */
-#define FAIL_STREAM(type, name, parameters, arguments, stream, failure)                            \
-    type __real_##name parameters;                                                                 \
-    type __wrap_##name parameters;                                                                 \
-    type __wrap_##name parameters {                                                                \
-        if ((stream) == stderr || !fault_error(#name, SITE, ENOSPC, EIO))                          \
-            return __real_##name arguments;                                                        \
-        return fault_mark(stream), (failure);                                                      \
-    }
-
-/* reads nothing and leaves the stream's error mark */
-#define FAIL_READER(type, name, parameters, arguments, stream, failure)                            \
-    type __real_##name parameters;                                                                 \
-    type __wrap_##name parameters;                                                                 \
-    type __wrap_##name parameters {                                                                \
-        if (!fault_error(#name, SITE, EIO, EIO)) return __real_##name arguments;                   \
-        return fault_mark(stream), (failure);                                                      \
-    }
-
-/* glibc's and musl's own mark; there is no portable way to set it */
+/* glibc's own error mark; there is no portable way to set it */
 static void fault_mark(FILE *stream) {
 #ifdef __GLIBC__
     if (stream) stream->_flags |= 0x20;
@@ -133,10 +84,36 @@ static void fault_mark(FILE *stream) {
 #endif
 }
 
+#define SITE __builtin_return_address(0)
+
+/* A wrapped call that returns `failure` when `happens`, after `then`. */
+#define WRAP(type, name, parameters, arguments, happens, then, failure)                            \
+    type __real_##name parameters;                                                                 \
+    type __wrap_##name parameters {                                                                \
+        if (!(happens)) return __real_##name arguments;                                            \
+        then;                                                                                      \
+        return failure;                                                                            \
+    }
+
+/* a call that fails before it has done anything */
+#define FAIL(type, name, parameters, arguments, failure, first, second)                            \
+    WRAP(type, name, parameters, arguments, fault(#name, SITE, 0, first, second), (void)0, failure)
+/* the same, and a signal can interrupt it */
+#define FAIL_EINTR(type, name, parameters, arguments, failure, first, second)                      \
+    WRAP(type, name, parameters, arguments, fault(#name, SITE, 1, first, second), (void)0, failure)
+/* a call that is carried out, and then says that something was lost */
+#define FAIL_LATE(type, name, parameters, arguments, failure, first, second)                       \
+    WRAP(type, name, parameters, arguments, fault(#name, SITE, first == EINTR, EIO, second),       \
+         int code = errno;                                                                         \
+         __real_##name arguments; errno = code, failure)
+/* a call that leaves the stream's error mark, as libc does; a lost message is no fault */
+#define FAIL_STREAM(type, name, parameters, arguments, stream, failure)                            \
+    WRAP(type, name, parameters, arguments,                                                        \
+         (stream) != stderr && fault(#name, SITE, 0, EIO, ENOSPC), fault_mark(stream), failure)
+
 // clang-format off
 FAIL(void *, malloc, (size_t n), (n), NULL, ENOMEM, ENOMEM)
 FAIL(void *, calloc, (size_t n, size_t m), (n, m), NULL, ENOMEM, ENOMEM)
-FAIL(void *, realloc, (void *p, size_t n), (p, n), NULL, ENOMEM, ENOMEM)
 FAIL(void *, aligned_alloc, (size_t a, size_t n), (a, n), NULL, ENOMEM, ENOMEM)
 FAIL(char *, strdup, (const char *s), (s), NULL, ENOMEM, ENOMEM)
 FAIL(void *, mmap, (void *p, size_t n, int a, int b, int fd, off_t at), (p, n, a, b, fd, at), MAP_FAILED, ENOMEM, ENODEV)
@@ -144,6 +121,7 @@ FAIL(int, madvise, (void *p, size_t n, int a), (p, n, a), -1, EINVAL, ENOMEM)
 
 FAIL(pid_t, fork, (void), (), -1, EAGAIN, ENOMEM)
 FAIL(int, pthread_create, (pthread_t *t, const pthread_attr_t *a, void *(*f)(void *), void *p), (t, a, f, p), errno, EAGAIN, ENOMEM)
+FAIL_EINTR(pid_t, waitpid, (pid_t p, int *status, int how), (p, status, how), -1, 0, 0)
 
 FAIL(FILE *, fopen, (const char *path, const char *mode), (path, mode), NULL, EMFILE, EACCES)
 FAIL(FILE *, fdopen, (int fd, const char *mode), (fd, mode), NULL, ENOMEM, EMFILE)
@@ -154,67 +132,38 @@ FAIL(int, glob, (const char *p, int flags, int (*f)(const char *, int), glob_t *
 FAIL(int, mkdir, (const char *path, mode_t mode), (path, mode), -1, ENOSPC, EROFS)
 FAIL(int, rmdir, (const char *path), (path), -1, EIO, EROFS)
 FAIL(int, rename, (const char *from, const char *to), (from, to), -1, ENOSPC, EIO)
-FAIL(int, symlink, (const char *to, const char *path), (to, path), -1, ENOSPC, EROFS)
-FAIL(ssize_t, readlink, (const char *path, char *to, size_t n), (path, to, n), -1, EIO, EACCES)
 FAIL(int, unlink, (const char *path), (path), -1, EIO, EROFS)
 FAIL(int, stat, (const char *path, struct stat *s), (path, s), -1, EIO, EACCES)
 FAIL(int, lstat, (const char *path, struct stat *s), (path, s), -1, EIO, EACCES)
 FAIL(int, fstat, (int fd, struct stat *s), (fd, s), -1, EIO, ENOMEM)
 FAIL(int, access, (const char *path, int mode), (path, mode), -1, EIO, EACCES)
-FAIL_LATE(int, fclose, (FILE *f), (f), EOF, ENOSPC, EIO)
-
-FAIL_OR_INTERRUPT(int, fsync, (int fd), (fd), -1, EIO, ENOSPC)
+FAIL(int, faccessat, (int fd, const char *path, int mode, int how), (fd, path, mode, how), -1, EIO, EACCES)
+FAIL(int, ftruncate, (int fd, off_t n), (fd, n), -1, EIO, EROFS)
+FAIL(off_t, lseek, (int fd, off_t at, int whence), (fd, at, whence), -1, EIO, EINVAL)
+FAIL(int, getentropy, (void *to, size_t n), (to, n), -1, ENOSYS, EIO)
+FAIL_EINTR(int, flock, (int fd, int how), (fd, how), -1, ENOLCK, EINVAL)
+FAIL_EINTR(int, fsync, (int fd), (fd), -1, EIO, ENOSPC)
+/* callers that create nothing pass no mode, and then none is looked at */
+WRAP(int, open, (const char *path, int flags, mode_t mode), (path, flags, mode), fault("open", SITE, 1, EMFILE, flags & O_CREAT ? EROFS : EIO), (void)0, -1)
+WRAP(ssize_t, write, (int fd, const void *p, size_t n), (fd, p, fault_half("write", SITE, n)), fd != 2 && fault("write", SITE, 1, ENOSPC, EIO), (void)0, -1)
+FAIL_EINTR(ssize_t, pread, (int fd, void *p, size_t n, off_t at), (fd, p, fault_half("pread", SITE, n), at), -1, EIO, ESTALE)
+FAIL(ssize_t, read, (int fd, void *p, size_t n), (fd, p, n), -1, EIO, ESTALE)
+FAIL_LATE(int, close, (int fd), (fd), -1, EINTR, ENOSPC)
+FAIL_LATE(int, fclose, (FILE *f), (f), EOF, EIO, ENOSPC)
 
 FAIL_STREAM(int, fflush, (FILE *f), (f), f, EOF)
 FAIL_STREAM(int, fputs, (const char *s, FILE *f), (s, f), f, EOF)
 FAIL_STREAM(int, fputc, (int c, FILE *f), (c, f), f, EOF)
-FAIL_STREAM(int, putc, (int c, FILE *f), (c, f), f, EOF)
 FAIL_STREAM(int, putchar, (int c), (c), stdout, EOF)
 FAIL_STREAM(int, puts, (const char *s), (s), stdout, EOF)
 FAIL_STREAM(size_t, fwrite, (const void *p, size_t m, size_t n, FILE *f), (p, m, n, f), f, 0)
-FAIL_READER(char *, fgets, (char *s, int n, FILE *f), (s, n, f), f, NULL)
-FAIL_READER(int, getc, (FILE *f), (f), f, EOF)
+FAIL_STREAM(char *, fgets, (char *s, int n, FILE *f), (s, n, f), f, NULL)
+FAIL_STREAM(ssize_t, __getdelim, (char **s, size_t *n, int c, FILE *f), (s, n, c, f), f, -1)
+FAIL_STREAM(int, getc, (FILE *f), (f), f, EOF)
 // clang-format on
 
-/* ------------------------------------------------------------------------------------------------
- * rows that need words of their own */
-
-int __wrap_open(const char *path, int flags, ...);
-int __wrap_open(const char *path, int flags, ...) {
-    va_list list;
-    va_start(list, flags);
-    mode_t mode = flags & O_CREAT ? va_arg(list, mode_t) : 0;
-    va_end(list);
-    int failed = fault_interrupted("open", SITE) ||
-                 fault_error("open", SITE, EMFILE, flags & O_CREAT ? EROFS : EIO);
-    return failed ? -1 : __real_open(path, flags, mode);
-}
-
-ssize_t __wrap_write(int fd, const void *bytes, size_t n);
-ssize_t __wrap_write(int fd, const void *bytes, size_t n) {
-    if (fault_interrupted("write", SITE) || fault_error("write", SITE, ENOSPC, EIO)) return -1;
-    if (n > 1 && fault_due('s', "write", SITE)) n /= 2;
-    return __real_write(fd, bytes, n);
-}
-
-/* what is closed stays closed, even when a signal interrupts */
-int __real_close(int);
-int __wrap_close(int fd);
-int __wrap_close(int fd) {
-    int result = __real_close(fd);
-    return fault_interrupted("close", SITE) || fault_error("close", SITE, EIO, ENOSPC) ? -1
-                                                                                       : result;
-}
-
-pid_t __real_waitpid(pid_t, int *, int);
-pid_t __wrap_waitpid(pid_t pid, int *status, int options);
-pid_t __wrap_waitpid(pid_t pid, int *status, int options) {
-    return fault_interrupted("waitpid", SITE) ? -1 : __real_waitpid(pid, status, options);
-}
-
-int __wrap_printf(const char *format, ...);
 int __wrap_printf(const char *format, ...) {
-    if (fault_error("printf", SITE, ENOSPC, EIO)) return fault_mark(stdout), -1;
+    if (fault("printf", SITE, 0, ENOSPC, EIO)) return fault_mark(stdout), -1;
     va_list list;
     va_start(list, format);
     int n = vprintf(format, list);
@@ -222,9 +171,8 @@ int __wrap_printf(const char *format, ...) {
     return n;
 }
 
-int __wrap_fprintf(FILE *f, const char *format, ...);
 int __wrap_fprintf(FILE *f, const char *format, ...) {
-    if (f != stderr && fault_error("fprintf", SITE, ENOSPC, EIO)) return fault_mark(f), -1;
+    if (f != stderr && fault("fprintf", SITE, 0, ENOSPC, EIO)) return fault_mark(f), -1;
     va_list list;
     va_start(list, format);
     int n = vfprintf(f, format, list);

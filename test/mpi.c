@@ -1,15 +1,27 @@
-/* mpi.c - the collectives of comm.h between MPI's ranks, in pieces far shorter than the messages.
+/* mpi.c - the collectives of comm.h between MPI ranks, in pieces far shorter than the messages.
 
-     mpicc -DCOMM_MPI -DCOMM_MPI_PIECE=5000 ... test/mpi.c && mpirun -n 3 ./mpi WORKERS
+     mpicc -DCOMM_MPI -DCOMM_MPI_PIECE=5000 ... test/mpi.c && mpirun -n 3 ./mpi [HOW]
 
-   With WORKERS workers on each rank. Prints a line on rank 0; the exit status is 1 when a byte was
-   wrong. MIT licence. */
-#include "comm.h"
-
-enum { KEYS = 3 };
+   HOW: without it, every byte is checked and rank 0 prints a line; the exit status is 1 when one is
+   wrong. Else the launch ends out of order, and must neither hang nor lose its status:
+     usage   all ranks exit with status 2 before the run; one says why
+     odd     rank 1 alone does
+     early   rank 1 exits with status 0 before the run
+     die     rank 1 exits with status 3 in the run
+     status  worker 0 returns 7, the others 0 */
+#define TEAM_IMPLEMENTATION
+#define COMM_IMPLEMENTATION
+#include "../lib/comm.h"
 
 static unsigned char byte_of(int from, size_t i) {
     return (unsigned char)((((size_t)from + 1) * 40503 + i) * 2654435761u >> 13);
+}
+
+/* Say why and exit, as a program's error function does. */
+static void fail(int status) {
+    if (!comm_may_speak()) comm_wait_for_end();
+    fprintf(stderr, "mpi: %sstatus %d\n", comm_rank_prefix(), status);
+    exit(status);
 }
 
 /* Shards that are uneven, and some of them empty. */
@@ -20,39 +32,15 @@ static size_t lay_out(size_t *cuts, int count, size_t unit) {
     return cuts[count] += unit;
 }
 
-/* The message becomes what it is bit by bit, as if it were computed: what has not been announced as
- * ready is still something else. */
-static size_t all_to_all(Comm *c, size_t unit, size_t step) {
+static size_t all_to_all(Comm *c, size_t unit) {
     size_t cuts[64], total = lay_out(cuts, c->size, unit), first = cuts[c->rank],
                      mine = cuts[c->rank + 1] - first, bad = 0;
     unsigned char *message = malloc(total + 1), *inbox = malloc((size_t)c->size * (mine + 1));
-    CommExchange x;
-    if (!message || !inbox) exit(1);
-    memset(message, 0, total + 1);
-    comm_alltoall_begin(c, &x, message, cuts, inbox, COMM_MATRICES);
-    for (size_t ready = 0; ready < total; ready += step) {
-        size_t next = ready + step < total ? ready + step : total;
-        for (size_t i = ready; i < next; i++) message[i] = byte_of(c->rank, i);
-        if (next < total) comm_alltoall_advance(c, &x, next);
-    }
-    comm_alltoall_end(c, &x);
-    for (size_t i = 0; i < (size_t)c->size * mine; i++)
-        bad += inbox[i] != byte_of((int)(i / mine), first + i % mine);
-    free(message), free(inbox);
-    return bad;
-}
-
-/* Between those who have the same place on their machines; each place has lengths of its own. */
-static size_t across(Comm *c, size_t unit) {
-    int place = c->rank % c->locals, me = c->rank / c->locals;
-    size_t cuts[64], total = lay_out(cuts, c->machines, unit + (size_t)place),
-                     longest = total + (size_t)c->locals, mine = cuts[me + 1] - cuts[me], bad = 0;
-    unsigned char *message = malloc(total), *inbox = malloc((size_t)c->machines * mine + 1);
     if (!message || !inbox) exit(1);
     for (size_t i = 0; i < total; i++) message[i] = byte_of(c->rank, i);
-    comm_alltoall_across(c, message, cuts, longest, inbox, COMM_MATRICES);
-    for (size_t i = 0; i < (size_t)c->machines * mine; i++)
-        bad += inbox[i] != byte_of((int)(i / mine) * c->locals + place, cuts[me] + i % mine);
+    comm_alltoall(c, message, cuts, inbox, COMM_MATRICES);
+    for (size_t i = 0; i < (size_t)c->size * mine; i++)
+        bad += inbox[i] != byte_of((int)(i / mine), first + i % mine);
     free(message), free(inbox);
     return bad;
 }
@@ -74,50 +62,56 @@ static size_t all_gather(Comm *c, size_t unit) {
     return bad;
 }
 
-/* Graphs that differ by key: a ring, one where 0 hears all in falling order, and one where j hears
- * 2 j + 1 alone, so that edges have no way back. */
-static size_t neighbours(Comm *c, size_t bytes, int key) {
+/* Graphs: a ring; one where 0 hears all; one where j hears 2j + 1 alone, without a way back. */
+static int hears(int graph, int n, int j, int i) {
+    if (graph == 0) return i == j || i == (j + 1) % n || j == (i + 1) % n;
+    return graph == 1 ? j == 0 : i == (2 * j + 1) % n;
+}
+
+static size_t neighbours(Comm *c, size_t bytes, int graph) {
     int sources[64], n = c->size;
-    size_t count = 0, bad = 0;
-    for (int j = -1; j <= 1 && key == 0; j++) sources[count++] = (c->rank + j + n) % n;
-    for (int j = n - 1; j >= 0 && key == 1 && c->rank == 0; j--) sources[count++] = j;
-    if (key == 2) sources[count++] = (2 * c->rank + 1) % n;
+    size_t count = 0, destinations = 0, bad = 0;
+    for (int j = n - 1; j >= 0; j--) {
+        if (hears(graph, n, c->rank, j)) sources[count++] = j;
+        destinations += j != c->rank && hears(graph, n, j, c->rank);
+    }
     unsigned char *message = malloc(bytes + 1), *inbox = malloc(count * bytes + 1);
     if (!message || !inbox) exit(1);
-    for (size_t i = 0; i < bytes; i++) message[i] = byte_of(c->rank + key, i);
-    comm_neighbours(c, message, bytes, sources, count, 0, key, inbox, COMM_MATRICES);
+    for (size_t i = 0; i < bytes; i++) message[i] = byte_of(c->rank + graph, i);
+    comm_neighbours(c, message, bytes, sources, count, destinations, inbox, COMM_MATRICES);
     for (size_t i = 0; i < count * bytes; i++)
-        bad += inbox[i] != byte_of(sources[i / bytes] + key, i % bytes);
+        bad += inbox[i] != byte_of(sources[i / bytes] + graph, i % bytes);
     free(message), free(inbox);
     return bad;
 }
 
 static int work(Comm *c, void *arg) {
-    static const size_t units[] = {1, 1000, 30011}, steps[] = {1, 70, 9000};
+    static const size_t units[] = {1, 1000, 30011};
+    const char *how = arg;
     uint64_t bad = 0, all[64];
-    (void)arg;
+    if (strcmp(how, "die") == 0 && c->rank == 1) fail(3);
+    if (strcmp(how, "status") == 0) return c->rank == 0 ? 7 : 0;
     for (size_t u = 0; u < 3; u++) {
-        bad += all_to_all(c, units[u], steps[u]);
-        bad += across(c, units[u]) + all_gather(c, units[u]);
-        for (int key = 0; key < 2 * KEYS; key++)
-            bad += neighbours(c, key == KEYS ? COMM_OUTBOX + 5 : units[u], key % KEYS);
+        bad += all_to_all(c, units[u]) + all_gather(c, units[u]);
+        for (int k = 0; k < 30; k++) bad += neighbours(c, units[u], k % 3);
         comm_barrier(c);
     }
     comm_gather(c, &bad, sizeof bad, all, COMM_OTHER);
     for (int j = 0; j < c->size; j++) bad += j == c->rank ? 0 : all[j];
     if (c->rank == 0)
-        printf("%d ranks of %d workers: %s\n", c->machines, c->locals,
-               bad ? "wrong bytes" : "every byte in its place");
+        printf("%d ranks: %s\n", c->size, bad ? "wrong bytes" : "every byte in its place");
     return bad != 0;
 }
 
 int main(int argc, char **argv) {
-    CommPlace place = comm_init(&argc, &argv);
-    int workers = argc > 1 ? atoi(argv[1]) : 1;
-    char error[256];
-    CommOptions o = {.backend = comm_backend("mpi"),
-                     .workers = workers * place.machines,
-                     .threads = 1,
-                     .machines = place.machines};
-    return comm_run(&o, work, NULL, error, sizeof error);
+    int rank, ranks, sharing;
+    char error[256] = "", *how = argc > 1 ? argv[1] : "";
+    comm_init(&argc, &argv, &rank, &ranks, &sharing);
+    if (strcmp(how, "usage") == 0 || (strcmp(how, "odd") == 0 && rank == 1)) fail(2);
+    if (strcmp(how, "early") == 0 && rank == 1) return 0;
+    CommOptions o = {.backend = "mpi", .workers = ranks, .threads = 1};
+    int status = comm_run(&o, work, how, NULL, error, sizeof error);
+    if (status >= 0) return status;
+    fprintf(stderr, "mpi: %s%s\n", comm_rank_prefix(), error);
+    return 1;
 }

@@ -1,0 +1,91 @@
+#!/bin/sh
+# Trains with Byzantine workers and prints docs/BYZANTINE.md; two to three minutes a row on two cores at 2000 steps.
+#   sh bench/byzantine.sh TEXT [STEPS]    RUNS=DIR keeps the logs, and finished runs are not repeated
+set -eu
+[ -r "${1:-}" ] || { echo "usage: sh bench/byzantine.sh TEXT [STEPS]" >&2; exit 2; }
+text=$1 steps=${2:-2000} train=${TRAIN:-./train_gpt}
+if [ -z "${RUNS:-}" ]; then RUNS=$(mktemp -d) && trap 'rm -rf "$RUNS"' EXIT; fi
+mkdir -p "$RUNS"
+
+# run NAME FLAGS...: stdout, stderr and status of a run, once
+run() {
+    out=$RUNS/$1-$steps
+    shift
+    [ -s "$out/status" ] && return
+    mkdir -p "$out"
+    status=0
+    "$train" --data "$text" --threads 1 --quiet --save-every 0 --steps "$steps" --out "$out" --overwrite "$@" \
+        >"$out/said" 2>"$out/err" || status=$?
+    echo "$status" >"$out/status"
+}
+
+# loss: of the last run, or how it ended
+loss() { awk -v s="$(cat "$out/status")" '/^val_loss/ { v = $2 } END { print v == "" ? "ended, status " s : v }' "$out/said"; }
+
+# row NAME LABEL WORKERS BYZANTINE ATTACK EXPECTATION METHOD...; no Byzantine worker: ATTACK is "-"
+row() {
+    name=$1 label=$2 workers=$3 byzantine=$4 attack=$5 expected=$6 batch=14
+    shift 6
+    [ "$workers" = 8 ] && batch=16
+    [ "$attack" = - ] || set -- "$@" --adversaries "$byzantine" --attack "$attack"
+    run "$name" --workers "$workers" --batch "$batch" "$@"
+    echo "| $label | $workers | $byzantine | $attack | $(loss) | $expected |"
+}
+
+cat <<END
+# Byzantine workers
+
+Written by \`make byzantine\` (\`sh bench/byzantine.sh TEXT $steps\`). The last F of N workers replace every message of
+theirs by what an attack makes of it (\`--adversaries F --attack HOW\`; \`--list attacks\`). nanoGPT's CPU recipe (4 layers,
+width 128, context 64), $steps steps, two sequences per worker and step, one seed. The loss is that of the whole
+validation split in nats per token.
+
+Expected, set before the runs. Honest workers that agree outvote any minority (Bernstein et al., arXiv 1810.05291). So with
+N = 7 up to 3 Byzantine workers should reach a loss of 2.0 at 2000 steps, and 4 should not. Workers with different data
+agree on part of the signs only: F flippers leave a signal of N - 2F votes in the noise of N votes. With N = 8 and F = 4 the
+expected vote is zero; ties are decided by a shared coin, and nothing should be learnt. A mean has no such bound: one
+worker that sends -10 times its direction outweighs six others.
+
+| method | N | F | attack | validation loss | expected at 2000 steps |
+| --- | --- | --- | --- | --- | --- |
+END
+sign="--method signmuon --aux sign"
+label='signmuon, `--aux sign`'
+row honest "$label" 7 0 - 'at most 2.0' $sign
+for f in 1 2 3; do row "flip$f" "$label" 7 "$f" flip 'at most 2.0' $sign; done
+row flip4 "$label" 7 4 flip 'above 2.0: a Byzantine majority' $sign
+row flip4of8 "$label" 8 4 flip 'above 2.0: ties' $sign
+steps=$((steps / 8))
+cat <<END
+
+Other attacks, and a mean under attack, for $steps steps. The first row of each method has no Byzantine worker:
+
+| method | N | F | attack | validation loss | expected |
+| --- | --- | --- | --- | --- | --- |
+END
+row honest "$label" 7 0 - '' $sign
+for a in random zero; do row "$a" "$label" 7 3 "$a" 'a little above the first row' $sign; done
+row mean 'muon, mean' 7 0 - '' --method muon
+for f in 1 3; do
+    row "mean-flip$f" 'muon, mean' 7 "$f" flip 'above its first row: N - 2F > 0' --method muon
+    row "mean-scale$f" 'muon, mean' 7 "$f" scale:-10 'learns nothing' --method muon
+done
+
+cat <<END
+
+A vote sees signs only: \`scale:S\` with S > 0 changes nothing, and \`scale:-10\` is \`flip\`.
+
+## NaN
+
+The receiver checks every fp32 or compressed message. No result of a refused message is evaluated or saved, and the run
+ends with status 3. Signs cannot hold NaN: where all tensors travel as signs, a NaN becomes a minus sign, which the honest
+majority outvotes. Worker 6 of 7 sends NaN:
+
+| flags | status | message |
+| --- | --- | --- |
+END
+for flags in "--method sgd" "--method muon" "--method signmuon" "--method signmuon --aux sign" "--method ef21-muon" \
+    "--method ef21-muonsign --aux same" "--method demuon"; do
+    run "$(echo "nan$flags" | tr ' ' _)" --workers 7 --batch 14 --adversaries 1 --attack nan $flags
+    echo "| \`$flags --attack nan\` | $(cat "$out/status") | $(sed -n 's/^train_gpt: \([^:]*\):.*/\1/p' "$out/err") |"
+done

@@ -1,0 +1,97 @@
+#!/bin/sh
+# check.sh NAME [ARGUMENT] - the tests again under another compiler or watcher, in build/check-NAME.
+#   gcc clang    -Werror, everything built, all tests      isa    the kernels of older CPUs
+#   asan         AddressSanitizer and UBSan, all tests     neon   NEON, cross-compiled, in an emulator
+#   tsan         ThreadSanitizer on trainings              tidy   clang-tidy with .clang-tidy
+#   valgrind     small trainings                           mpi    both MPIs, where they are installed
+#   faults       calls to the outside world fail: once for every place that calls, or "all"
+#   fuzz         libFuzzer on every reader of foreign bytes, ARGUMENT seconds each
+set -eu
+cd "$(dirname "$0")/.."
+name=$1 argument=${2:-}
+dir=build/check-$name
+small="--quiet --layers 1 --heads 2 --width 32 --context 16 --overwrite"
+
+# A copy of the sources, without git and without what was built.
+copy() {
+    rm -rf "$dir" && mkdir -p "$dir"
+    tar cf - --exclude='*.o' --exclude='__pycache__' Makefile README.md LICENSE ./*.c ./*.h lib test \
+        data/*.c data/*.sh bench examples docs .clang-tidy | tar xf - -C "$dir"
+    cd "$dir"
+}
+text() { make -s data/play && data/play text "$1" >/dev/null; }
+
+case $name in
+gcc | clang)
+    copy
+    make -s CC="$name" EXTRA=-Werror all bench/bench bench/scale bench/problem bench/claims/claims
+    make -s CC="$name" EXTRA=-Werror test
+    ;;
+isa)
+    make -s test_signmuon train_gpt data/play all
+    for isa in avx2 portable; do
+        echo "GEMM_ISA=$isa"
+        GEMM_ISA=$isa ./test_signmuon gemm product gradient model method
+    done
+    ;;
+neon)
+    copy
+    cc -std=c11 -D_GNU_SOURCE -I. -o play data/play.c -lm && ./play text 30000 >/dev/null
+    make -s CC=aarch64-linux-gnu-gcc NATIVE=0 EXTRA='-Werror -static' test_signmuon train_gpt
+    for t in product bf16 newton gradient vote; do qemu-aarch64 ./test_signmuon $t; done
+    # shellcheck disable=SC2086
+    GEMM_ISA=neon qemu-aarch64 ./train_gpt --data text $small --workers 3 --aux sign --steps 5 --out o
+    ;;
+asan)
+    copy
+    make -s OPT=-O1 EXTRA='-g -fsanitize=address,undefined -fno-sanitize-recover=all' test
+    ;;
+tsan)
+    copy
+    text 100000
+    make -s CC=clang OPT=-O1 EXTRA='-Werror -g -fsanitize=thread' train_gpt
+    for backend in threads processes; do
+        for method in "signmuon --aux sign" ef21-muonsign "demuon --topology exponential"; do
+            # shellcheck disable=SC2086
+            TSAN_OPTIONS=halt_on_error=1 ./train_gpt --data text $small --workers 3 --threads 2 \
+                --backend $backend --method $method --steps 20 --eval-every 10 --out $backend
+        done
+    done
+    ;;
+valgrind)
+    copy
+    text 30000
+    make -s NATIVE=0 OPT=-O1 EXTRA=-g train_gpt
+    for flags in "$small --workers 2 --aux sign --steps 3" "--sample 20" \
+        "$small --workers 3 --method ef21-muon --up rankk:0.2+natural --down topk:0.1 --steps 3" \
+        "$small --workers 2 --method demuon --shards contiguous --steps 3"; do
+        # shellcheck disable=SC2086
+        GEMM_ISA=avx2 valgrind -q --error-exitcode=9 --leak-check=full \
+            --errors-for-leak-kinds=definite ./train_gpt --data text --out o $flags
+    done
+    ;;
+musl) # Alpine's libc
+    command -v musl-gcc >/dev/null || { echo "no musl-gcc here: not checked"; exit 0; }
+    copy
+    make -s CC=musl-gcc OPT=-O1 EXTRA=-Werror test
+    ;;
+tidy)
+    clang-tidy --quiet train_gpt.c signmuon.c methods.c data/play.c examples/mlp.c bench/*.c bench/claims/*.c -- \
+        -std=c11 -D_GNU_SOURCE -I. -pthread
+    ;;
+mpi)
+    copy
+    make -s OPT=-O1 train_gpt data/play
+    sh test/mpi.sh
+    ;;
+faults)
+    bash test/faults.sh "${argument:-sites}"
+    ;;
+fuzz)
+    sh test/fuzz/run.sh "${argument:-60}"
+    ;;
+*)
+    echo "check.sh: '$name' is none of gcc clang musl isa neon asan tsan valgrind tidy mpi faults fuzz" >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,599 @@
+/* data.c - dataloader.h: what is read, how it is cut and ordered, what is refused. */
+#include "test.h"
+
+#include <math.h>
+#include "../dataloader.h"
+
+static char error[512];
+
+/* A GPT-2 token file whose header promises `count` and that holds `held` tokens: first, first + 1, ..
+ * modulo 50257. */
+static const char *token_file(const char *name, uint32_t magic, uint32_t version, uint32_t count,
+                              uint32_t held, uint32_t first) {
+    size_t n = 1024 + 2 * (size_t)held;
+    unsigned char *bytes = calloc(n, 1);
+    const uint32_t header[3] = {magic, version, count};
+    if (!bytes) exit(1);
+    for (unsigned i = 0; i < 12; i++) bytes[i] = (unsigned char)(header[i / 4] >> 8 * (i % 4));
+    for (uint32_t i = 0; i < held; i++) {
+        uint32_t token = (first + i) % 50257;
+        bytes[1024 + 2 * i] = (unsigned char)token;
+        bytes[1025 + 2 * i] = (unsigned char)(token >> 8);
+    }
+    const char *path = test_path("%s", name);
+    test_write(path, bytes, n);
+    free(bytes);
+    return path;
+}
+
+static const char *text_file(const char *name, const char *text, size_t n) {
+    const char *path = test_path("%s", name);
+    test_write(path, text, n);
+    return path;
+}
+
+/* must open */
+static DataSet opened(const char *path, const char *vocab) {
+    DataSet d;
+    if (data_open(&d, path, vocab, error, sizeof error)) {
+        test_fail(__FILE__, __LINE__, "%s", error);
+        exit(1);
+    }
+    return d;
+}
+
+/* n tokens 0, 1, 2, .. so that a token tells its position */
+static DataSet counting(uint32_t n) {
+    return opened(token_file("count.bin", 20240520, 1, n, n, 0), "auto");
+}
+
+/* opening must fail with this code and one sentence that names the path and has the words */
+static void refused(const char *path, const char *vocab, int code, const char *words) {
+    DataSet d;
+    *error = 0;
+    int got = data_open(&d, path, vocab, error, sizeof error);
+    if (!got) data_close(&d);
+    if (got != code || !strstr(error, path) || !strstr(error, words) || strchr(error, '\n'))
+        test_fail(__FILE__, __LINE__, "%s: code %d, not %d; '%s' without '%s'", path, got, code,
+                  error, words);
+}
+
+static int32_t token_at(const DataSet *d, uint64_t at) {
+    int32_t token = -1;
+    CHECK(!data__read(&d->text, &d->vocab, at, 1, &token), "at %" PRIu64, at);
+    return token;
+}
+
+TEST(data_split_is_ninety_to_ten_percent) {
+    static const size_t lengths[] = {1, 2, 9, 10, 11, 19, 99, 101, 1115394};
+    static const uint64_t train[] = {0, 1, 8, 9, 9, 17, 89, 90, 1003854};
+    static char text[1115394];
+    for (size_t i = 0; i < sizeof text; i++) text[i] = (char)('a' + i % 7);
+    text[1003854] = '#';
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        DataSet d = opened(text_file("t.txt", text, lengths[i]), "auto");
+        CHECK(d.train_tokens == train[i], "%zu characters", lengths[i]);
+        CHECK(d.train_tokens + d.val_tokens == lengths[i], "%zu characters", lengths[i]);
+        int32_t in[5], target[5];
+        if (lengths[i] == sizeof text) /* '#' sorts first and begins the validation split */
+            CHECK(data_val_window(&d, 5, 0, in, target) == 5 && in[0] == 0);
+        data_close(&d);
+    }
+}
+
+/* splitmix64's finaliser and the header's formulas, transcribed; the data is counting */
+static uint64_t mix(uint64_t x) {
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+static uint64_t chain(uint64_t seed, uint64_t a, uint64_t b) { return mix(mix(mix(seed) ^ a) ^ b); }
+
+static uint64_t walk(uint64_t key, uint64_t n, uint64_t i) {
+    unsigned bits = 2;
+    while (bits < 64 && n > (uint64_t)1 << bits) bits += 2;
+    uint64_t low = ((uint64_t)1 << bits / 2) - 1;
+    do {
+        uint64_t l = i >> bits / 2, r = i & low;
+        for (uint64_t round = 0; round < 6; round++) {
+            uint64_t f = chain(key, round, r) & low, swap = r;
+            r = l ^ f;
+            l = swap;
+        }
+        i = l << bits / 2 | r;
+    } while (i >= n);
+    return i;
+}
+
+/* The shard of a worker as positions, token by token; returns its length. */
+static uint64_t shard_of(const char *shards, uint64_t train, size_t rank, size_t N, size_t T,
+                         int32_t *shard) {
+    uint64_t length = 0, block = T > 256 ? 4 * T : 1024;
+    if (train / N < block) block = train / N;
+    for (uint64_t at = 0, owner = 0, left = 0; at < train; at++) {
+        if (!strcmp(shards, "iid"))
+            owner = at / block % N;
+        else if (left-- == 0) /* the first train % N workers have one token more */
+            owner = at ? owner + 1 : 0, left = train / N + (owner < train % N) - 1;
+        if (owner == rank) shard[length++] = (int32_t)at;
+    }
+    return length;
+}
+
+TEST(data_windows_follow_the_formulas_for_every_row) {
+    /* tokens, N, T; the last ones make shards of 10, 11, 18 and 19 tokens */
+    static const size_t shape[][3] = {{20011, 1, 12}, {20011, 3, 12},   {50257, 7, 300},
+                                      {700, 5, 33},   {34567, 2, 1000}, {12, 1, 9},
+                                      {13, 1, 9},     {20, 1, 9},       {22, 1, 9}};
+    static int32_t in[1000], target[1000], shard[50257];
+    for (size_t c = 0; c < 2 * sizeof shape / sizeof *shape; c++) {
+        DataSet d = counting((uint32_t)shape[c / 2][0]);
+        const size_t N = shape[c / 2][1], T = shape[c / 2][2];
+        const char *name = data_shards_row(c % 2)->name;
+        if (c % 2) CHECK(!data_set_shards(&d, name, N, T, error, sizeof error), "%s", error);
+        for (uint64_t i = 0; i < 40 * N; i++) {
+            uint64_t seed = 5 + i / 30, rank = i % N, k = i % 3 ? i / N : i * 1000003;
+            uint64_t length = shard_of(name, d.train_tokens, rank, N, T, shard);
+            uint64_t windows = length < 2 * T ? 1 : length / T - 1, epoch = k / windows;
+            uint64_t room = length - windows * T < T ? length - windows * T : T;
+            uint64_t at = chain(seed, epoch, UINT64_MAX) % room;
+            at += T * walk(chain(seed, epoch, rank), windows, k % windows);
+            CHECK(data_train_windows(&d, rank, N, T) == windows, "case %zu", c);
+            CHECK(!data_train_window(&d, seed, rank, N, T, k, in, target), "case %zu", c);
+            CHECK(!memcmp(in, shard + at, T * sizeof *in), "%s case %zu", name, c);
+            CHECK(!memcmp(target, shard + at + 1, T * sizeof *in), "%s case %zu", name, c);
+        }
+        data_close(&d);
+    }
+    CHECK(!data_shards_row(2), "a new row needs its transcription in shard_of");
+}
+
+TEST(data_shards_are_disjoint_and_complete) {
+    static const uint32_t sizes[] = {50257, 20011, 3000, 700};
+    static const size_t workers[] = {1, 2, 3, 7, 64}, contexts[] = {8, 33, 300};
+    for (size_t c = 0; c < 2 * 4 * 5 * 3; c++) {
+        const size_t N = workers[c / 8 % 5], T = contexts[c / 40];
+        DataSet d = counting(sizes[c / 2 % 4]);
+        int short_text = d.train_tokens / N <= T;
+        int unfit = data_check_context(&d, T, N, error, sizeof error) != 0;
+        CHECK(unfit == short_text, "case %zu", c);
+        const char *name = data_shards_row(c % 2)->name;
+        int code = data_set_shards(&d, name, N, T, error, sizeof error);
+        CHECK(code == (short_text ? DATA_TOO_SMALL : 0), "%s case %zu", name, c);
+        unsigned char *seen = calloc(d.train_tokens, 1);
+        uint64_t total = 0;
+        for (size_t rank = 0; !code && seen && rank < N; rank++) {
+            uint64_t length = data__shard_length(&d, rank, N, T);
+            CHECK(length > T, "case %zu", c);
+            for (uint64_t at = 0, n = 1; at < length; at += n, n = n % 50 + 1) {
+                int32_t token[50];
+                if (n > length - at) n = length - at;
+                CHECK(!data__read_shard(&d, rank, N, T, at, n, token), "case %zu", c);
+                for (uint64_t i = 0; i < n; i++) seen[token[i]]++;
+            }
+            total += length;
+        }
+        CHECK(code || total == d.train_tokens, "case %zu", c);
+        for (uint64_t i = 0; !code && seen && i < d.train_tokens; i++)
+            CHECK(seen[i] == 1, "%s case %zu token %" PRIu64, name, c, i);
+        free(seen);
+        data_close(&d);
+    }
+}
+
+/* each token at most once an epoch, and a shuffled order rises about half the time */
+TEST(data_order_is_a_permutation_per_epoch) {
+    enum { T = 12, N = 3, TOKENS = 20011 };
+    int32_t in[T], target[T], before = 0;
+    DataSet d = counting(TOKENS);
+    for (uint64_t v = 0; v < 4; v++) {
+        unsigned char seen[TOKENS] = {0};
+        const size_t rank = v % N;
+        uint64_t windows = data_train_windows(&d, rank, N, T), rising = 0;
+        for (uint64_t k = 0; k < windows; k++, before = *in) {
+            CHECK(!data_train_window(&d, 7, rank, N, T, v * windows + k, in, target));
+            for (size_t t = 0; t < T; t++) CHECK(!seen[in[t]]++, "token %d twice", in[t]);
+            rising += *in > before;
+        }
+        CHECK(rising > windows * 2 / 5 && rising < windows * 3 / 5, "epoch %" PRIu64, v);
+    }
+    data_close(&d);
+    for (uint64_t n = 1; n <= 600; n++) {
+        unsigned char seen[600] = {0};
+        for (uint64_t i = 0; i < n; i++) {
+            uint64_t j = data__permute(chain(3, n, 1), n, i);
+            CHECK(j < n && !seen[j]++, "n %" PRIu64, n);
+        }
+    }
+}
+
+TEST(data_validation_counts_every_prediction_once) {
+    static const size_t contexts[] = {1, 7, 64, 998, 999, 1000, 333};
+    int32_t in[1000], target[1000];
+    for (size_t c = 0; c < 14; c++) {
+        DataSet d = counting(10000);
+        const size_t T = contexts[c / 2];
+        int64_t next = 9000, total = 0;
+        if (c % 2) {
+            const char *path = token_file("val.bin", 20240520, 1, 1000, 1000, 400);
+            CHECK(!data_open_val(&d, path, error, sizeof error), "%s", error);
+            next = 400;
+        }
+        CHECK(d.val_tokens == 1000, "case %zu", c);
+        for (uint64_t w = 0; w < data_val_windows(&d, T); w++) {
+            int64_t real = data_val_window(&d, T, w, in, target);
+            CHECK(real >= 1 && real <= (int64_t)T, "case %zu", c);
+            for (int64_t t = 0; t < (int64_t)T; t++) {
+                CHECK(in[t] == (t < real ? next : 0), "case %zu", c);
+                CHECK(target[t] == (t < real ? next + 1 : -1), "case %zu", c);
+                next += t < real;
+            }
+            total += real;
+        }
+        CHECK(total == 999, "case %zu", c);
+        data_close(&d);
+    }
+}
+
+TEST(data_text_becomes_characters_by_code_point) {
+    const char *text = "z\xc3\xa9\x61\xe2\x82\xac\xf0\x9f\x99\x82"
+                       "a\n";
+    static const int32_t expect[7] = {2, 3, 1, 4, 5, 1, 0};
+    static const char *const unknown[] = {"a\xc3\xa9q", "a\xff", "a\xe2\x82"};
+    static const int64_t offset[] = {3, 1, 1};
+    char out[DATA_DECODED], back[64];
+    uint16_t tokens[16];
+    const char *path = text_file("u.txt", text, strlen(text));
+    DataSet d = opened(path, "auto");
+    CHECK(d.text.copy && d.vocab.size == 6 && d.text.tokens == 7);
+    CHECK(!strcmp(data_tokenisation(&d.vocab), "characters"));
+    CHECK(data_encode(&d.vocab, text, tokens, 16) == 7);
+    size_t n = 0;
+    for (unsigned i = 0; i < 7; i++) {
+        CHECK(token_at(&d, i) == expect[i] && tokens[i] == expect[i], "token %u", i);
+        size_t m = data_decode(&d.vocab, tokens[i], out);
+        memcpy(back + n, out, m);
+        n += m;
+    }
+    CHECK(n == strlen(text) && !memcmp(back, text, n));
+    CHECK(data_decode(&d.vocab, 6, out) == 0);
+    tokens[2] = 99;
+    CHECK(data_encode(&d.vocab, text, tokens, 2) == 7 && tokens[2] == 99);
+    for (size_t i = 0; i < 3; i++)
+        CHECK(data_encode(&d.vocab, unknown[i], tokens, 16) == -offset[i] - 1, "%zu", i);
+    CHECK(data_encode(&d.vocab, "", tokens, 16) == 0);
+    data_close(&d);
+    d = opened(path, "bytes");
+    CHECK(d.text.tokens == strlen(text) && !strcmp(data_tokenisation(&d.vocab), "bytes"));
+    data_close(&d);
+}
+
+TEST(data_outside_utf8_is_bytes_or_refused) {
+    static const char *const invalid[] = {/* overlong, surrogate, too large, cut off, stray */
+                                          "a\x80",
+                                          "a\xc0\x80",
+                                          "a\xc1\xbf",
+                                          "a\xe0\x80\x80",
+                                          "a\xed\xa0\x80",
+                                          "a\xf4\x90\x80\x80",
+                                          "a\xf0\x80\x80\x80",
+                                          "a\xf8\x88\x80\x80\x80",
+                                          "a\xe2\x82",
+                                          "a\xfe",
+                                          "a\xc3"};
+    char all[1024], out[DATA_DECODED];
+    for (int i = 0; i < 1024; i++) all[i] = (char)(unsigned char)(255 - i % 256);
+    const char *path = text_file("all", all, sizeof all);
+    DataSet d = opened(path, "auto");
+    CHECK(d.vocab.kind == DATA_BYTES && d.vocab.size == 256 && !d.text.copy);
+    for (unsigned i = 0; i < 1024; i++) {
+        CHECK(token_at(&d, i) == 255 - (int)(i & 255), "byte %u", i);
+        CHECK(data_decode(&d.vocab, 255 - (i & 255), out) == 1 && out[0] == all[i], "byte %u", i);
+    }
+    data_close(&d);
+    refused(path, "chars", DATA_NEEDS_BYTES,
+            "not UTF-8 at byte 0; mend the file, or read it as bytes");
+    refused(text_file("late", "abc\n\xc3(", 6), "chars", DATA_NEEDS_BYTES, "not UTF-8 at byte 4;");
+    refused(test_path("late"), "chars:a,28,61-63", DATA_MALFORMED, "not UTF-8 at byte 4; mend the");
+    for (size_t i = 0; i < sizeof invalid / sizeof *invalid; i++) {
+        path = text_file("bad", invalid[i], strlen(invalid[i]));
+        refused(path, "chars", DATA_NEEDS_BYTES, "not UTF-8 at byte 1;");
+        d = opened(path, "auto");
+        CHECK(d.vocab.kind == DATA_BYTES, "invalid %zu", i);
+        data_close(&d);
+    }
+    d = opened(text_file("nul", "a\0b\0", 4), "auto");
+    CHECK(d.vocab.kind == DATA_CHARS && d.vocab.size == 3 && d.vocab.code[0] == 0);
+    data_close(&d);
+}
+
+TEST(data_beyond_65535_characters_is_refused) {
+    enum { MOST = 65536 };
+    unsigned char *text = malloc(MOST * 4);
+    for (uint32_t i = 0; text && i < MOST; i++) {
+        uint32_t c = 0x20000 + i;
+        text[4 * i] = (unsigned char)(0xf0 | c >> 18);
+        for (int k = 1; k < 4; k++)
+            text[4 * i + (unsigned)k] = (unsigned char)(0x80 | (c >> (18 - 6 * k) & 63));
+    }
+    refused(text_file("wide", (char *)text, MOST * 4), "auto", DATA_NEEDS_BYTES,
+            "65536 distinct characters, at most 65535");
+    DataSet d = opened(text_file("full", (char *)text, (MOST - 1) * 4), "auto");
+    CHECK(d.vocab.size == 65535 && token_at(&d, 65534) == 65534);
+    data_close(&d);
+    free(text);
+}
+
+TEST(data_token_files_join_by_name) {
+    static const uint32_t first[] = {1003, 0, 1000}, held[] = {23, 1000, 3};
+    static const char *const names[] = {"x_9.bin", "x_00.bin", "x_10.bin"}; /* 10 sorts before 9 */
+    char out[DATA_DECODED];
+    uint16_t token;
+    int32_t got[40];
+    for (int i = 0; i < 3; i++) token_file(names[i], 20240520, 1, held[i], held[i], first[i]);
+    DataSet d = opened(test_path("x_*.bin"), "auto");
+    CHECK(d.text.files == 3 && d.text.tokens == 1026 && d.vocab.size == 50257);
+    CHECK(!strcmp(data_tokenisation(&d.vocab), "GPT-2 tokens"));
+    for (uint64_t at = 0; at + 40 <= 1026; at++) { /* windows cross the borders of files */
+        CHECK(!data__read(&d.text, &d.vocab, at, 40, got));
+        for (uint64_t i = 0; i < 40; i++) CHECK((uint64_t)got[i] == at + i, "at %" PRIu64, at);
+    }
+    CHECK(data_encode(&d.vocab, "hello", &token, 1) == -1);
+    CHECK(data_decode(&d.vocab, 50256, out) == 7 && !memcmp(out, "[50256]", 7));
+    CHECK(data_decode(&d.vocab, 50257, out) == 0);
+    data_close(&d);
+    refused(test_path("y_*.bin"), "auto", DATA_UNREADABLE, "no file matches");
+    refused(text_file("x_text", "hello", 5), "gpt2:50257", DATA_MALFORMED,
+            "text file cannot have the vocabulary 'gpt2:50257'");
+    refused(test_path("x_9.bin"), "chars", DATA_MALFORMED, "token file cannot have the vocabulary");
+    CHECK(data_open(&d, test_path("x_*"), "auto", error, sizeof error) == DATA_MALFORMED);
+    CHECK(strstr(error, "x_text") && strstr(error, "do not mix"), "%s", error);
+    /* a pattern that is a file's name is that file */
+    text_file("x_[0].txt", "abc", 3);
+    d = opened(test_path("x_[0].txt"), "auto");
+    CHECK(d.text.tokens == 3);
+    data_close(&d);
+    /* a token beyond GPT-2's makes the vocabulary larger, or is refused when it is read */
+    const char *path = token_file("big", 20240520, 1, 40, 40, 0);
+    size_t size;
+    char *bytes = test_read(path, &size);
+    bytes[1024 + 2 * 7] = bytes[1025 + 2 * 7] = (char)0xff;
+    test_write(path, bytes, size);
+    free(bytes);
+    d = opened(path, "auto");
+    CHECK(d.vocab.size == 65536);
+    data_close(&d);
+    d = opened(path, "gpt2:50257");
+    CHECK(data__read(&d.text, &d.vocab, 0, 7, got) == 0);
+    CHECK(data__read(&d.text, &d.vocab, 7, 1, got) == DATA_CHANGED);
+    data_close(&d);
+}
+
+TEST(data_unusable_file_is_refused_by_name) {
+    static const struct {
+        const char *name;
+        uint32_t magic, version, count, held;
+        const char *words;
+    } bad[] = {
+        {"magic.bin", 0, 1, 9, 9, "not a token file (magic 0, expected 20240520)"},
+        {"version.bin", 20240520, 7, 9, 9, "version 7, expected 1"},
+        {"cut.bin", 20240520, 1, 100, 37, "promises 100 tokens, the file has 37: it is trunc"},
+        {"long.bin", 20240520, 1, 37, 100, "something was added"},
+        {"none.bin", 20240520, 1, 0, 0, "promises 0 tokens"},
+        {"minus.bin", 20240520, 1, UINT32_MAX, 3, "truncated"}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        refused(token_file(bad[i].name, bad[i].magic, bad[i].version, bad[i].count, bad[i].held, 0),
+                "auto", DATA_MALFORMED, bad[i].words);
+    const char *path = token_file("header.bin", 20240520, 1, 9, 9, 0);
+    CHECK(truncate(path, 500) == 0);
+    refused(path, "auto", DATA_MALFORMED, "truncated");
+    refused(text_file("short.bin", "ab", 2), "auto", DATA_MALFORMED, "not a token file");
+    refused(test_path("missing.txt"), "auto", DATA_UNREADABLE, "No such file");
+    refused(test_folder(), "auto", DATA_UNREADABLE, "is a directory");
+    refused("/dev/null", "auto", DATA_UNREADABLE, "not a regular file");
+    path = test_path("fifo"); /* without a writer: to open it for reading would wait */
+    CHECK(mkfifo(path, 0600) == 0);
+    refused(path, "auto", DATA_UNREADABLE, "not a regular file");
+    refused(text_file("empty.txt", "", 0), "auto", DATA_UNREADABLE, "file is empty; give a text");
+    path = text_file("t.txt", "hello", 5);
+    refused(path, "words", DATA_MALFORMED, "'words' is no vocabulary");
+    refused(path, "chars:61-", DATA_MALFORMED, "is no vocabulary");
+    refused(path, "chars:61-6b", DATA_UNKNOWN, "character U+6C at byte 2 is not in");
+    refused(path, "bytes:61-6b", DATA_UNKNOWN, "byte value 6C at byte 2 is not in");
+    if (geteuid()) { /* root may read everything */
+        CHECK(chmod(path, 0) == 0);
+        refused(path, "auto", DATA_UNREADABLE, "Permission denied");
+    }
+}
+
+TEST(data_too_short_for_the_run_is_refused) {
+    static const struct {
+        size_t T, N;
+        const char *words;
+    } bad[] = {{.T = 9,
+                .N = 1,
+                .words = "9 tokens to train 1 worker, each needs at least context + 1 = 10"},
+               {.T = 4, .N = 2, .words = "2 workers"},
+               {.T = 0, .N = 1, .words = "must be at least 1"},
+               {.T = 1, .N = 0, .words = "must be at least 1"},
+               {.T = 8, .N = 1, .words = "ten.txt: too short: 1 tokens to validate on"}};
+    static const char *const unknown[] = {"", "IID", "iid:", "ii", "iidx", "dirichlet:1", "blocks"};
+    DataSet d = opened(text_file("ten.txt", "abcdefghij", 10), "auto");
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        int code = data_check_context(&d, bad[i].T, bad[i].N, error, sizeof error);
+        CHECK(code == DATA_TOO_SMALL && strstr(error, bad[i].words), "%s", error);
+        code = data_set_shards(&d, "contiguous", bad[i].N, bad[i].T, error, sizeof error);
+        CHECK(code == (i < 4 ? DATA_TOO_SMALL : 0), "%s", error);
+    }
+    for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {
+        int code = data_set_shards(&d, unknown[i], 1, 4, error, sizeof error);
+        CHECK(code == DATA_MALFORMED && strstr(error, "it is iid or contiguous"), "%s", error);
+        CHECK(d.shards == DATA_CONTIGUOUS, "an error leaves the shards as they were");
+    }
+    /* validation files: other characters, another format, then a good one */
+    CHECK(data_open_val(&d, text_file("other.txt", "abcxyz", 6), error, sizeof error) ==
+                  DATA_UNKNOWN &&
+              strstr(error, "other.txt: character U+78 at byte 3"),
+          "%s", error);
+    CHECK(data_open_val(&d, token_file("v.bin", 20240520, 1, 9, 9, 0), error, sizeof error) ==
+                  DATA_MALFORMED &&
+              strstr(error, "v.bin: is a token file"),
+          "%s", error);
+    CHECK(d.val_tokens == 1 && d.train_tokens == 9, "an error leaves the splits as they were");
+    CHECK(!data_open_val(&d, text_file("good.txt", "abcba", 5), error, sizeof error), "%s", error);
+    CHECK(d.val_tokens == 5 && d.train_tokens == 10);
+    CHECK(!data_check_context(&d, 8, 1, error, sizeof error), "%s", error);
+    data_close(&d);
+}
+
+TEST(data_file_that_changes_gives_a_code) {
+    char text[20000];
+    int32_t in[64], target[64];
+    memset(text, 'a', sizeof text);
+    const char *path = text_file("s.txt", text, sizeof text);
+    DataSet d = opened(path, "auto");
+    CHECK(!data_train_window(&d, 1, 0, 1, 64, 0, in, target));
+    FILE *f = fopen(path, "r+b"); /* in place: the same inode */
+    memset(text, 'b', sizeof text);
+    CHECK(f && fwrite(text, 1, sizeof text, f) == sizeof text && !fclose(f));
+    CHECK(data_train_window(&d, 1, 0, 1, 64, 0, in, target) == DATA_CHANGED);
+    CHECK(truncate(path, 10) == 0);
+    CHECK(data_train_window(&d, 1, 0, 1, 64, 0, in, target) == DATA_CHANGED);
+    CHECK(data_val_window(&d, 64, 0, in, target) == DATA_CHANGED);
+    CHECK(data_fingerprint(&d) != 0, "reads nothing beyond the end");
+    data_close(&d);
+    CHECK(strstr(data_strerror(DATA_CHANGED), "shrank") != NULL);
+    for (int code = -9; code < 3; code++) CHECK(*data_strerror(code), "code %d", code);
+}
+
+TEST(data_beyond_two_gigabytes_is_read_right) {
+    const uint32_t count = 1250000000; /* 2.5 GB each, sparse */
+    if (sizeof(size_t) < 8) return;
+    for (int k = 0; k < 2; k++) {
+        const char *path = token_file(k ? "h1.bin" : "h0.bin", 20240520, 1, count, 0, 0);
+        const unsigned char mark[2] = {0x39, (unsigned char)(0x30 + k)};
+        int fd = open(path, O_WRONLY);
+        CHECK(pwrite(fd, mark, 2, 1024 + 2 * (off_t)(count - 5)) == 2);
+        CHECK(ftruncate(fd, 1024 + 2 * (off_t)count) == 0);
+        close(fd);
+    }
+    DataSet d = opened(test_path("h?.bin"), "auto");
+    int32_t in[8], target[8];
+    CHECK(d.text.tokens == 2500000000 && d.train_tokens == 2250000000);
+    CHECK(token_at(&d, count - 6) == 0 && token_at(&d, count - 5) == 0x3039, "byte 2^31 of a file");
+    CHECK(token_at(&d, 2 * (uint64_t)count - 5) == 0x3139, "token 2^31");
+    CHECK(data_val_window(&d, 8, data_val_windows(&d, 8) - 1, in, target) == 7);
+    CHECK(in[3] == 0x3139 && target[2] == 0x3139);
+    CHECK(!data_train_window(&d, 1, 6, 7, 8, 30000000000, in, target));
+    data_close(&d);
+}
+
+TEST(data_fingerprint_tells_data_apart) {
+    static char text[250000];
+    uint64_t hash[12];
+    size_t n = 0;
+    DataSet d;
+    for (size_t i = 0; i < sizeof text; i++) text[i] = (char)('a' + test_hash(1, i) % 20);
+    static const size_t changed[] = {0, sizeof text - 1, sizeof text / 2};
+    for (size_t i = 0; i < 8; i++) {
+        size_t length = i == 1 ? sizeof text - 1 : i == 2 ? 1000 : sizeof text;
+        for (size_t k = 0; i == 3 && k < sizeof text; k++)
+            text[k]++; /* the same ids, other letters */
+        if (i > 4) text[changed[i - 5]] ^= 1;
+        d = opened(text_file("t.txt", text, length), i == 4 ? "bytes" : "auto");
+        hash[n++] = data_fingerprint(&d);
+        CHECK(data_fingerprint(&d) == hash[n - 1], "the same data, the same number");
+        if (i == 7) {
+            CHECK(!data_open_val(&d, test_path("t.txt"), error, sizeof error), "%s", error);
+            hash[n++] = data_fingerprint(&d);
+        }
+        data_close(&d);
+    }
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < i; j++) CHECK(hash[i] != hash[j], "variants %zu and %zu", i, j);
+    text_file("copy.txt", text, sizeof text);
+    d = opened(test_path("copy.txt"), "auto");
+    CHECK(data_fingerprint(&d) == hash[7], "the name does not matter");
+    data_close(&d);
+}
+
+TEST(data_vocabulary_survives_export_and_import) {
+    static const struct {
+        const char *text, *vocab;
+    } good[] = {
+        {.text = "hello\n", .vocab = "chars:a,65,68,6c,6f"},
+        {.text = "\n !ABC", .vocab = "chars:a,20-21,41-43"},
+        {.text = "z\xc3\xa9z\xe2\x82\xac\xf0\x9f\x99\x82", .vocab = "chars:7a,e9,20ac,1f642"},
+        {.text = "\xff\x01\xfe", .vocab = "bytes:1,fe-ff"}};
+    char text[64], small[64];
+    DataVocab v;
+    for (size_t i = 0; i < 4; i++) {
+        const char *path = text_file("v.txt", good[i].text, strlen(good[i].text));
+        DataSet d = opened(path, "auto");
+        size_t n = data_vocab_export(&d.vocab, text, sizeof text);
+        CHECK(n == strlen(good[i].vocab) && !strcmp(text, good[i].vocab), "%s", text);
+        for (size_t room = 0; room <= n; room++) { /* as snprintf cuts off */
+            memset(small, 'X', sizeof small);
+            CHECK(data_vocab_export(&d.vocab, small, room) == n && small[room] == 'X', "%s", text);
+            CHECK(!room || (!small[room - 1] && !memcmp(small, text, room - 1)), "%s", text);
+        }
+        CHECK(!data_vocab_import(&v, text, n), "%s", text);
+        CHECK(v.kind == d.vocab.kind && v.size == d.vocab.size, "%s", text);
+        CHECK(!memcmp(v.code, d.vocab.code, v.size * sizeof *v.code), "%s", text);
+        CHECK(!memcmp(v.id, d.vocab.id, 0x110000 * sizeof *v.id), "%s", text);
+        data_vocab_free(&v);
+        data_close(&d);
+        d = opened(path, text); /* as the vocabulary in use */
+        data_close(&d);
+    }
+    CHECK(!data_vocab_import(&v, "gpt2:50257", 10));
+    CHECK(data_vocab_export(&v, text, sizeof text) == 10 && !strcmp(text, "gpt2:50257"));
+    data_vocab_free(&v);
+}
+
+TEST(data_malformed_vocabulary_is_refused) {
+    static const char bad[] =
+        "|:|chars|chars:|char:61|charss:61|chars:61,|chars:,61|chars:61-|chars:-61|chars:62-61|"
+        "chars:61,61|chars:62,61|chars:61-63,62|chars:61-61|chars:110000|chars:0-10ffff|chars:d800|"
+        "chars:d7ff-d801|bytes:100|bytes:ff-100|chars:61 |chars: 61|chars:+61|chars:0x61|chars:6A|"
+        "chars:00000061|chars:ffffffffffffffff|gpt2:|gpt2:0|gpt2:65537|gpt2:9999999999|"
+        "gpt2:4294967297|gpt2:12x|gpt2:-1|gpt3:5|chars:0-ffff|chars:0-d7ff,e000-11000";
+    static const char letters[] = "chars:bytes:gpt2:0123456789abcdef,,,---";
+    DataVocab v, w;
+    for (const char *at = bad, *end; at < bad + sizeof bad; at = end + 1) {
+        char text[40] = "";
+        end = at + strcspn(at, "|");
+        memcpy(text, at, (size_t)(end - at));
+        CHECK(data_vocab_import(&v, text, strlen(text)) < 0, "'%s' was accepted", text);
+    }
+    CHECK(data_vocab_import(&v, "bytes:1\0x", 9) < 0, "a zero byte was accepted");
+    for (uint64_t i = 0; i < 3000; i++) { /* what is accepted means something */
+        char text[40] = "bytes:", again[64];
+        size_t n = 6 + test_hash(i, 0) % 12;
+        for (size_t k = 6; k < n; k++) text[k] = letters[test_hash(i, k) % (sizeof letters - 1)];
+        if (data_vocab_import(&v, text, n)) continue;
+        size_t m = data_vocab_export(&v, again, sizeof again);
+        CHECK(!data_vocab_import(&w, again, m), "%s", text);
+        CHECK(v.size == w.size && v.size > 0, "%s", text);
+        CHECK(!memcmp(v.code, w.code, v.size * sizeof *v.code), "%s", text);
+        data_vocab_free(&v);
+        data_vocab_free(&w);
+    }
+}
+
+TEST(data_floor_is_the_number_beside_the_text) {
+    static const char *const bad[] = {"", "\n", "-1\n", "0\n", "nan\n", "inf\n", "1 2\n", "x"};
+    const char *path = text_file("t.txt", "hello", 5);
+    CHECK(data_floor(path) == 0);
+    text_file("t.txt.entropy", "0.5351925\n", 10);
+    CHECK_NEAR(data_floor(path), 0.5351925, 1e-12);
+    DataSet d = opened(path, "auto");
+    CHECK_NEAR(d.floor, 0.5351925, 1e-12);
+    data_close(&d);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        text_file("t.txt.entropy", bad[i], strlen(bad[i]));
+        CHECK(data_floor(path) == 0, "'%s'", bad[i]);
+    }
+}

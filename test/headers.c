@@ -1,0 +1,218 @@
+/* headers.c - the headers and the library in other people's programs: they compile alone, as C11 and as
+   C++17, the programs in their first comments run, and what `make install` copies is complete.
+
+   CC and EXTRA come from the environment, as make test sets them; CXX is the C++ compiler. */
+#include "test.h"
+
+/* The first PUBLIC ones are for every program; the others are the trainer's own and need POSIX. */
+static const char *const headers[] = {
+    "signmuon.h",   "ef21muon.h",   "demuon.h",     "optimizer.h",       "options.h",
+    "dataloader.h", "lib/attack.h", "lib/base.h",   "lib/checkpoint.h",  "lib/comm.h",
+    "lib/flags.h",  "lib/gemm.h",   "lib/report.h", "lib/safetensors.h", "lib/team.h",
+};
+enum { PUBLIC = 4, HEADERS = sizeof headers / sizeof *headers };
+
+#define WARNINGS "-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror"
+#define C11 "-std=c11 " WARNINGS
+#define CPP17 "-x c++ -std=c++17 " WARNINGS
+
+static const char *variable(const char *name, const char *fallback) {
+    const char *value = getenv(name);
+    return value && *value ? value : fallback;
+}
+
+/* Does this program run here? Otherwise says what is not tested. */
+static int available(const char *program) {
+    int found = test_command("%s --version", program)->status == 0;
+    if (!found) printf("    there is no %s here: not tested with it\n", program);
+    return found;
+}
+
+/* Run a command that must say nothing, a compilation for example. */
+static int is_silent(const TestResult *r, const char *what) {
+    int silent = r->status == 0 && !*r->out && !*r->err;
+    CHECK(silent, "%s: status %d\n%.1500s%.1500s", what, r->status, r->out, r->err);
+    return silent;
+}
+
+static void write_text(const char *path, const char *text) { test_write(path, text, strlen(text)); }
+
+/* Add a line to a program that includes a header. */
+static void add_include(char *text, size_t size, const char *header) {
+    size_t n = strlen(text);
+    snprintf(text + n, size - n, "#include \"%s\"\n", header);
+}
+
+TEST(headers_compile_alone_and_link_in_two_units) {
+    const char *const compilers[] = {variable("CC", "cc"), "gcc", "clang"};
+    char all[1024] = "", twice[1024];
+    for (size_t i = 0; i < HEADERS; i++) {
+        snprintf(twice, sizeof twice, "typedef int not_empty;\n");
+        add_include(twice, sizeof twice, headers[i]);
+        add_include(twice, sizeof twice, headers[i]);
+        write_text(test_path("alone.c"), twice);
+        is_silent(test_command("%s " C11 " %s -fsyntax-only -I. '%s'", compilers[0],
+                               i < PUBLIC ? "" : "-D_GNU_SOURCE", test_path("alone.c")),
+                  headers[i]);
+        if (strcmp(headers[i], "options.h") != 0) /* this one links with the optimizer only */
+            add_include(all, sizeof all, headers[i]);
+    }
+    write_text(test_path("first.c"), all);
+    strcat(all, "int main(void) { return 0; }\n");
+    write_text(test_path("second.c"), all);
+    for (size_t c = 0; c < 3; c++) {
+        if (c > 0 && (strcmp(compilers[c], compilers[0]) == 0 || !available(compilers[c])))
+            continue;
+        is_silent(test_command("cd '%s' && %s " C11
+                               " -D_GNU_SOURCE -I\"$OLDPWD\" -o both first.c second.c -lm -pthread",
+                               test_folder(), compilers[c]),
+                  compilers[c]);
+    }
+}
+
+TEST(public_headers_compile_as_cpp_in_two_units) {
+    const char *cxx = variable("CXX", "c++");
+    char all[400] = "";
+    if (!available(cxx)) return;
+    for (size_t i = 0; i < 2 * PUBLIC; i++) add_include(all, sizeof all, headers[i % PUBLIC]);
+    write_text(test_path("first.cpp"), all);
+    strcat(all, "int main() { return sm_words(65) == 2 && dm_topology_row(0) ? 0 : 1; }\n");
+    write_text(test_path("second.cpp"), all);
+    is_silent(test_command("cd '%s' && %s " CPP17
+                           " -I\"$OLDPWD\" -o both first.cpp second.cpp -lm -pthread && ./both",
+                           test_folder(), cxx),
+              cxx);
+}
+
+/* Compile the program that stands in a header's first comment, from the line `first` to the line
+ * that begins with MEMORY, as C11 without anything that the program does not define itself. */
+static int build_example(const char *header, const char *first, const char *name) {
+    char *text = test_read(header, NULL);
+    char *begin = text ? strstr(text, first) : NULL;
+    char *end = begin ? strstr(begin, "\n   MEMORY") : NULL;
+    int built = end != NULL;
+    CHECK(built, "%s has no program in its first comment", header);
+    if (built) {
+        test_write(test_path("%s.c", name), begin, (size_t)(end - begin + 1));
+        built = is_silent(test_command("%s " C11 " -I. -Ilib -o '%s' '%s' -lm -pthread",
+                                       variable("CC", "cc"), test_path("%s", name),
+                                       test_path("%s.c", name)),
+                          header);
+    }
+    free(text);
+    return built;
+}
+
+TEST(programs_in_first_comments_print_their_targets) {
+    double found = 0, target = 0, rho = 0;
+    int bytes = 0;
+    if (build_example("signmuon.h", "\n#define _DEFAULT_SOURCE", "signmuon")) {
+        const TestResult *threads = test_command("'%s'", test_path("signmuon"));
+        int read = sscanf(threads->out, "w[4] = %lf (target %lf)", &found, &target);
+        CHECK(read == 2, "%s", threads->out);
+        CHECK_NEAR(target, 0.4, 1e-6);
+        CHECK_NEAR(found, target, 0.03);
+        const TestResult *processes = test_command("'%s' processes", test_path("signmuon"));
+        CHECK(strcmp(threads->out, processes->out) == 0, "%s", processes->out);
+    }
+    if (build_example("ef21muon.h", "\n#include <stdio.h>", "ef21muon")) {
+        const TestResult *r = test_command("'%s'", test_path("ef21muon"));
+        int read =
+            sscanf(r->out, "w[6] = %lf (mean target %lf), %d bytes up", &found, &target, &bytes);
+        CHECK(read == 3, "%s", r->out);
+        CHECK_NEAR(target, 0.2, 1e-6);
+        CHECK_NEAR(found, target, 0.03);
+        CHECK(bytes == 7);
+    }
+    if (build_example("demuon.h", "\n#include <stdio.h>", "demuon")) {
+        const TestResult *r = test_command("'%s'", test_path("demuon"));
+        int read = sscanf(r->out, "rho %lf, x[0] = %lf (mean 3.00, median 0)", &rho, &found);
+        CHECK(read == 2, "%s", r->out);
+        CHECK_NEAR(rho, 2.0 / 3, 1e-4);
+        CHECK_NEAR(found, 3, 0.02);
+    }
+    if (build_example("lib/gemm.h", "\n     #include \"gemm.h\"", "gemm")) {
+        const TestResult *r = test_command("'%s'", test_path("gemm"));
+        CHECK(r->status == 0 && strstr(r->out, ": 4 5 10 11\n"), "%s", r->out);
+    }
+}
+
+/* The library as `make install` leaves it, in a folder with a blank in its name. */
+static const char *install(void) {
+    static char root[512];
+    snprintf(root, sizeof root, "%s", test_path("in stalled"));
+    const TestResult *r =
+        test_command("MAKEFLAGS= make -s install CC='%s' EXTRA='%s' PREFIX=/usr DESTDIR='%s'",
+                     variable("CC", "cc"), variable("EXTRA", ""), root);
+    CHECK(r->status == 0, "make install: %s", r->err);
+    return r->status == 0 ? root : NULL;
+}
+
+/* A library that was built with a sanitizer or for another libc serves programs like it only. */
+static int is_special(void) {
+    return strstr(variable("EXTRA", ""), "sanitize") || strstr(variable("CC", "cc"), "musl");
+}
+
+/* Compile examples/mlp.c against what is installed, and train with it on both back ends. */
+static void run_mlp(const char *compiler, const char *root, const char *library,
+                    const char *method) {
+    double right = 0;
+    const TestResult *run[2] = {
+        test_command("%s -O2 " WARNINGS
+                     " -I'%s/usr/include' -o '%s' -L'%s/usr/lib' examples/mlp.c %s -lm -pthread",
+                     compiler, root, test_path("mlp"), root, library)};
+    if (!is_silent(run[0], compiler)) return;
+    for (int i = 0; i < 2; i++)
+        run[i] = test_command("LD_LIBRARY_PATH='%s/usr/lib' '%s' %s %s", root, test_path("mlp"),
+                              method, i ? "processes" : "threads");
+    int read = sscanf(run[0]->out, "right %lf", &right);
+    CHECK(read == 1 && right > 0.9, "%s: %s%s", method, run[0]->out, run[0]->err);
+    CHECK(strcmp(run[0]->out, run[1]->out) == 0, "%s: %s%s", method, run[1]->out, run[1]->err);
+}
+
+TEST(installed_library_serves_c_and_cpp_programs) {
+    const char *root = install(), *cxx = variable("CXX", "c++");
+    char compiler[600];
+    if (!root) return;
+    snprintf(compiler, sizeof compiler, "%s %s -std=c11", variable("CC", "cc"),
+             variable("EXTRA", ""));
+    run_mlp(compiler, root, "-lsignmuon", "signmuon");
+    snprintf(compiler, sizeof compiler, "%s -x c++ -std=c++17", cxx);
+    if (!is_special() && available(cxx))
+        run_mlp(compiler, root, "-x none -l:libsignmuon.a", "ef21-muon");
+}
+
+static const char python_program[] =
+    "from ctypes import *\n"
+    "import sys\n"
+    "lib = CDLL(sys.argv[1])\n"
+    "lib.sm_method.restype = lib.sm_newton_schulz.restype = c_void_p\n"
+    "lib.sm_lmo_scratch.restype = c_size_t\n"
+    "def buffer(kind, *values): return (kind * len(values))(*values)\n"
+    "# the polar factor of diag(3, -2) above a row of zeros is diag(1, -1) above zeros\n"
+    "matrix = buffer(c_float, 3, 0, 0, -2, 0, 0)\n"
+    "scratch = (c_float * lib.sm_lmo_scratch(c_size_t(3), c_size_t(2)))()\n"
+    "series = c_void_p(lib.sm_newton_schulz(b'polar-express8'))\n"
+    "lib.sm_polar(matrix, matrix, c_size_t(3), c_size_t(2), series, scratch)\n"
+    "print([round(x) for x in matrix])\n"
+    "# the signs of three workers, and their majority\n"
+    "workers, zero = [(1, 2, -3, -4, 5), (1, -2, 3, -4, 5), (-1, -2, -3, 4, 5)], c_uint64(0)\n"
+    "signs, vote = [c_uint64() for _ in workers], c_uint64()\n"
+    "for s, x in zip(signs, workers):\n"
+    "    lib.sm_pack(byref(s), buffer(c_float, *x), c_size_t(5), 0, zero)\n"
+    "rows = buffer(c_void_p, *map(addressof, signs))\n"
+    "lib.sm_vote(byref(vote), None, rows, None, c_size_t(3), c_size_t(1), 0, zero, c_size_t(0))\n"
+    "print([vote.value >> i & 1 for i in range(5)])\n"
+    "# the name is the first field of a method\n"
+    "print(c_char_p.from_address(lib.sm_method(b'signmuon')).value, lib.sm_method(b'none'))\n";
+
+TEST(installed_library_serves_python) {
+    if (is_special() || !available("python3")) return;
+    const char *root = install();
+    if (!root) return;
+    write_text(test_path("three.py"), python_program);
+    const TestResult *r =
+        test_command("python3 -B '%s' '%s/usr/lib/libsignmuon.so'", test_path("three.py"), root);
+    CHECK(strcmp(r->out, "[1, 0, 0, -1, 0, 0]\n[1, 0, 0, 0, 1]\nb'signmuon' None\n") == 0, "%s%s",
+          r->out, r->err);
+}
