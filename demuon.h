@@ -115,9 +115,9 @@ __attribute__((format(printf, 3, 4))) static inline int dm__fail(char *error, si
                                                                  const char *format, ...) {
     va_list list;
     va_start(list, format);
-    vsnprintf(error, size, format, list);
+    int length = vsnprintf(error, size, format, list);
     va_end(list);
-    return -1;
+    return length < 0 ? length : -1; /* a sentence may be cut off */
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -226,21 +226,20 @@ static inline int dm__gcd(int a, int b) { return b ? dm__gcd(b, a % b) : abs(a);
  * error    -1 and a sentence that names the row, column or nodes; all count from 0 */
 static inline int dm_graph_check(const DmGraph *g, char *error, size_t size) {
     int n = g->nodes, *steps = (int *)(void *)g->scratch, cycle = 0;
-    for (int row = 0; row < n * g->period; row++) {
-        double sum = 0, *column = g->scratch;
-        for (int i = 0; row % n == 0 && i < n; i++) column[i] = 0;
-        for (int at = g->first[row]; at < g->first[row + 1]; at++) {
-            sum += g->weight[at];
-            column[g->source[at]] += g->weight[at];
-        }
-        int columns = row % n == n - 1 ? n : 0; /* the last row of a round completes them */
-        for (int i = -1; i < columns; i++) {
-            double total = i < 0 ? sum : column[i];
-            if (fabs(total - 1) <= 1e-6 * (1 + 1e-9)) continue;
+    double *sum = g->scratch; /* of n rows, then of n columns */
+    for (int row = 0, at = 0; row < n * g->period;) {
+        for (int i = 0; i < 2 * n; i++) sum[i] = 0;
+        for (int i = 0; i < n; i++, row++)
+            for (; at < g->first[row + 1]; at++) {
+                sum[i] += g->weight[at];
+                sum[n + g->source[at]] += g->weight[at];
+            }
+        for (int i = 0; i < 2 * n; i++) {
+            if (fabs(sum[i] - 1) <= 1e-6 * (1 + 1e-9)) continue;
             return dm__fail(error, size,
                             "%s %d sums to %.9g instead of 1; every row and column of a mixing "
                             "matrix must sum to 1 within 1e-6",
-                            i < 0 ? "row" : "column", i < 0 ? row % n : i, total);
+                            i < n ? "row" : "column", i % n, sum[i]);
         }
     }
     for (int backward = 1; backward >= 0; backward--) {
@@ -293,13 +292,14 @@ static inline void dm__weigh(DmGraph *g, const DmTopology *row, int round) {
     }
 }
 
-/* Append what a stream of numbers says, row by row; count <- how many there are. */
-static inline int dm__parse(DmGraph *g, FILE *f, size_t *count, const char *path, char *error,
-                            size_t size) {
-    size_t n = (size_t)g->nodes, length = 0;
-    int at = 0, comment = 0, c = 0;
+/* Read the weights from a file: numbers row by row, and comments from # to the end of a line. */
+static inline int dm__read(DmGraph *g, const char *path, char *error, size_t size) {
+    size_t n = (size_t)g->nodes, length = 0, count = 0;
+    int at = 0, comment = 0, bad = 0;
     char word[64], *end;
-    for (*count = 0; c != EOF;) {
+    FILE *f = fopen(path, "r");
+    if (!f) return dm__fail(error, size, "cannot open %s: %s", path, strerror(errno));
+    for (int c = 0; c != EOF && !bad;) {
         c = getc(f);
         comment = c == '#' || (comment && c != '\n');
         int blank = c == EOF || comment || strchr(" \t\r\n\f\v", c ? c : 'x');
@@ -310,31 +310,22 @@ static inline int dm__parse(DmGraph *g, FILE *f, size_t *count, const char *path
         if (!blank || end != word + length || !isfinite(weight) || weight < 0) {
             for (size_t i = 0; i < length; i++)
                 if (word[i] < 33 || word[i] > 126) word[i] = '?';
-            return dm__fail(error, size, "%s: '%s' in row %zu, column %zu is not a weight", path,
-                            word, *count / n, *count % n);
+            bad = dm__fail(error, size, "%s: '%s' in row %zu, column %zu is not a weight", path,
+                           word, count / n, count % n);
         }
         length = 0;
-        if (*count < n * n && weight > 0) {
-            g->source[at] = (int)(*count % n);
+        if (count < n * n && weight > 0) {
+            g->source[at] = (int)(count % n);
             g->weight[at++] = weight;
         }
-        if (++*count <= n * n && *count % n == 0) g->first[*count / n] = at;
+        if (++count <= n * n && count % n == 0) g->first[count / n] = at;
     }
-    return 0;
-}
-
-static inline int dm__read(DmGraph *g, const char *path, char *error, size_t size) {
-    int n = g->nodes;
-    size_t count;
-    FILE *f = fopen(path, "r");
-    if (!f) return dm__fail(error, size, "cannot open %s: %s", path, strerror(errno));
-    int bad = dm__parse(g, f, &count, path, error, size);
     if (!bad && ferror(f)) bad = dm__fail(error, size, "cannot read %s: %s", path, strerror(errno));
     fclose(f);
-    if (bad || count == (size_t)n * (size_t)n) return bad;
+    if (bad || count == n * n) return bad;
     return dm__fail(error, size,
                     "%s holds %zu numbers; a mixing matrix of %d workers has %d rows of %d", path,
-                    count, n, n, n);
+                    count, g->nodes, g->nodes, g->nodes);
 }
 
 /* Build a graph.
@@ -390,14 +381,6 @@ static inline void dm__apply(const DmGraph *g, int round, int transposed, double
         }
 }
 
-/* Subtract the mean from x, then divide by the length, which must not be 0. */
-static inline void dm__centre(double *x, int n) {
-    double mean = 0, squares = 0;
-    for (int i = 0; i < n; i++) mean += x[i] / n;
-    for (int i = 0; i < n; i++) x[i] -= mean, squares += x[i] * x[i];
-    for (int i = 0; i < n; i++) x[i] /= sqrt(squares);
-}
-
 /* Second largest singular value of the product B over one period, to the power 1 / period: what
  * disagreement shrinks by per round at least. 0 when a period gives the exact mean; 1 - rho is the
  * spectral gap.
@@ -416,7 +399,10 @@ static inline double dm_graph_rho(const DmGraph *g) {
     for (int k = 0; k < 1000000 && top - last > 1e-12 * top; k++) {
         last = top;
         top = 0;
-        dm__centre(x, n);
+        double mean = 0, squares = 0; /* x <- x less its mean, of length 1 */
+        for (int i = 0; i < n; i++) mean += x[i] / n;
+        for (int i = 0; i < n; i++) x[i] -= mean, squares += x[i] * x[i];
+        for (int i = 0; i < n; i++) x[i] /= sqrt(squares);
         for (int p = 0; p < g->period; p++, swap = x, x = y, y = swap) dm__apply(g, p, 0, y, x);
         for (int i = 0; i < n; i++) top += x[i] * x[i];
         if (top < 1e-24) return 0;

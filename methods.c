@@ -1,8 +1,8 @@
 /* methods.c - the table of methods, and the configuration: names, defaults, refusals. C11, MIT.
 
    A method is a row: which of signmuon.c's boxes it takes, and with which stages. sm_config leaves
-   everything else to the row; sm_resolve fills it in, and refuses what does not go together with one
-   sentence that begins with the field's name. Adding a method: docs/ADDING.md. */
+   everything else to the row; sm_resolve fills it in, and refuses what does not go together. Its
+   sentence begins with the field's name. Adding a method: docs/ADDING.md. */
 #include "demuon.h"
 #include "ef21muon.h"
 #include "lib/attack.h"
@@ -13,8 +13,8 @@
 
 /* ------------------------------------------------------------------------------------------------
  * the method table: one row per method, stages left out are SM_GRADIENT, no map, SM_MEAN, SM_DENSE,
- * SM_STEP. The box follows from `combine`, and from the server map after a vote. A new method of known
- * stages is one row here and one equation in the tests; docs/ADDING.md says what a new stage takes. */
+ * SM_STEP. The box follows from `combine`, and from the server map after a vote. A new method of
+ * known stages is one row here and one equation in the tests; see docs/ADDING.md for stages. */
 
 // clang-format off
 static const SmMethod methods[] = {
@@ -117,12 +117,27 @@ int sm_has_server(const SmMethod *m) {
 /* ------------------------------------------------------------------------------------------------
  * configuration */
 
+#define REFUSE(...) return base_fail(error, size, SM_BAD_CONFIG, __VA_ARGS__)
+
+static int same_name(const char *a, const char *b) { return strcmp(a, b) == 0; }
+static int is_map(const char *name) { return name && !same_name(name, "none"); }
+static const char *text_or(const char *text, const char *otherwise) {
+    return text ? text : otherwise;
+}
+
+SmConfig sm_config(const char *method) {
+    SmConfig c = {.method = method, .nesterov = -1, .first_gradient = -1, .rounds = {1, 1}};
+    c.lr = c.aux_lr = c.momentum = c.beta1 = c.beta2 = c.epsilon = c.weight_decay = c.clip = NAN;
+    for (int r = 0; r < SM_ROLES; r++) c.radius[r] = NAN;
+    return c;
+}
+
 enum { METHODS, AUX_RULES, MAPS, NORMS, GAINS, POLYNOMIALS, ZEROS };
 
 /* The i-th name that a field of this kind takes; NULL past the end. */
 static const char *name_of(int kind, size_t i) {
     static const char *const aux[] = {"adamw", "sign", "same", "lmo"};
-    static const char *const zeros[] = {"coin", "plus", "abstain"}; /* in SmZero's order */
+    static const char *const zeros[] = {"coin", "plus", "abstain"};
     if (kind == MAPS) return i == 0 ? "none" : name_of(NORMS, i - 1);
     if (kind == METHODS) return sm_method_row(i) ? sm_method_row(i)->name : NULL;
     if (kind == NORMS) return sm_norm_row(i) ? sm_norm_row(i)->name : NULL;
@@ -132,115 +147,68 @@ static const char *name_of(int kind, size_t i) {
     return i < 3 ? zeros[i] : NULL;
 }
 
-/* Where a name stands in its table, or -1. */
-static int place_of(int kind, const char *name) {
-    for (int i = 0; name && name_of(kind, (size_t)i); i++)
-        if (strcmp(name, name_of(kind, (size_t)i)) == 0) return i;
-    return -1;
-}
-
-static int same_name(const char *a, const char *b) { return strcmp(a, b) == 0; }
-static int is_map(const char *name) { return name && !same_name(name, "none"); }
-static const char *text_or(const char *text, const char *otherwise) {
-    return text ? text : otherwise;
-}
-static double number_or(double x, double otherwise) { return isnan(x) ? otherwise : x; }
-
-// clang-format off
-SmConfig sm_config(const char *method) {
-    return (SmConfig){
-        .method = method, .radius = {NAN, NAN, NAN, NAN}, .lr = NAN, .aux_lr = NAN, .momentum = NAN,
-        .beta1 = NAN, .beta2 = NAN, .epsilon = NAN, .weight_decay = NAN, .clip = NAN,
-        .nesterov = -1, .first_gradient = -1, .rounds = {1, 1}};
-}
-
-#define REFUSE(...) return base_fail(error, size, SM_BAD_CONFIG, __VA_ARGS__)
-
 /* Every text must be NULL, or a name of its table. */
 static int check_names(const SmConfig *c, char *error, size_t size) {
     const struct {
         const char *field, *value;
         int kind;
-    } field[] = {
-        {"method", c->method, METHODS},      {"aux", c->aux, AUX_RULES}, {"norm", c->norm, NORMS},
-        {"worker-map", c->worker_map, MAPS}, {"gain", c->gain, GAINS},   {"ns", c->ns, POLYNOMIALS},
-        {"server-map", c->server_map, MAPS}, {"zeros", c->zeros, ZEROS}, {"ties", c->ties, ZEROS},
+    } table[] = {
+        {.field = "method", .value = c->method, .kind = METHODS},
+        {.field = "aux", .value = c->aux, .kind = AUX_RULES},
+        {.field = "norm", .value = c->norm, .kind = NORMS},
+        {.field = "worker-map", .value = c->worker_map, .kind = MAPS},
+        {.field = "server-map", .value = c->server_map, .kind = MAPS},
+        {.field = "gain", .value = c->gain, .kind = GAINS},
+        {.field = "ns", .value = c->ns, .kind = POLYNOMIALS},
+        {.field = "zeros", .value = c->zeros, .kind = ZEROS},
+        {.field = "ties", .value = c->ties, .kind = ZEROS},
     };
     if (!c->method) REFUSE("method: none is named");
-    for (size_t k = 0; k < sizeof field / sizeof *field; k++) {
-        if (!field[k].value || place_of(field[k].kind, field[k].value) >= 0) continue;
-        base_fail(error, size, 0, "%s '%s' is unknown; there are:", field[k].field, field[k].value);
-        for (size_t i = 0; name_of(field[k].kind, i); i++) {
+    for (size_t k = 0; k < sizeof table / sizeof *table; k++) {
+        const char *name, *value = table[k].value;
+        int known = value == NULL;
+        for (size_t i = 0; !known && (name = name_of(table[k].kind, i)); i++)
+            known = same_name(name, value);
+        if (known) continue;
+        base_fail(error, size, 0, "%s '%s' is unknown; there are:", table[k].field, value);
+        for (size_t i = 0; (name = name_of(table[k].kind, i)); i++) {
             size_t used = size ? strlen(error) : 0;
-            base_fail(error + used, size - used, 0, " %s", name_of(field[k].kind, i));
+            base_fail(error + used, size - used, 0, " %s", name);
         }
         return SM_BAD_CONFIG;
     }
     return 0;
 }
 
-/* Every number must lie in its range. */
-static int check_numbers(const SmConfig *c, char *error, size_t size) {
-    const struct {
-        const char *field;
-        double value, least, most;
-    } field[] = {
-        {"lr", c->lr, 0, 1e9},                     {"aux-lr", c->aux_lr, 0, 1e9},
-        {"momentum", c->momentum, 0, 1 - 1e-9},    {"epsilon", c->epsilon, 0, 1e9},
-        {"beta1", c->beta1, 0, 1 - 1e-9},          {"beta2", c->beta2, 0, 1 - 1e-9},
-        {"clip", c->clip, 0, 1e9},                 {"weight-decay", c->weight_decay, 0, 1e9},
-        {"radius", c->radius[SM_VECTOR], 0, 1e9},  {"radius", c->radius[SM_HIDDEN], 0, 1e9},
-        {"radius", c->radius[SM_INPUT], 0, 1e9},   {"radius", c->radius[SM_OUTPUT], 0, 1e9},
-        {"rounds", c->rounds[0], 1, 1000},  {"rounds", c->rounds[1], 1, 1000},
-    };
-    for (size_t k = 0; k < sizeof field / sizeof *field; k++)
-        if (!(field[k].value >= field[k].least && field[k].value <= field[k].most))
-            REFUSE("%s %g: must be from %g to %.10g", field[k].field, field[k].value,
-                   field[k].least, field[k].most);
-    return 0;
-}
-
-// clang-format on
-
-/* The row's map with `norm` in its place. */
-static const char *row_map(const char *map, const char *norm) {
-    return is_map(map) ? text_or(norm, map) : "none";
-}
-
-/* The LMOs of the hidden matrices. */
+/* The LMOs of the hidden matrices, and the rule of the other tensors. */
 static int resolve_maps(SmConfig *c, const SmMethod *m, char *error, size_t size) {
-    if (c->norm && !is_map(m->worker_map) && !is_map(m->server_map) && !c->polar_after_vote)
+    int worker = is_map(m->worker_map), server = is_map(m->server_map);
+    if (c->norm && !worker && !server && !c->polar_after_vote)
         REFUSE("norm %s has nothing to replace: method %s applies no LMO; take worker-map or "
                "server-map",
                c->norm, m->name);
-    c->worker_map = text_or(c->worker_map, row_map(m->worker_map, c->norm));
-    c->server_map = text_or(c->server_map, row_map(m->server_map, c->norm));
+    c->worker_map = text_or(c->worker_map, worker ? text_or(c->norm, m->worker_map) : "none");
+    c->server_map = text_or(c->server_map, server ? text_or(c->norm, m->server_map) : "none");
+    int maps = is_map(c->worker_map) || is_map(c->server_map);
     if (is_map(c->server_map) && !sm_has_server(m))
         REFUSE("server-map %s: method %s has no server; take worker-map", c->server_map, m->name);
-    if ((m->update == SM_ADAMW || m->update == SM_UNIT) &&
-        (is_map(c->worker_map) || is_map(c->server_map)))
+    if ((m->update == SM_ADAMW || m->update == SM_UNIT) && maps)
         REFUSE("worker-map and server-map do not go with method %s, which scales its step itself",
                m->name);
     if (c->polar_after_vote && (m->combine != SM_VOTE || is_map(c->server_map)))
-        REFUSE(
-            "polar-after-vote needs a method whose downlink is the vote itself: signsgd, signum, "
-            "lion or signmuon, not %s",
-            m->name);
-    const SmNorm *maps[] = {sm_norm(c->worker_map), sm_norm(c->server_map),
-                            c->polar_after_vote ? sm_norm(text_or(c->norm, "spectral")) : NULL};
+        REFUSE("polar-after-vote needs a method whose downlink is the vote itself: signsgd, "
+               "signum, lion or signmuon, not %s",
+               m->name);
+    const char *vote_map = c->polar_after_vote ? text_or(c->norm, "spectral") : "none";
+    const SmNorm *norms[] = {sm_norm(c->worker_map), sm_norm(c->server_map), sm_norm(vote_map)};
     int with_state = 0;
-    for (size_t i = 0; i < 3; i++) with_state += maps[i] && maps[i]->state;
+    for (size_t i = 0; i < 3; i++) with_state += norms[i] && norms[i]->state;
     if (with_state > 1)
         REFUSE("norm %s: its power iteration keeps one state per block, which two maps of a method "
                "cannot share; name another norm for one of them",
                text_or(c->norm, c->worker_map));
-    return 0;
-}
-
-/* The rule of the other tensors. */
-static int resolve_aux(SmConfig *c, const SmMethod *m, char *error, size_t size) {
     c->aux = text_or(c->aux, m->aux);
-    if (same_name(c->aux, "lmo") && !is_map(c->worker_map) && !is_map(c->server_map))
+    if (same_name(c->aux, "lmo") && !maps)
         REFUSE("aux lmo: method %s applies no LMO; take aux same", m->name);
     if (same_name(c->aux, "sign") && !sm_has_server(m))
         REFUSE("aux sign is a vote of all workers, and method %s has no server; take aux adamw, "
@@ -249,32 +217,56 @@ static int resolve_aux(SmConfig *c, const SmMethod *m, char *error, size_t size)
     return 0;
 }
 
-/* What is not given is the row's. */
+/* What is not given is the row's; then every number must lie in its range. */
 static int resolve_numbers(SmConfig *c, const SmMethod *m, char *error, size_t size) {
-    const double scion[SM_ROLES] = {1, 3, 1, 10}; /* Scion's shallow nanoGPT on characters */
-    int sign = same_name(c->aux, "sign"), lmo = same_name(m->aux, "lmo");
+    const double scion[SM_ROLES] = {1, 3, 1, 10}, most = 1e9; /* shallow nanoGPT on characters */
+    const int sign = same_name(c->aux, "sign"), lmo = same_name(m->aux, "lmo");
     c->gain = text_or(c->gain, c->polar_after_vote ? "rms" : m->gain);
     c->ns = text_or(c->ns, "jordan5");
     c->zeros = text_or(c->zeros, "coin");
     c->ties = text_or(c->ties, "coin");
-    for (int r = 0; r < SM_ROLES; r++) c->radius[r] = number_or(c->radius[r], lmo ? scion[r] : 1);
-    c->lr = number_or(c->lr, c->polar_after_vote ? 5e-3 : m->lr);
-    c->aux_lr = number_or(c->aux_lr, sign ? 1e-3 : same_name(c->aux, "adamw") ? 3e-3 : c->lr);
-    c->momentum = number_or(c->momentum, m->momentum > 0 || !sign ? m->momentum : 0.95);
-    c->beta1 = number_or(c->beta1, 0.9);
-    c->beta2 = number_or(c->beta2, 0.95);
-    c->epsilon = number_or(c->epsilon, 1e-8);
-    c->weight_decay = number_or(c->weight_decay, m->weight_decay);
-    c->clip = number_or(c->clip, m->clip);
     if (c->nesterov < 0) c->nesterov = m->nesterov;
     if (c->first_gradient < 0) c->first_gradient = m->first_gradient;
+    if (isnan(c->lr)) c->lr = c->polar_after_vote ? 5e-3 : m->lr;
+    double aux_lr = sign ? 1e-3 : same_name(c->aux, "adamw") ? 3e-3 : c->lr;
+    double momentum = m->momentum > 0 || !sign ? m->momentum : 0.95;
+    const struct {
+        const char *field;
+        double *value, otherwise, most;
+    } table[] = {
+        {.field = "lr", .value = &c->lr, .most = most},
+        {.field = "aux-lr", .value = &c->aux_lr, .otherwise = aux_lr, .most = most},
+        {.field = "momentum", .value = &c->momentum, .otherwise = momentum, .most = 1 - 1e-9},
+        {.field = "epsilon", .value = &c->epsilon, .otherwise = 1e-8, .most = most},
+        {.field = "beta1", .value = &c->beta1, .otherwise = 0.9, .most = 1 - 1e-9},
+        {.field = "beta2", .value = &c->beta2, .otherwise = 0.95, .most = 1 - 1e-9},
+        {.field = "clip", .value = &c->clip, .otherwise = m->clip, .most = most},
+        {.field = "weight-decay",
+         .value = &c->weight_decay,
+         .otherwise = m->weight_decay,
+         .most = most},
+    };
+    for (size_t k = 0; k < sizeof table / sizeof *table; k++) {
+        double *x = table[k].value;
+        if (isnan(*x)) *x = table[k].otherwise;
+        if (!(*x >= 0 && *x <= table[k].most))
+            REFUSE("%s %g: must be from 0 to %.10g", table[k].field, *x, table[k].most);
+    }
+    for (int r = 0; r < SM_ROLES; r++) {
+        if (isnan(c->radius[r])) c->radius[r] = lmo ? scion[r] : 1;
+        if (!(c->radius[r] >= 0 && c->radius[r] <= most))
+            REFUSE("radius %g: must be from 0 to %.10g", c->radius[r], most);
+    }
+    for (int k = 0; k < 2; k++)
+        if (c->rounds[k] < 1 || c->rounds[k] > 1000)
+            REFUSE("rounds %d: must be from 1 to 1000", c->rounds[k]);
     if (m->estimate == SM_GLUON && c->momentum > 0 && !sign)
         REFUSE("momentum %g: at step k that of method %s is 1-(k+1)^-1/2; take scion", c->momentum,
                m->name);
     if (m->update == SM_FRANK_WOLFE && c->weight_decay > 0)
         REFUSE("weight-decay %g: method %s shrinks weights by its step size alone; take scion",
                c->weight_decay, m->name);
-    return check_numbers(c, error, size);
+    return 0;
 }
 
 /* The compressors of error feedback. */
@@ -318,34 +310,27 @@ static int resolve_graph(SmConfig *c, const SmMethod *m, int workers, char *erro
     return base_fail(error, size, unreadable ? SM_FAILED : SM_BAD_CONFIG, "topology: %s", why);
 }
 
-/* The Byzantine workers. */
-static int resolve_attack(SmConfig *c, int workers, char *error, size_t size) {
-    char why[256];
-    Attack a;
-    if (c->adversaries < 0 || (c->adversaries > 0 && c->adversaries >= workers))
-        REFUSE("adversaries %d: of %d workers at least one must be honest", c->adversaries,
-               workers);
-    if (c->adversaries == 0 && c->attack)
-        REFUSE("attack %s: no worker is an adversary; say how many with adversaries", c->attack);
-    if (c->adversaries == 0) return 0;
-    c->attack = text_or(c->attack, "flip");
-    if (attack_parse(&a, c->attack, why, sizeof why)) REFUSE("attack: %s", why);
-    return 0;
-}
-
 int sm_resolve(SmConfig *config, int workers, char *error, size_t size) {
     SmConfig c = *config;
+    char why[256];
+    Attack attack;
     int bad = check_names(&c, error, size);
     if (bad) return bad;
     const SmMethod *m = sm_method(c.method);
     if (workers < 1 || workers > COMM_MAX_WORKERS)
         REFUSE("workers %d: must be from 1 to %d", workers, COMM_MAX_WORKERS);
     bad = resolve_maps(&c, m, error, size);
-    if (!bad) bad = resolve_aux(&c, m, error, size);
     if (!bad) bad = resolve_numbers(&c, m, error, size);
     if (!bad) bad = resolve_links(&c, m, error, size);
     if (!bad) bad = resolve_graph(&c, m, workers, error, size);
-    if (!bad) bad = resolve_attack(&c, workers, error, size);
-    if (!bad) *config = c;
-    return bad;
+    if (bad) return bad;
+    if (c.adversaries < 0 || (c.adversaries > 0 && c.adversaries >= workers))
+        REFUSE("adversaries %d: of %d workers at least one must be honest", c.adversaries, workers);
+    if (c.adversaries == 0 && c.attack)
+        REFUSE("attack %s: no worker is an adversary; say how many with adversaries", c.attack);
+    if (c.adversaries) c.attack = text_or(c.attack, "flip");
+    if (c.adversaries && attack_parse(&attack, c.attack, why, sizeof why))
+        REFUSE("attack: %s", why);
+    *config = c;
+    return 0;
 }

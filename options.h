@@ -3,7 +3,7 @@
 
      flags       one row makes the field, the parser, the range check, the help line and the text that
                  a save keeps; lib/flags.h does all of it
-     schedules   one row per course of the learning rate
+     schedule    the learning rate's course over the steps; one row of schedules[] names each
      options_check, options_take     refuse what no single range can, take over a save's flags: 0, or
                                      an exit status and one sentence
      options_list, options_rules, options_dry_run     tables for people
@@ -57,7 +57,8 @@ enum {
     PER_CALL,            /* nothing */
     STORED,              /* keeps it; --resume takes it over unless the call names another value */
     FIXED,               /* keeps it; --resume refuses another value */
-    KEEPING = 3,         /* mask of the three above */
+    SIZED,               /* the same, unless --resume-workers takes another number of workers */
+    KEEPING = 3,         /* mask of the four above */
     COMMON = FLAG_COMMON /* on the short page of --help */
 };
 
@@ -76,20 +77,32 @@ CHOICES(choice_resume, "refuse", "keep", "mean", "zero")
 CHOICES(choice_list, "methods", "norms", "gains", "newton-schulz", "compressors", "topologies",
         "attacks", "backends", "schedules", "shards")
 
-static const char *choice_method(size_t i) {
-    return sm_method_row(i) ? sm_method_row(i)->name : NULL;
-}
+#define NAMES(function, row)                                                                       \
+    static const char *function(size_t i) { return row(i) ? row(i)->name : NULL; }
+NAMES(choice_method, sm_method_row)
+NAMES(choice_gain, sm_gain_row)
+NAMES(choice_ns, sm_newton_schulz_row)
+NAMES(choice_shards, data_shards_row)
 static const char *choice_norm(size_t i) {
     return i == 0 ? "none" : sm_norm_row(i - 1) ? sm_norm_row(i - 1)->name : NULL;
 }
-static const char *choice_gain(size_t i) { return sm_gain_row(i) ? sm_gain_row(i)->name : NULL; }
-static const char *choice_ns(size_t i) {
-    return sm_newton_schulz_row(i) ? sm_newton_schulz_row(i)->name : NULL;
+
+/* Courses of the learning rate, see schedule() */
+typedef struct Schedule {
+    const char *name, *doc;
+} Schedule;
+static const Schedule schedules[] = {
+    {.name = "linear", .doc = "a straight line down to --final-lr"},
+    {.name = "cosine", .doc = "half a cosine down to --final-lr"},
+    {.name = "constant", .doc = "the peak to the end"},
+    {.name = "wsd",
+     .doc = "warm-up, stable, decay: the peak, then a line over the last --cooldown"},
+    {.name = "gluon", .doc = "(k+1)^-3/4 at step k (arXiv 2505.13416)"},
+};
+static inline const Schedule *schedule_row(size_t i) {
+    return i < sizeof schedules / sizeof schedules[0] ? &schedules[i] : NULL;
 }
-static const char *choice_shards(size_t i) {
-    return data_shards_row(i) ? data_shards_row(i)->name : NULL;
-}
-static const char *choice_schedule(size_t i);
+NAMES(choice_schedule, schedule_row)
 
 #define ROW(in, title, of, field_, value, low, high, words, takes, text, mark)                     \
     {                                                                                              \
@@ -147,17 +160,17 @@ static const Flag flags[] = {
     TEXT("Optimizer", "up", rule.up, "auto", "COMPRESSOR", "EF21: what workers send, e.g. topk:0.1+natural (--list compressors)", STORED),
     TEXT("Optimizer", "down", rule.down, "auto", "COMPRESSOR", "EF21: what the server sends", STORED),
     TEXT("Optimizer", "topology", rule.topology, "auto", "GRAPH", "gossip: ring, exponential, ... or file:PATH of a matrix (--list topologies)", STORED),
-    WHOLE("Workers", "workers", workers, "1", 1, COMM_MAX_WORKERS, "how many; odd numbers cannot tie", FIXED | COMMON),
+    WHOLE("Workers", "workers", workers, "1", 1, COMM_MAX_WORKERS, "how many; odd numbers cannot tie", SIZED | COMMON),
     CHOICE("Workers", "backend", backend, "threads", choice_backend, "what a worker is; results do not depend on it", STORED | COMMON),
     WHOLE("Workers", "threads", threads, "0", 0, 256, "compute threads per worker; 0: usable cores / workers. Results do not depend on them", PER_CALL | COMMON),
     TEXT("Workers", "link", link, "", "RATE,DELAY", "estimate the time on such a wire, e.g. 100mbit,5ms (computed, not slept)", STORED),
     WHOLE("Workers", "check-every", check_every, "100", 0, MANY, "steps between comparisons of the workers' parameters by hash; 0 never", STORED),
-    WHOLE("Workers", "adversaries", adversaries, "0", 0, COMM_MAX_WORKERS, "the last N workers are Byzantine", FIXED),
-    TEXT("Workers", "attack", rule.attack, "auto", "HOW", "what they send: flip, random, zero, nan or scale:S", FIXED),
+    WHOLE("Workers", "adversaries", adversaries, "0", 0, COMM_MAX_WORKERS, "the last N workers are Byzantine", SIZED),
+    TEXT("Workers", "attack", rule.attack, "auto", "HOW", "what they send: flip, random, zero, nan or scale:S", SIZED),
     CHOICE("Workers", "on-death", on_death, "stop", choice_death, "processes: a killed worker ends the run, or the others go on from the last save", STORED),
     REAL("Workers", "timeout", timeout, "300", 0, 1e9, "SECONDS", "processes: a worker that keeps the others waiting longer counts as dead; 0 never", STORED),
     CHOICE("Workers", "resume-workers", resume_workers, "refuse", choice_resume, "--resume with another --workers: each keeps its momentum (new ones take the mean), all take the mean, or zero", PER_CALL),
-    WHOLE("Run", "batch", batch, "12", 1, 1e9, "sequences per step over all workers", FIXED | COMMON),
+    WHOLE("Run", "batch", batch, "12", 1, 1e9, "sequences per step over all workers", SIZED | COMMON),
     WHOLE("Run", "steps", steps, "2000", 0, MANY, "optimizer steps", STORED | COMMON),
     WHOLE("Run", "seed", seed, "1337", 0, 9e18, "everything random follows from it", FIXED | COMMON),
     WHOLE("Run", "eval-every", eval_every, "250", 0, MANY, "steps between validations on the whole split; 0 only at the end", STORED),
@@ -179,57 +192,19 @@ static const Flag flags[] = {
 // clang-format on
 enum { FLAGS = sizeof flags / sizeof flags[0] };
 
-/* ------------------------------------------------------------------------------------------------
- * schedules: factors on the peak learning rate; x runs from 0, after the warm-up, to 1 */
-
-typedef struct Schedule {
-    const char *name;
-    double (*factor)(const Options *o, double x, double step);
-    const char *doc;
-} Schedule;
-
-static double between(const Options *o, double x) { return o->final_lr + (1 - o->final_lr) * x; }
-static double schedule_linear(const Options *o, double x, double k) {
-    return (void)k, between(o, 1 - x);
-}
-static double schedule_cosine(const Options *o, double x, double k) {
-    return (void)k, between(o, 0.5 * (1 + cos(3.141592653589793 * x)));
-}
-static double schedule_constant(const Options *o, double x, double k) {
-    return (void)o, (void)x, (void)k, 1;
-}
-static double schedule_wsd(const Options *o, double x, double k) {
-    double left = 1 - x;
-    return (void)k, left >= o->cooldown ? 1 : between(o, left / o->cooldown);
-}
-static double schedule_gluon(const Options *o, double x, double k) {
-    return (void)o, (void)x, pow(k + 1, -0.75);
-}
-
-static const Schedule schedules[] = {
-    {.name = "linear", .factor = schedule_linear, .doc = "a straight line down to --final-lr"},
-    {.name = "cosine", .factor = schedule_cosine, .doc = "half a cosine down to --final-lr"},
-    {.name = "constant", .factor = schedule_constant, .doc = "the peak to the end"},
-    {.name = "wsd",
-     .factor = schedule_wsd,
-     .doc = "warm-up, stable, decay: the peak, then a line over the last --cooldown"},
-    {.name = "gluon", .factor = schedule_gluon, .doc = "(k+1)^-3/4 at step k (arXiv 2505.13416)"},
-};
-static inline const Schedule *schedule_row(size_t i) {
-    return i < sizeof schedules / sizeof schedules[0] ? &schedules[i] : NULL;
-}
-static const char *choice_schedule(size_t i) {
-    return schedule_row(i) ? schedule_row(i)->name : NULL;
-}
-
 /* Factor on the peak learning rates at a step, counted from 0. */
 static inline double schedule(const Options *o, long step) {
     if (step < o->warmup) return (double)(step + 1) / (double)(o->warmup + 1);
     long span = o->steps - o->warmup;
-    size_t row = 0;
-    while (strcmp(schedules[row].name, o->schedule) != 0) row++;
-    return schedules[row].factor(o, span > 0 ? (double)(step - o->warmup) / (double)span : 0,
-                                 (double)step);
+    double done = span > 0 ? (double)(step - o->warmup) / (double)span : 0, left = 1 - done;
+    if (strcmp(o->schedule, "constant") == 0) return 1;
+    if (strcmp(o->schedule, "gluon") == 0) return pow((double)step + 1, -0.75);
+    if (strcmp(o->schedule, "cosine") == 0) left = 0.5 * (1 + cos(3.141592653589793 * done));
+    if (strcmp(o->schedule, "wsd") == 0) {
+        if (left >= o->cooldown) return 1;
+        left /= o->cooldown;
+    }
+    return o->final_lr + (1 - o->final_lr) * left;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -265,6 +240,8 @@ static inline int options_link(const char *text, double *per_byte, double *per_m
     return *per_byte > 0 && isfinite(*per_byte) && seconds > 0 && delay >= 0 && isfinite(delay);
 }
 
+#define REFUSE(...) return base_fail(error, size, USAGE, __VA_ARGS__)
+
 /* Take over a save's flags, where the call does not name another value. A resumed run takes all of
  * them, an evaluation or a sample those of model and data. */
 static inline int options_take(Options *o, const unsigned char *given, const StFile *f, char *error,
@@ -285,19 +262,16 @@ static inline int options_take(Options *o, const unsigned char *given, const StF
                 return base_fail(error, size, FAILED, "%s: %s", f->path, reason);
             continue;
         }
-        int of_group = strcmp(flag->name, "workers") == 0 || strcmp(flag->name, "batch") == 0 ||
-                       strcmp(flag->name, "adversaries") == 0 || strcmp(flag->name, "attack") == 0;
-        if ((flag->keep & KEEPING) != FIXED || flags_equal(flag, o, stored)) continue;
-        if (of_group && resizes) continue;
+        int fixed =
+            (flag->keep & KEEPING) == FIXED || ((flag->keep & KEEPING) == SIZED && !resizes);
+        if (!fixed || flags_equal(flag, o, stored)) continue;
         if (strcmp(flag->name, "workers") == 0)
-            return base_fail(error, size, USAGE,
-                             "--workers %ld: the save was left by %s workers; --resume-workers "
-                             "keep, mean or zero says what happens to their momenta",
-                             o->workers, stored);
-        return base_fail(error, size, USAGE,
-                         "--%s %s differs from the save's %s, and a save cannot change it: leave "
-                         "the flag out, or train anew with another --out",
-                         flag->name, flags_text(flag, o, text, sizeof text), stored);
+            REFUSE("--workers %ld: the save was left by %s workers; --resume-workers "
+                   "keep, mean or zero says what happens to their momenta",
+                   o->workers, stored);
+        REFUSE("--%s %s differs from the save's %s, and a save cannot change it: leave "
+               "the flag out, or train anew with another --out",
+               flag->name, flags_text(flag, o, text, sizeof text), stored);
     }
     return 0;
 }
@@ -307,27 +281,20 @@ static inline int options_place(Options *o, const unsigned char *given, int rank
                                 size_t size) {
     int mpi = strcmp(o->backend, "mpi") == 0, chosen = options_given(given, "backend");
     if (ranks > 1 && !comm_backend("mpi"))
-        return base_fail(
-            error, size, USAGE,
-            "started %d times over, but built without MPI: make mpi, then mpirun -n %d "
-            "train_gpt_mpi",
-            ranks, ranks);
+        REFUSE("started %d times over, but built without MPI: make mpi, then mpirun -n %d "
+               "train_gpt_mpi",
+               ranks, ranks);
     if (chosen && mpi && ranks == 1)
-        return base_fail(error, size, USAGE,
-                         "--backend mpi takes several ranks: make mpi, then mpirun -n N "
-                         "train_gpt_mpi");
+        REFUSE("--backend mpi takes several ranks: make mpi, then mpirun -n N train_gpt_mpi");
     if (chosen && !mpi && ranks > 1)
-        return base_fail(error, size, USAGE, "--backend %s: mpirun has started %d ranks: take mpi",
-                         o->backend, ranks);
+        REFUSE("--backend %s: mpirun has started %d ranks: take mpi", o->backend, ranks);
     if (ranks > 1 && options_given(given, "workers") && o->workers != ranks)
-        return base_fail(error, size, USAGE,
-                         "--workers %ld: mpirun has started %d ranks, and each is a worker",
-                         o->workers, ranks);
+        REFUSE("--workers %ld: mpirun has started %d ranks, and each is a worker", o->workers,
+               ranks);
     if (ranks > 1 && o->resume && o->workers != ranks && strcmp(o->resume_workers, "refuse") == 0)
-        return base_fail(error, size, USAGE,
-                         "--workers %d: the save was left by %ld workers; --resume-workers keep, "
-                         "mean or zero says what happens to their momenta",
-                         ranks, o->workers);
+        REFUSE("--workers %d: the save was left by %ld workers; --resume-workers keep, "
+               "mean or zero says what happens to their momenta",
+               ranks, o->workers);
     o->backend = ranks > 1 ? "mpi" : mpi ? "threads" : o->backend;
     if (ranks > 1) o->workers = ranks;
     return 0;
@@ -342,7 +309,6 @@ static inline int options_check(Options *o, const unsigned char *given, int rank
     double byte, message;
     int training = !o->eval && !o->sample;
     if (options_place(o, given, ranks, error, size)) return USAGE;
-#define REFUSE(...) return base_fail(error, size, USAGE, __VA_ARGS__)
     if (o->width % o->heads)
         REFUSE("--width %ld is not divisible by --heads %ld", o->width, o->heads);
     if (training && o->batch % o->workers)
@@ -374,11 +340,12 @@ static inline int options_check(Options *o, const unsigned char *given, int rank
     if (o->warmup < 0) o->warmup = o->steps / 2 < m->warmup ? o->steps / 2 : m->warmup;
     if (o->steps < o->warmup)
         REFUSE("--warmup %ld is longer than --steps %ld", o->warmup, o->steps);
-#undef REFUSE
     long cores = comm_cores() / ((ranks > 1 ? 1 : o->workers) * sharing);
     if (o->threads == 0) o->threads = cores > 256 ? 256 : cores > 0 ? cores : 1;
     return 0;
 }
+
+#undef REFUSE
 
 /* ------------------------------------------------------------------------------------------------
  * tables for people */
@@ -517,8 +484,7 @@ static inline void options_dry_run(FILE *f, const Options *o, const DataSet *d, 
             mb * (double)(s.messages + outbox),
             mb * (double)(memory.arena - memory.activations - memory.packed + s.scratch));
     fprintf(f, "memory in all, MB: %.1f\n",
-            mb * (double)(worker * (size_t)workers + program +
-                          tokens * (d->vocab.kind == DATA_GPT2 ? 2 : 1)));
+            mb * (double)(worker * (size_t)workers + program + 2 * tokens));
 }
 
 #endif

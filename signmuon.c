@@ -1,4 +1,4 @@
-/* signmuon.c - the distributed optimizer: the papers' algorithm boxes over several workers. C11, MIT.
+/* signmuon.c - the distributed optimizer: the papers' algorithm boxes over many workers. C11, MIT.
 
    A box is the numbered algorithm of a paper, and the group of functions here that follows it:
 
@@ -8,8 +8,8 @@
      EF21-Muon            ef21_step       compressed residuals, both ways       arXiv 2510.00643
      DeMuon               demuon_step     gossip over a graph, no server        arXiv 2510.01377
 
-   A method is a row of the table in methods.c: which box it takes, and with which stages. The stages
-   come first, then the boxes, the step, the construction, state and facts.
+   A method is a row of the table in methods.c: its box, and the stages of that box. The stages come
+   first, then the boxes, the step, the construction, state and facts.
 
    GROUPS   the hidden matrices are one group of tensors, all other tensors a second one with a rule
             of its own. All tensors of a group travel in one message
@@ -105,7 +105,6 @@ typedef struct SmBlock {
     float *state[STATES];  /* NULL: not kept on this worker */
     float *u;              /* the direction that a box works on: its part of the dense message */
     float *scratch;        /* its thread's */
-    size_t differ;         /* this worker's signs that the last vote did not confirm */
 } SmBlock;
 
 /* The tensors under one rule. */
@@ -116,9 +115,11 @@ struct SmGroup {
     const SmNorm *worker_map, *server_map, *vote_map;
     SmDownlink downlink;
     CommKind kind;
-    SmBlock *blocks;
+    SmBlock *blocks; /* of one table: the second group's follow the first's */
     size_t count, elements, words;
     size_t *cut_element, *cut_word; /* shard j is [cut[j], cut[j+1]) */
+    size_t first, mine;             /* my shard: entries of the dense message, and */
+    size_t first_word, my_words;    /* words of the sign message */
     float *vector[STATES];
     double lr;
 };
@@ -143,7 +144,7 @@ struct SmOptimizer {
     uint64_t *signs, *nonzero; /* the sign message; zeros abstain: 1 where it counts */
     uint64_t *vote, *decided;  /* its result; ties abstain: where there is one */
     char *residuals, *shifts;  /* compressed messages, up and down */
-    char *inbox;               /* everybody's parts of my shard */
+    void *inbox;               /* everybody's parts of my shard */
     size_t *cut_byte, my_residuals_at,
         my_residuals_bytes;      /* of the message under way; my shard of residuals */
     const uint64_t **sign_parts; /* 2 N pointers into inbox for each thread */
@@ -181,30 +182,24 @@ typedef struct Work {
     size_t n;
 } Work;
 
-static void run_blocks(void *context, int thread, int threads) {
-    Work *work = context;
-    (void)threads;
-    for (size_t i = 0; i < work->g->count; i++)
-        if (work->g->blocks[i].thread == thread) work->block(work->o, &work->g->blocks[i]);
-}
-
-static void run_slice(void *context, int thread, int threads) {
-    Work *work = context;
-    size_t from = work->n * (size_t)thread / (size_t)threads;
-    size_t to = work->n * ((size_t)thread + 1) / (size_t)threads;
-    work->slice(work->o, work->g, from, to, thread);
+static void run_work(void *context, int thread, int threads) {
+    const Work *w = context;
+    size_t n = (size_t)threads, k = (size_t)thread;
+    if (w->slice) w->slice(w->o, w->g, w->n * k / n, w->n * (k + 1) / n, thread);
+    for (size_t i = 0; w->block && i < w->g->count; i++)
+        if (w->g->blocks[i].thread == thread) w->block(w->o, &w->g->blocks[i]);
 }
 
 /* function(o, b) for every block of the group, each on its own thread */
 static void for_blocks(SmOptimizer *o, SmGroup *g, BlockFunction *function) {
     Work work = {.o = o, .g = g, .block = function};
-    team_run(o->comm->team, run_blocks, &work);
+    team_run(o->comm->team, run_work, &work);
 }
 
 /* function(o, g, from, to, thread) for the slices of 0 .. n-1, one on each thread */
 static void for_slices(SmOptimizer *o, SmGroup *g, size_t n, SliceFunction *function) {
     Work work = {.o = o, .g = g, .slice = function, .n = n};
-    team_run(o->comm->team, run_slice, &work);
+    team_run(o->comm->team, run_work, &work);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -212,19 +207,18 @@ static void for_slices(SmOptimizer *o, SmGroup *g, size_t n, SliceFunction *func
 
 enum { SIGNS, LINKS, ATTACKS }; /* what the numbers are for */
 
-static uint64_t worker_key(const SmOptimizer *o, const SmBlock *b, uint64_t purpose) {
-    uint64_t stream = purpose << 48 | (uint64_t)b->index << 16 | ((uint64_t)o->rank + 1);
+static uint64_t block_key(const SmOptimizer *o, const SmBlock *b, uint64_t purpose, int sender) {
+    uint64_t stream = purpose << 48 | (uint64_t)b->index << 16 | (uint64_t)sender;
     return sm_key(o->config.seed, stream, o->step);
 }
 static uint64_t shared_key(const SmOptimizer *o, const SmBlock *b, uint64_t purpose) {
-    return sm_key(o->config.seed, purpose << 48 | (uint64_t)b->index << 16, o->step);
+    return block_key(o, b, purpose, 0);
+}
+static uint64_t worker_key(const SmOptimizer *o, const SmBlock *b, uint64_t purpose) {
+    return block_key(o, b, purpose, o->rank + 1);
 }
 static uint64_t server_key(const SmOptimizer *o, const SmBlock *b) { /* rounding of the downlink */
-    uint64_t stream = (uint64_t)LINKS << 48 | (uint64_t)b->index << 16 | (COMM_MAX_WORKERS + 1);
-    return sm_key(o->config.seed, stream, o->step);
-}
-static uint64_t tie_key(const SmOptimizer *o, const SmGroup *g) {
-    return sm_key(o->config.seed, (uint64_t)(g - o->group + 1) << 56, o->step);
+    return block_key(o, b, LINKS, COMM_MAX_WORKERS + 1);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -255,13 +249,10 @@ static void momentum(SmOptimizer *o, SmBlock *b) {
         memcpy(u, grad, b->size * sizeof *u);
 }
 
-static const char *scion_norm(SmRole role) {
-    return role == SM_VECTOR ? "rms" : role == SM_INPUT ? "sign" : "sign-output";
-}
-
-/* The norm of a tensor where its group has `map`: that of hidden matrices, or Scion's of its role. */
+/* The norm of a tensor whose group has `map`: that of hidden matrices, or Scion's of its role. */
 static const SmNorm *norm_of(const SmTensor *t, const SmNorm *map) {
-    return !map || t->role == SM_HIDDEN ? map : sm_norm(scion_norm(t->role));
+    if (!map || t->role == SM_HIDDEN) return map;
+    return sm_norm(t->role == SM_VECTOR ? "rms" : t->role == SM_INPUT ? "sign" : "sign-output");
 }
 
 /* u <- LMO(u); nothing where the group has no map */
@@ -308,22 +299,14 @@ static const uint64_t *decided_bits(const SmOptimizer *o, const SmBlock *b) {
     return o->ties == SM_ABSTAIN ? o->decided + b->word : NULL;
 }
 
-static void count_agreement(SmOptimizer *o, SmBlock *b) {
-    b->differ = 0;
-    for (size_t k = b->word; k < b->word + sm_words(b->size); k++)
-        b->differ += (size_t)__builtin_popcountll(o->vote[k] ^ o->signs[k]);
-}
-
 /* W <- (1 - lr wd) W - lr s V */
 static void step_along_vote(SmOptimizer *o, SmBlock *b) {
-    count_agreement(o, b);
     sm_apply(o->params + b->offset, o->vote + b->word, decided_bits(o, b), b->size, step_size(b),
              decay_factor(o, b));
 }
 
 /* W <- (1 - lr wd) W - lr s polar(V), at no further communication */
 static void step_along_polar_of_vote(SmOptimizer *o, SmBlock *b) {
-    count_agreement(o, b);
     sm_unpack(b->u, o->vote + b->word, decided_bits(o, b), b->size);
     lmo(o, b, b->group->vote_map);
     step_along(o, b);
@@ -356,8 +339,8 @@ static void check_dense(SmOptimizer *o, const SmGroup *g, int sender, const floa
 
 /* The bits after the end of each block in my shard of the sign messages must be 0. */
 static void check_signs(SmOptimizer *o, const SmGroup *g, int planes) {
-    size_t from = g->cut_word[o->rank], mine = g->cut_word[o->rank + 1] - from;
-    const uint64_t *in = (const uint64_t *)(void *)o->inbox;
+    size_t from = g->first_word, mine = g->my_words;
+    const uint64_t *in = o->inbox;
     for (size_t i = 0; i < g->count; i++) {
         const SmBlock *b = &g->blocks[i];
         size_t last = b->word + sm_words(b->size) - 1;
@@ -369,20 +352,30 @@ static void check_signs(SmOptimizer *o, const SmGroup *g, int planes) {
     }
 }
 
+/* The compressor of a tensor, its message's bytes in this step, and worker j's residual of b. */
 static const EfLink *link_of(const SmOptimizer *o, const SmTensor *t, int down) {
     return t->role == SM_VECTOR ? &o->identity : &o->links[down];
 }
-
 static size_t message_bytes(const SmOptimizer *o, const SmBlock *b, int down) {
     return ef_bytes(link_of(o, b->tensor, down), b->rows, b->cols, shared_key(o, b, LINKS));
 }
+static const char *residual_of(const SmOptimizer *o, const SmBlock *b, int j) {
+    return (char *)o->inbox + (size_t)j * o->my_residuals_bytes + (b->up - o->my_residuals_at);
+}
 
-/* A compressed message must decode. */
-static void check_compressed(SmOptimizer *o, const SmBlock *b, int down, int sender,
-                             const char *message) {
-    int bad = ef_decode(b->u, message, message_bytes(o, b, down), b->rows, b->cols,
-                        link_of(o, b->tensor, down), b->scratch);
-    if (bad) blame(o, bad == EF_NOT_FINITE ? NOT_FINITE : MALFORMED, sender, b->tensor);
+/* Compressed messages must decode: the residuals of my blocks, or everybody's shifts. */
+static void check_compressed(SmOptimizer *o, const SmGroup *g, int down) {
+    for (size_t i = 0; o->refused && i < g->count; i++)
+        for (int j = 0; j < o->size; j++) {
+            const SmBlock *b = &g->blocks[i];
+            if (b->owner != (down ? j : o->rank)) continue;
+            int bad = ef_decode(b->u, down ? o->shifts + b->down : residual_of(o, b, j),
+                                message_bytes(o, b, down), b->rows, b->cols,
+                                link_of(o, b->tensor, down), b->scratch);
+            if (bad) blame(o, bad == EF_NOT_FINITE ? NOT_FINITE : MALFORMED, j, b->tensor);
+        }
+    o->refused = 0;
+    o->exchange++;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -395,13 +388,12 @@ static const size_t *in_bytes(SmOptimizer *o, const size_t *cuts, size_t width) 
 }
 
 static void average_slice(SmOptimizer *o, SmGroup *g, size_t from, size_t to, int thread) {
-    size_t first = g->cut_element[o->rank], mine = g->cut_element[o->rank + 1] - first;
-    const float *in = (const float *)(void *)o->inbox;
-    float *mean = o->direction + first;
+    const float *in = o->inbox;
+    float *mean = o->direction + g->first;
     (void)thread;
     for (size_t i = from; i < to; i++) {
         double sum = 0;
-        for (int j = 0; j < o->size; j++) sum += (double)in[(size_t)j * mine + i];
+        for (int j = 0; j < o->size; j++) sum += (double)in[(size_t)j * g->mine + i];
         mean[i] = (float)(sum / o->size);
     }
     if (!sm_finite(mean + from, to - from)) o->refused = 1; /* then a worker's part is not either */
@@ -410,13 +402,13 @@ static void average_slice(SmOptimizer *o, SmGroup *g, size_t from, size_t to, in
 /* u <- mean of the workers' u, on my shard: summed in rank order in double. If all workers send
  * the same, the mean is that, bit for bit */
 static void mean_of_workers(SmOptimizer *o, SmGroup *g) {
-    size_t first = g->cut_element[o->rank], mine = g->cut_element[o->rank + 1] - first;
-    const float *in = (const float *)(void *)o->inbox;
+    const float *in = o->inbox;
     comm_alltoall(o->comm, o->direction, in_bytes(o, g->cut_element, 4), o->inbox, g->kind);
-    for_slices(o, g, mine, average_slice);
+    for_slices(o, g, g->mine, average_slice);
     if (o->refused) {
-        for (int j = 0; j < o->size; j++) check_dense(o, g, j, in + (size_t)j * mine, mine, first);
-        memset(o->direction + first, 0, mine * sizeof(float));
+        for (int j = 0; j < o->size; j++)
+            check_dense(o, g, j, in + (size_t)j * g->mine, g->mine, g->first);
+        memset(o->direction + g->first, 0, g->mine * sizeof(float));
         o->refused = 0;
     }
     o->exchange++;
@@ -428,27 +420,26 @@ static void share_directions(SmOptimizer *o, SmGroup *g) {
 }
 
 static void vote_slice(SmOptimizer *o, SmGroup *g, size_t from, size_t to, int thread) {
-    size_t n = (size_t)o->size, first = g->cut_word[o->rank];
-    size_t mine = g->cut_word[o->rank + 1] - first;
-    const uint64_t *in = (const uint64_t *)(void *)o->inbox;
+    size_t n = (size_t)o->size, first = g->first_word + from;
+    const uint64_t *in = o->inbox;
     const uint64_t **parts = o->sign_parts + (size_t)thread * 2 * n;
-    for (size_t j = 0; j < 2 * n; j++) parts[j] = in + j * mine + from;
-    sm_vote(o->vote + first + from, o->decided + first + from, parts,
-            o->zeros == SM_ABSTAIN ? parts + n : NULL, n, to - from, o->ties, tie_key(o, g),
-            first + from);
+    for (size_t j = 0; j < 2 * n; j++) parts[j] = in + j * g->my_words + from;
+    sm_vote(o->vote + first, o->decided + first, parts, o->zeros == SM_ABSTAIN ? parts + n : NULL,
+            n, to - from, o->ties,
+            sm_key(o->config.seed, (uint64_t)(g - o->group + 1) << 56, o->step), first);
 }
 
 /* V <- majority(S_1 .. S_N), on my shard */
 static void majority_vote(SmOptimizer *o, SmGroup *g) {
-    size_t mine = g->cut_word[o->rank + 1] - g->cut_word[o->rank], n = (size_t)o->size;
+    size_t bytes = (size_t)o->size * g->my_words * 8;
     int planes = o->zeros == SM_ABSTAIN ? 2 : 1;
     in_bytes(o, g->cut_word, 8);
     comm_alltoall(o->comm, o->signs, o->cut_byte, o->inbox, g->kind);
     if (planes == 2)
-        comm_alltoall(o->comm, o->nonzero, o->cut_byte, o->inbox + n * mine * 8, g->kind);
+        comm_alltoall(o->comm, o->nonzero, o->cut_byte, (char *)o->inbox + bytes, g->kind);
     check_signs(o, g, planes);
     o->exchange++;
-    for_slices(o, g, mine, vote_slice);
+    for_slices(o, g, g->my_words, vote_slice);
 }
 
 /* every shard of V to everybody */
@@ -476,27 +467,7 @@ static const size_t *lay_out_message(SmOptimizer *o, SmGroup *g, int down) {
     return o->cut_byte;
 }
 
-/* Worker j's residual of a block of mine. */
-static const char *residual_of(const SmOptimizer *o, const SmBlock *b, int j) {
-    return o->inbox + (size_t)j * o->my_residuals_bytes + (b->up - o->my_residuals_at);
-}
-
-/* Who sent the residual, or the shift, that did not decode? */
-static void check_residuals(SmOptimizer *o, SmGroup *g) {
-    for (size_t i = 0; o->refused && i < g->count; i++)
-        for (int j = 0; j < o->size && g->blocks[i].owner == o->rank; j++)
-            check_compressed(o, &g->blocks[i], 0, j, residual_of(o, &g->blocks[i], j));
-    o->refused = 0;
-    o->exchange++;
-}
-static void check_shifts(SmOptimizer *o, SmGroup *g) {
-    for (size_t i = 0; o->refused && i < g->count; i++)
-        check_compressed(o, &g->blocks[i], 1, g->blocks[i].owner, o->shifts + g->blocks[i].down);
-    o->refused = 0;
-    o->exchange++;
-}
-
-/* Gossip sends its vector in pieces: of an outbox, or as many floats as let all sources fit 16 MB. */
+/* Gossip sends its vector in pieces: of an outbox, or of floats that let all sources fit 16 MB. */
 enum { GOSSIP_FLOATS = 1 << 22, GOSSIP_LEAST = 1024 };
 static size_t gossip_piece(size_t sources) {
     size_t n = GOSSIP_FLOATS / sources, most = COMM_OUTBOX / sizeof(float);
@@ -526,7 +497,7 @@ static void gossip(SmOptimizer *o, SmGroup *g, float *x, int rounds) {
             comm_neighbours(o->comm, o->mixed, n * sizeof *x, o->source, o->sources, destinations,
                             o->inbox, g->kind);
             for (size_t j = 0; j < o->sources; j++)
-                o->float_parts[j] = (const float *)(void *)o->inbox + j * n;
+                o->float_parts[j] = (const float *)o->inbox + j * n;
             for_slices(o, g, n, mix_slice);
             if (!o->refused) continue;
             for (size_t j = 0; j < o->sources; j++)
@@ -574,9 +545,9 @@ static void muon_step(SmOptimizer *o, SmGroup *g) {
 
 /* ------------------------------------------------------------------------------------------------
  * SignMuon (arXiv 2605.16311, Algorithm 1), signSGD with majority vote (arXiv 1810.05291), signum,
- * Lion, and the sign of any LMO; polar-after-vote is SignMuon's local polar step. The row says which
- * LMO a worker applies: signmuon the polar factor; signsgd, signum and lion none. Embeddings and
- * vectors come here with aux "sign" or "same"; with "adamw" they go through muon_step, as a mean. */
+ * Lion, and the sign of any LMO; polar-after-vote is SignMuon's local polar step. The row has the
+ * LMO that a worker applies: signmuon the polar factor; signsgd, signum and lion none. Embeddings
+ * and vectors come here with aux "sign" or "same"; with "adamw" they take muon_step, as a mean. */
 
 static void signmuon_worker(SmOptimizer *o, SmBlock *b) {
     momentum(o, b);                                 /* M <- mu M + (1-mu) G                    */
@@ -624,8 +595,8 @@ static void muonsign_step(SmOptimizer *o, SmGroup *g) {
 
 /* ------------------------------------------------------------------------------------------------
  * EF21-Muon (arXiv 2510.00643, Algorithm 3), lines numbered as there. A step begins with W2,
- * since the gradients are the caller's, and ends with W1. Every block has an owner, which is its server. The identity as a
- * compressor sends its target itself; with it on the downlink, X is W. */
+ * since the gradients are the caller's, and ends with W1. Every block has an owner, which is its
+ * server. The identity as a compressor sends its target itself; with it on the downlink, X is W. */
 
 static void ef21_worker(SmOptimizer *o, SmBlock *b) {
     const EfLink *up = link_of(o, b->tensor, 0);
@@ -671,14 +642,14 @@ static void ef21_step(SmOptimizer *o, SmGroup *g) {
     comm_alltoall(o->comm, o->residuals, cuts, o->inbox, g->kind);
     cuts = lay_out_message(o, g, 1);
     for_blocks(o, g, ef21_server);
-    check_residuals(o, g);
+    check_compressed(o, g, 0);
     comm_allgather(o->comm, o->shifts, cuts, g->kind);
     for_blocks(o, g, ef21_downlink);
-    check_shifts(o, g);
+    check_compressed(o, g, 1);
 }
 
 /* ------------------------------------------------------------------------------------------------
- * DeMuon (arXiv 2510.01377, Algorithm 1) and its baselines: no server, every worker keeps a model of
+ * DeMuon (arXiv 2510.01377, Algorithm 1) and its baselines: no server, every worker has a model of
  * its own. Methods without a tracker step along M. */
 
 static void demuon_correct(SmOptimizer *o, SmBlock *b) {
@@ -757,10 +728,10 @@ static float clip_factor(SmOptimizer *o) {
 }
 
 /* Share of this worker's signs that the vote confirmed. */
-static double agreement(const SmGroup *g) {
-    size_t differ = 0;
-    for (size_t i = 0; i < g->count; i++) differ += g->blocks[i].differ;
-    return 1 - (double)differ / (double)g->elements;
+static double agreement(const SmOptimizer *o, const SmGroup *g) {
+    double differ = 0;
+    for (size_t k = 0; k < g->words; k++) differ += __builtin_popcountll(o->vote[k] ^ o->signs[k]);
+    return 1 - differ / (double)g->elements;
 }
 
 int sm_step(SmOptimizer *o, float *params, const float *grads, uint64_t step, double lr,
@@ -781,18 +752,14 @@ int sm_step(SmOptimizer *o, float *params, const float *grads, uint64_t step, do
         if (combine == SM_VOTE && !g->server_map) signmuon_step(o, g);
         if (combine == SM_VOTE && g->server_map) muonsign_step(o, g);
         if (combine == SM_FEEDBACK) ef21_step(o, g);
+        int hidden = g == o->group;
+        if (hidden && combine == SM_VOTE && g->downlink == SM_SIGN) o->agreement = agreement(o, g);
     }
-    const SmGroup *hidden = &o->group[0];
-    if (hidden->count && hidden->method->combine == SM_VOTE && hidden->downlink == SM_SIGN)
-        o->agreement = agreement(hidden);
     return o->fault.kind ? SM_BAD_MESSAGE : 0;
 }
 
 /* ------------------------------------------------------------------------------------------------
  * construction: rows for names, then the table of blocks, then everything else in one arena */
-
-/* The norm of that name, or NULL for "none". */
-static const SmNorm *map_named(const char *name) { return name ? sm_norm(name) : NULL; }
 
 static int same_name(const char *a, const char *b) { return a && b && strcmp(a, b) == 0; }
 
@@ -818,8 +785,8 @@ static SmGroup group_of(const SmConfig *c, int k) {
     if (same_name(c->aux, "sign")) aux = sm_method("signum");
     int maps = k == 0 || same_name(c->aux, "lmo");
     SmGroup g = {.method = k == 0 ? m : aux,
-                 .worker_map = maps ? map_named(c->worker_map) : NULL,
-                 .server_map = maps ? map_named(c->server_map) : NULL,
+                 .worker_map = maps ? sm_norm(c->worker_map) : NULL,
+                 .server_map = maps ? sm_norm(c->server_map) : NULL,
                  .kind = k == 0 ? COMM_MATRICES : COMM_AUXILIARY};
     if (k == 0 && c->polar_after_vote) g.vote_map = sm_norm(c->norm ? c->norm : "spectral");
     g.downlink = g.method->combine == SM_VOTE && !g.server_map ? SM_SIGN : g.method->downlink;
@@ -830,51 +797,54 @@ static SmGroup group_of(const SmConfig *c, int k) {
     return g;
 }
 
-static int has_map(const SmGroup *g) { return g->worker_map || g->server_map || g->vote_map; }
-
 /* The LMO that what moves a block has gone through last, or NULL. */
 static const SmNorm *last_map(const SmGroup *g) {
     return g->vote_map ? g->vote_map : g->server_map ? g->server_map : g->worker_map;
 }
 
-/* Are all entries of the step direction +-1: a vote, or the LMO of the sign norm? */
-static int moves_by_signs(const SmGroup *g) {
-    return (g->downlink == SM_SIGN && !g->vote_map) || last_map(g) == sm_norm("sign");
-}
-
-/* Factor on a tensor's step size. Tensors that are not hidden matrices have their radius only. */
+/* Factor on a tensor's step size: its role's radius, and for hidden matrices the gain of the shape.
+ * All entries of a direction are +-1 after a vote, or after the LMO of the sign norm. */
 static double gain_of(const SmConfig *c, const SmGroup *g, const SmTensor *t) {
-    const SmGain *gain = sm_gain(c->gain);
-    double factor = t->role == SM_HIDDEN ? gain->gain(t->rows, t->cols, moves_by_signs(g)) : 1;
-    return c->radius[t->role] * factor;
+    int signs = (g->downlink == SM_SIGN && !g->vote_map) || last_map(g) == sm_norm("sign");
+    double gain = t->role == SM_HIDDEN ? sm_gain(c->gain)->gain(t->rows, t->cols, signs) : 1;
+    return c->radius[t->role] * gain;
 }
 
-/* Put rows in the place of a resolved configuration's names. */
-static int read_config(SmOptimizer *o, const SmConfig *resolved, char *error, size_t size) {
-    const SmConfig *c = &o->config;
-    int feedback, bad;
-    o->config = *resolved;
-    for (int k = 0; k < 2; k++) o->group[k] = group_of(c, k);
-    feedback = o->group[0].method->combine == SM_FEEDBACK;
-    o->ns = sm_newton_schulz(c->ns);
-    o->zeros = zero_rule(c->zeros);
-    o->ties = zero_rule(c->ties);
-    bad = ef_parse(&o->identity, "identity", error, size) ||
-          ef_parse(&o->links[0], feedback ? c->up : "identity", error, size) ||
-          ef_parse(&o->links[1], feedback ? c->down : "identity", error, size);
-    if (!bad && c->adversaries) bad = attack_parse(&o->attack, c->attack, error, size);
-    return bad ? SM_BAD_CONFIG : build_graph(&o->graph, &o->mixing, c, o->size, error, size);
-}
-
-/* Do shards consist of whole blocks, because the owner of a block is its server? */
-static int shards_are_blocks(const SmGroup *g) {
-    return g->server_map || g->method->combine == SM_FEEDBACK;
+/* The next block of a group: where it lies, and how many floats of each kind of state it needs. */
+static void add_block(SmOptimizer *o, SmGroup *g, const SmTensor *t, size_t which, size_t index) {
+    size_t n = t->rows * t->cols;
+    const EfLink *up = link_of(o, t, 0), *down = link_of(o, t, 1);
+    const SmNorm *norm = norm_of(t, last_map(g));
+    int feedback = g->method->combine == SM_FEEDBACK, tracking = g->method->combine == SM_TRACKING;
+    int adamw = g->method->update == SM_ADAMW;
+    g->blocks[g->count++] = (SmBlock){
+        .group = g,
+        .tensor = t,
+        .index = index,
+        .rows = t->rows,
+        .cols = t->cols,
+        .size = n,
+        .offset = t->offset + which * n,
+        .element = g->elements,
+        .word = g->words,
+        .gain = gain_of(&o->config, g, t),
+        .floats = {[FIRST] = g->method->estimate != SM_GRADIENT || adamw ? n : 0,
+                   [SECOND] = adamw ? n : 0,
+                   [LAST_SENT] = feedback || tracking ? n : 0,
+                   [TRACKER] = tracking ? n : 0,
+                   [MODEL] = feedback && !down->row->replaces ? n : 0,
+                   [AGGREGATE] = feedback ? n : 0,
+                   [UPLINK_WARM] = feedback ? ef_warm(up, t->rows, t->cols) : 0,
+                   [DOWNLINK_WARM] = feedback ? ef_warm(down, t->rows, t->cols) : 0,
+                   [NORM_STATE] = norm && norm->state ? norm->state(t->rows, t->cols) : 0}};
+    g->elements += n;
+    g->words += sm_words(n);
 }
 
 /* Cost of a block in arbitrary units: an LMO is worth many passes. */
 static double cost_of(const SmBlock *b) {
     double least = (double)(b->rows < b->cols ? b->rows : b->cols);
-    return (double)b->size * (has_map(b->group) ? 1 + least : 1);
+    return (double)b->size * (last_map(b->group) ? 1 + least : 1);
 }
 
 /* Every block to the thread with the least work so far; load has a place for every thread. */
@@ -889,17 +859,17 @@ static void share_among_threads(SmGroup *g, int threads, double *load) {
     }
 }
 
-/* Every entry of the group's messages to a worker: whole blocks, balanced by cost, or equal shares. */
+/* Every entry of the group's messages to a worker: equal shares, or, where the owner of a block is
+ * its server, whole blocks, balanced by cost. */
 static void share_among_workers(SmGroup *g, int workers) {
-    size_t n = (size_t)workers;
+    int whole = g->server_map || g->method->combine == SM_FEEDBACK, owner = 0;
     double total = 0, cost = 0;
-    int owner = 0;
     for (size_t i = 0; i < g->count; i++) total += cost_of(&g->blocks[i]);
-    for (size_t j = 0; j <= n; j++) {
-        g->cut_element[j] = shards_are_blocks(g) && j ? g->elements : g->elements * j / n;
-        g->cut_word[j] = shards_are_blocks(g) && j ? g->words : g->words * j / n;
+    for (size_t j = 0, n = (size_t)workers; j <= n; j++) {
+        g->cut_element[j] = whole && j ? g->elements : g->elements * j / n;
+        g->cut_word[j] = whole && j ? g->words : g->words * j / n;
     }
-    for (size_t i = 0; shards_are_blocks(g) && i < g->count; i++) {
+    for (size_t i = 0; whole && i < g->count; i++) {
         SmBlock *b = &g->blocks[i];
         double middle = cost + cost_of(b) / 2;
         while (owner + 1 < workers && middle >= total * (double)(owner + 1) / (double)workers) {
@@ -912,48 +882,14 @@ static void share_among_workers(SmGroup *g, int workers) {
     }
 }
 
-/* Floats of a kind of state for one block, on the worker that keeps it. */
-static size_t state_floats(const SmOptimizer *o, const SmBlock *b, StateKind kind) {
-    const SmMethod *m = b->group->method;
-    const EfLink *up = link_of(o, b->tensor, 0), *down = link_of(o, b->tensor, 1);
-    const SmNorm *norm = norm_of(b->tensor, last_map(b->group));
-    int feedback = m->combine == SM_FEEDBACK, tracking = m->combine == SM_TRACKING;
-    int adamw = m->update == SM_ADAMW;
-    const size_t floats[STATES] = {
-        [FIRST] = m->estimate != SM_GRADIENT || adamw ? b->size : 0,
-        [SECOND] = adamw ? b->size : 0,
-        [LAST_SENT] = feedback || tracking ? b->size : 0,
-        [TRACKER] = tracking ? b->size : 0,
-        [MODEL] = feedback && !down->row->replaces ? b->size : 0,
-        [AGGREGATE] = feedback ? b->size : 0,
-        [UPLINK_WARM] = feedback ? ef_warm(up, b->rows, b->cols) : 0,
-        [DOWNLINK_WARM] = feedback ? ef_warm(down, b->rows, b->cols) : 0,
-        [NORM_STATE] = norm && norm->state ? norm->state(b->rows, b->cols) : 0,
-    };
-    return floats[kind];
-}
-
 /* Bytes of an optimizer with its table of blocks, its cuts and a number per thread. */
 static size_t table_bytes(size_t blocks, int workers, int threads) {
-    size_t cuts = 4 * ((size_t)workers + 1) * sizeof(size_t);
-    return sizeof(SmOptimizer) + blocks * sizeof(SmBlock) + cuts + (size_t)threads * sizeof(double);
+    size_t cuts = 4 * ((size_t)workers + 1);
+    return sizeof(SmOptimizer) + blocks * sizeof(SmBlock) + cuts * sizeof(size_t) +
+           (size_t)threads * sizeof(double);
 }
 
-static void add_block(SmOptimizer *o, SmGroup *g, const SmTensor *t, size_t which, size_t index) {
-    SmBlock *b = &g->blocks[g->count++];
-    *b = (SmBlock){.group = g, .tensor = t, .index = index, .gain = gain_of(&o->config, g, t)};
-    b->rows = t->rows;
-    b->cols = t->cols;
-    b->size = t->rows * t->cols;
-    b->offset = t->offset + which * b->size;
-    b->element = g->elements;
-    b->word = g->words;
-    for (StateKind s = FIRST; s < STATES; s++) b->floats[s] = state_floats(o, b, s);
-    g->elements += b->size;
-    g->words += sm_words(b->size);
-}
-
-/* The optimizer with its table of blocks, without the arena; sm_free frees it. */
+/* The optimizer with rows in the place of names and its table of blocks; sm_free frees it. */
 static SmOptimizer *lay_out(const SmConfig *resolved, const SmTensor *tensors, size_t count,
                             int workers, int threads, char *error, size_t size) {
     size_t blocks = 0, cuts = (size_t)workers + 1;
@@ -963,20 +899,31 @@ static SmOptimizer *lay_out(const SmConfig *resolved, const SmTensor *tensors, s
         base_fail(error, size, 0, "no memory for a table of %zu blocks", blocks);
         return NULL;
     }
-    SmBlock *table = (SmBlock *)(void *)(o + 1);
-    size_t *cut = (size_t *)(void *)(table + blocks);
+    const SmConfig *c = &o->config;
+    o->config = *resolved;
     o->tensors = tensors;
     o->tensor_count = count;
     o->size = workers;
     o->threads = threads;
     o->agreement = NAN;
-    if (read_config(o, resolved, error, size)) {
+    o->ns = sm_newton_schulz(c->ns);
+    o->zeros = zero_rule(c->zeros);
+    o->ties = zero_rule(c->ties);
+    int feedback = sm_method(c->method)->combine == SM_FEEDBACK;
+    if (ef_parse(&o->identity, "identity", error, size) ||
+        ef_parse(&o->links[0], feedback ? c->up : "identity", error, size) ||
+        ef_parse(&o->links[1], feedback ? c->down : "identity", error, size) ||
+        (c->adversaries && attack_parse(&o->attack, c->attack, error, size)) ||
+        build_graph(&o->graph, &o->mixing, c, workers, error, size)) {
         sm_free(o);
         return NULL;
     }
+    SmBlock *table = (SmBlock *)(void *)(o + 1);
+    size_t *cut = (size_t *)(void *)(table + blocks);
     for (int k = 0; k < 2; k++) {
         SmGroup *g = &o->group[k];
         size_t index = 0;
+        *g = group_of(c, k);
         g->blocks = table + (k ? o->group[0].count : 0);
         g->cut_element = cut + 2 * (size_t)k * cuts;
         g->cut_word = g->cut_element + cuts;
@@ -994,19 +941,15 @@ static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
 
 /* The arrays of state, which come from the arena zeroed. */
 static void place_state(SmOptimizer *o, SmGroup *g, Arena *a) {
-    for (StateKind s = FIRST; s < STATES; s++) {
-        size_t sum = 0;
-        for (size_t i = 0; i < g->count; i++) sum += g->blocks[i].floats[s];
-        if (sum == 0) continue;
-        if (!state_table[s].per_block) g->vector[s] = arena_take(a, sum * sizeof(float));
-        for (size_t i = 0; i < g->count; i++) {
-            SmBlock *b = &g->blocks[i];
-            if (!b->floats[s] || (state_table[s].at_owner && b->owner != o->rank)) continue;
-            if (state_table[s].per_block)
+    for (StateKind s = FIRST; g->count && s < STATES; s++) {
+        int per_block = state_table[s].per_block;
+        if (!per_block && g->blocks->floats[s])
+            g->vector[s] = arena_take(a, g->elements * sizeof(float));
+        for (SmBlock *b = g->blocks; b < g->blocks + g->count; b++)
+            if (per_block && b->floats[s] && (!state_table[s].at_owner || b->owner == o->rank))
                 b->state[s] = arena_take(a, b->floats[s] * sizeof(float));
             else if (g->vector[s])
                 b->state[s] = g->vector[s] + b->element;
-        }
     }
 }
 
@@ -1019,81 +962,68 @@ static size_t most_sources(const DmGraph *graph) {
     return most;
 }
 
-/* What the messages of one group take. */
-typedef struct Room {
-    size_t words, inbox, up, down, scratch;
-} Room;
-
-static void add_room(const SmOptimizer *o, const SmGroup *g, Room *room) {
-    size_t n = (size_t)o->size, my_share = 0, up = 0, down = 0;
-    SmCombine combine = g->method->combine;
-    size_t my_elements = g->cut_element[o->rank + 1] - g->cut_element[o->rank];
-    size_t my_words = g->cut_word[o->rank + 1] - g->cut_word[o->rank];
-    for (size_t i = 0; i < g->count; i++) {
-        const SmBlock *b = &g->blocks[i];
-        size_t lmo_scratch = has_map(g) ? sm_lmo_scratch(b->rows, b->cols) : 0;
-        room->scratch = larger(room->scratch, lmo_scratch);
-        for (int k = 0; k < 2 && combine == SM_FEEDBACK; k++) {
-            const EfLink *link = link_of(o, b->tensor, k);
-            size_t bytes = ef_most_bytes(link, b->rows, b->cols);
-            room->scratch = larger(room->scratch, ef_scratch(link, b->rows, b->cols));
-            *(k ? &down : &up) += bytes;
-            if (k == 0 && b->owner == o->rank) my_share += bytes;
-        }
-    }
-    room->up = larger(room->up, up);
-    room->down = larger(room->down, down);
-    room->inbox = larger(room->inbox, n * my_share);
-    if (combine == SM_MEAN && n > 1)
-        room->inbox = larger(room->inbox, n * my_elements * sizeof(float));
-    if (combine != SM_VOTE) return;
-    room->words = larger(room->words, g->words);
-    room->inbox = larger(room->inbox, n * my_words * 8 * (o->zeros == SM_ABSTAIN ? 2 : 1));
-}
-
-/* Everything else from the arena; without a block it is only measured. */
+/* State, then messages and scratch, each large enough for either group, from the arena. */
 static SmBytes place(SmOptimizer *o, Arena *a) {
-    size_t n = (size_t)o->size, threads = (size_t)o->threads, begin = a->used;
+    size_t n = (size_t)o->size, threads = (size_t)o->threads, planes = 1 + (o->zeros == SM_ABSTAIN);
+    size_t words = 0, inbox = 0, most_up = 0, most_down = 0, scratch = 0;
     size_t elements = larger(o->group[0].elements, o->group[1].elements);
     int gossips = !sm_has_server(o->group[0].method);
-    int planes = o->zeros == SM_ABSTAIN ? 2 : 1;
-    Room room = {0};
     SmBytes bytes = {0};
-    for (int k = 0; k < 2; k++) {
-        place_state(o, &o->group[k], a);
-        add_room(o, &o->group[k], &room);
+    for (SmGroup *g = o->group; g < o->group + 2; g++) {
+        SmCombine combine = g->method->combine;
+        size_t up = 0, down = 0, my_shard = 0;
+        g->first = g->cut_element[o->rank];
+        g->mine = g->cut_element[o->rank + 1] - g->first;
+        g->first_word = g->cut_word[o->rank];
+        g->my_words = g->cut_word[o->rank + 1] - g->first_word;
+        place_state(o, g, a);
+        for (const SmBlock *b = g->blocks; b < g->blocks + g->count; b++) {
+            const EfLink *links[2] = {link_of(o, b->tensor, 0), link_of(o, b->tensor, 1)};
+            if (last_map(g)) scratch = larger(scratch, sm_lmo_scratch(b->rows, b->cols));
+            if (combine != SM_FEEDBACK) continue;
+            for (int k = 0; k < 2; k++)
+                scratch = larger(scratch, ef_scratch(links[k], b->rows, b->cols));
+            up += ef_most_bytes(links[0], b->rows, b->cols);
+            down += ef_most_bytes(links[1], b->rows, b->cols);
+            if (b->owner == o->rank) my_shard += ef_most_bytes(links[0], b->rows, b->cols);
+        }
+        if (combine == SM_MEAN && n > 1) my_shard = g->mine * sizeof(float);
+        if (combine == SM_VOTE) my_shard = g->my_words * planes * 8;
+        if (combine == SM_VOTE) words = larger(words, g->words);
+        inbox = larger(inbox, n * my_shard);
+        most_up = larger(most_up, up);
+        most_down = larger(most_down, down);
     }
-    bytes.state = a->used - begin;
+    bytes.state = a->used;
     if (gossips) {
         o->most_sources = most_sources(&o->graph);
         size_t piece = gossip_piece(o->most_sources);
-        room.inbox = o->most_sources * (piece < elements ? piece : elements) * sizeof(float);
+        inbox = o->most_sources * (piece < elements ? piece : elements) * sizeof(float);
     }
     o->direction = arena_take(a, elements * sizeof(float));
-    o->signs = arena_take(a, room.words * 8);
-    o->nonzero = arena_take(a, planes == 2 ? room.words * 8 : 0);
-    o->vote = arena_take(a, room.words * 8);
-    o->decided = arena_take(a, room.words * 8);
-    o->inbox = arena_take(a, room.inbox);
-    o->residuals = arena_take(a, room.up);
-    o->shifts = arena_take(a, room.down);
+    o->signs = arena_take(a, words * 8);
+    o->nonzero = arena_take(a, planes == 2 ? words * 8 : 0);
+    o->vote = arena_take(a, words * 8);
+    o->decided = arena_take(a, words * 8);
+    o->inbox = arena_take(a, inbox);
+    o->residuals = arena_take(a, most_up);
+    o->shifts = arena_take(a, most_down);
     o->cut_byte = arena_take(a, (n + 1) * sizeof(size_t));
     o->sign_parts = arena_take(a, threads * 2 * n * sizeof *o->sign_parts);
     o->float_parts = arena_take(a, (threads + 1) * o->most_sources * sizeof *o->float_parts);
     o->source = arena_take(a, gossips ? n * sizeof *o->source : 0);
     o->weight = arena_take(a, gossips ? n * sizeof *o->weight : 0);
     o->square = arena_take(a, o->tensor_count * sizeof *o->square);
-    bytes.messages = a->used - begin - bytes.state;
-    o->scratch_floats = (room.scratch + 15) / 16 * 16;
+    bytes.messages = a->used - bytes.state;
+    o->scratch_floats = (scratch + 15) / 16 * 16;
     o->scratch = arena_take(a, threads * o->scratch_floats * sizeof(float));
-    bytes.scratch = a->used - begin - bytes.state - bytes.messages;
+    bytes.scratch = a->used - bytes.state - bytes.messages;
     bytes.total = a->used;
-    for (SmGroup *g = o->group; a->block && g < o->group + 2; g++)
-        for (size_t i = 0; i < g->count; i++) {
-            SmBlock *b = &g->blocks[i];
-            b->u = o->direction + b->element;
-            b->scratch = o->scratch + (size_t)b->thread * o->scratch_floats;
-        }
+    for (size_t i = 0; a->block && i < o->group[0].count + o->group[1].count; i++) {
+        SmBlock *b = &o->group[0].blocks[i];
+        b->u = o->direction + b->element;
+        b->scratch = o->scratch + (size_t)b->thread * o->scratch_floats;
+    }
     return bytes;
 }
 
@@ -1107,7 +1037,7 @@ SmOptimizer *sm_create(const SmConfig *config, const SmTensor *tensors, size_t c
     if (!o) return NULL;
     o->comm = comm;
     o->rank = comm->rank;
-    place(o, &arena);
+    place(o, &arena); /* without a block the arena only measures */
     o->arena = arena.block = base_allocate(arena.used);
     if (!o->arena) {
         base_fail(error, size, 0, "no memory for %zu bytes of optimizer state", arena.used);
@@ -1130,15 +1060,15 @@ SmBytes sm_bytes(const SmConfig *resolved, const SmTensor *tensors, size_t count
                  int threads) {
     char error[256];
     SmBytes most = {0};
-    size_t table = table_bytes(0, workers, threads), mixing = 0;
     SmOptimizer *o = lay_out(resolved, tensors, count, workers, threads, error, sizeof error);
     if (!o) return most;
-    for (size_t t = 0; t < count; t++) table += tensors[t].blocks * sizeof(SmBlock);
-    if (o->mixing) mixing = dm_graph_doubles(workers) * sizeof *o->mixing;
+    size_t table =
+        base_allocated(table_bytes(o->group[0].count + o->group[1].count, workers, threads));
+    size_t mixing = o->mixing ? dm_graph_doubles(workers) * sizeof *o->mixing : 0;
     for (o->rank = 0; o->rank < workers; o->rank++) { /* owners of blocks differ */
         Arena arena = {0};
         SmBytes bytes = place(o, &arena);
-        bytes.state += base_allocated(table);
+        bytes.state += table;
         bytes.messages += mixing;
         bytes.total = bytes.state + bytes.messages + bytes.scratch;
         if (bytes.total > most.total) most = bytes;
@@ -1204,41 +1134,33 @@ int sm_state(const SmOptimizer *o, size_t i, SmState *state) {
 }
 
 int sm_server_model(SmOptimizer *o, float *out, const float *params, uint64_t steps) {
-    int kept = 0;
-    for (int k = 0; k < 2; k++)
-        kept |= o->group[k].method->combine == SM_FEEDBACK && !o->links[1].row->replaces;
-    if (!kept) return 0;
-    for (SmGroup *g = o->group; g < o->group + 2; g++)
-        for (size_t i = 0; i < g->count; i++) {
-            const SmBlock *b = &g->blocks[i];
-            const float *x = steps && b->state[MODEL] ? b->state[MODEL] : params + b->offset;
-            memmove(out + b->offset, x, b->size * sizeof *out);
-            if (b->floats[MODEL])
-                comm_broadcast(o->comm, out + b->offset, b->size * sizeof *out, b->owner,
-                               COMM_OTHER);
-        }
+    if (o->group[0].method->combine != SM_FEEDBACK || o->links[1].row->replaces) return 0;
+    for (size_t i = 0; i < o->group[0].count + o->group[1].count; i++) {
+        const SmBlock *b = &o->group[0].blocks[i];
+        const float *x = steps && b->state[MODEL] ? b->state[MODEL] : params + b->offset;
+        memmove(out + b->offset, x, b->size * sizeof *out);
+        if (b->floats[MODEL])
+            comm_broadcast(o->comm, out + b->offset, b->size * sizeof *out, b->owner, COMM_OTHER);
+    }
     return 1;
 }
 
-/* G <- mean G_j of a block, at its owner */
-static void regroup_aggregate(SmOptimizer *o, const SmBlock *b) {
-    float *g = b->state[AGGREGATE];
-    for (int j = 0; j < o->size; j++) {
-        if (j == o->rank) memcpy(b->u, b->state[LAST_SENT], b->size * sizeof *b->u);
-        comm_broadcast(o->comm, b->u, b->size * sizeof *b->u, j, COMM_OTHER);
-        for (size_t k = 0; g && k < b->size; k++) g[k] = (j ? g[k] : 0) + b->u[k] / (float)o->size;
-    }
-}
-
 void sm_regroup(SmOptimizer *o, const float *params) {
-    for (SmGroup *g = o->group; g < o->group + 2; g++)
-        for (size_t i = 0; i < g->count; i++) {
-            const SmBlock *b = &g->blocks[i];
-            size_t bytes = b->size * sizeof(float);
-            if (b->state[TRACKER]) memcpy(b->state[TRACKER], b->state[LAST_SENT], bytes);
-            if (b->state[MODEL]) memcpy(b->state[MODEL], params + b->offset, bytes);
-            if (b->floats[AGGREGATE]) regroup_aggregate(o, b);
+    size_t blocks = o->group[0].count + o->group[1].count;
+    for (size_t i = 0; i < blocks; i++) {
+        const SmBlock *b = &o->group[0].blocks[i];
+        size_t bytes = b->size * sizeof(float);
+        float *g = b->state[AGGREGATE];
+        if (b->state[TRACKER]) memcpy(b->state[TRACKER], b->state[LAST_SENT], bytes);
+        if (b->state[MODEL]) memcpy(b->state[MODEL], params + b->offset, bytes);
+        for (int j = 0; b->floats[AGGREGATE] && j < o->size;
+             j++) { /* G <- mean G_j, at its owner */
+            if (j == o->rank) memcpy(b->u, b->state[LAST_SENT], bytes);
+            comm_broadcast(o->comm, b->u, bytes, j, COMM_OTHER);
+            for (size_t k = 0; g && k < b->size; k++)
+                g[k] = (j ? g[k] : 0) + b->u[k] / (float)o->size;
         }
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -1273,7 +1195,6 @@ static double link_bits(const char *compressor, const SmTensor *t, int paper) {
 SmFacts sm_facts(const SmConfig *c, const SmTensor *tensor, int workers) {
     SmGroup g = group_of(c, tensor->role != SM_HIDDEN);
     const SmNorm *norm = norm_of(tensor, last_map(&g));
-    double others = (double)(workers - 1) / workers;
     SmFacts f = {.rule = g.method->name, .gain = gain_of(c, &g, tensor), .step_rms = NAN};
     if (g.downlink == SM_SIGN && !g.vote_map)
         f.step_rms = f.gain;
@@ -1283,17 +1204,18 @@ SmFacts sm_facts(const SmConfig *c, const SmTensor *tensor, int workers) {
         f.up = f.paper_up = gossip_bits(c, g.method, workers);
         return f;
     }
-    f.up = f.paper_up = f.down = 32;
+    double up = 32, down = 32, paper_up = 32;
     if (g.method->combine == SM_FEEDBACK) {
-        f.up = link_bits(c->up, tensor, 0);
-        f.paper_up = link_bits(c->up, tensor, 1);
-        f.down = link_bits(c->down, tensor, 0);
+        up = link_bits(c->up, tensor, 0);
+        paper_up = link_bits(c->up, tensor, 1);
+        down = link_bits(c->down, tensor, 0);
     } else if (g.method->combine == SM_VOTE) {
-        f.up = f.paper_up = same_name(c->zeros, "abstain") ? 2 : 1;
-        if (g.downlink == SM_SIGN) f.down = same_name(c->ties, "abstain") ? 2 : 1;
+        up = paper_up = same_name(c->zeros, "abstain") ? 2 : 1;
+        if (g.downlink == SM_SIGN) down = same_name(c->ties, "abstain") ? 2 : 1;
     }
-    f.up *= others;
-    f.paper_up *= others;
-    f.down *= others;
+    double others = (double)(workers - 1) / workers; /* a worker sends nothing to itself */
+    f.up = up * others;
+    f.down = down * others;
+    f.paper_up = paper_up * others;
     return f;
 }

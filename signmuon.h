@@ -70,12 +70,10 @@ int main(int argc, char **argv) {
      sm_newton_schulz sm_polar             table of polynomials; polar factor
      sm_norm, SmNorm.lmo, sm_lmo_scratch   table of norms; the LMO of a norm's unit ball
      sm_words sm_pack sm_present sm_unpack sign bits from floats and back
-     sm_vote                               majority of sign bits
-     sm_voters_bytes sm_voters_init sm_majority   the same between threads or processes
+     sm_vote sm_voters_... sm_majority     majority of sign bits; between threads or processes
      sm_gain sm_apply                      table of step gains; a step along the majority
      sm_step_dense sm_adamw                steps along floats
      sm_hash sm_key                        counter-based random bits
-     sm_sum_squares sm_finite sm_scale sm_transpose sm_reference_gemm   as they are named
      sm_..._row(i)                         the i-th row of a table, NULL past the end
 
    COMPILE-TIME KNOBS  (define before including, the same in every file)
@@ -89,8 +87,7 @@ int main(int argc, char **argv) {
                depends on threads or alignment
      sign      -1 or +1; sign(0) is a coin hashed from the caller's key, which holds the rank
      tie       a coin hashed from the caller's key, which holds no rank: all workers must agree
-     polar     fp32; the input is not modified; zero gives zero; scaling the input by a power of two
-               changes no bit (no epsilon is added to the norm)
+     polar     fp32; scaling the input by a power of two changes no bit (the norm has no epsilon)
      NaN, Inf  are not looked for: refuse them before they become bits (sm_finite)
 */
 #ifndef SIGNMUON_H
@@ -317,11 +314,13 @@ SIGNMUON_API const SmNewtonSchulz *sm_newton_schulz_row(size_t i) {
 // clang-format on
 
 /* The row of that name, or NULL. */
-SIGNMUON_API const SmNewtonSchulz *sm_newton_schulz(const char *name) {
-    size_t i = 0;
-    while (sm_newton_schulz_row(i) && strcmp(sm_newton_schulz_row(i)->name, name)) i++;
-    return sm_newton_schulz_row(i);
-}
+#define SM__FIND_ROW(Type, function)                                                               \
+    SIGNMUON_API const Type *function(const char *name) {                                          \
+        size_t i = 0;                                                                              \
+        while (function##_row(i) && strcmp(function##_row(i)->name, name)) i++;                    \
+        return function##_row(i);                                                                  \
+    }
+SM__FIND_ROW(SmNewtonSchulz, sm_newton_schulz)
 
 /* Floats of scratch that sm_polar and every LMO need for a rows x cols matrix. */
 SIGNMUON_API size_t sm_lmo_scratch(size_t rows, size_t cols) {
@@ -530,12 +529,7 @@ SIGNMUON_API const SmNorm *sm_norm_row(size_t i) {
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
 }
 
-/* The row of that name; NULL for "none" and for unknown names. */
-SIGNMUON_API const SmNorm *sm_norm(const char *name) {
-    size_t i = 0;
-    while (sm_norm_row(i) && strcmp(sm_norm_row(i)->name, name)) i++;
-    return sm_norm_row(i);
-}
+SM__FIND_ROW(SmNorm, sm_norm)
 
 /* ------------------------------------------------------------------------------------------------
  * step gains for an m x n matrix */
@@ -571,13 +565,7 @@ SIGNMUON_API const SmGain *sm_gain_row(size_t i) {
     // clang-format on
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
 }
-
-/* The row of that name, or NULL. */
-SIGNMUON_API const SmGain *sm_gain(const char *name) {
-    size_t i = 0;
-    while (sm_gain_row(i) && strcmp(sm_gain_row(i)->name, name)) i++;
-    return sm_gain_row(i);
-}
+SM__FIND_ROW(SmGain, sm_gain)
 
 /* ------------------------------------------------------------------------------------------------
  * sign bits: 64 weights to a word, bit 1 for + */
@@ -712,9 +700,8 @@ static inline void sm__add(SmWide *sum, SmWide *a, const SmWide *b) {
     *a = carry;
 }
 
-/* counter += bit ^ flip of every worker, in `wides` registers of `lanes` words from word w on.
- * Eight workers at a time: seven adders make three planes and one carry of their bits. The carry
- * ripples through the planes above. */
+/* counter += bit ^ flip of every worker, in `wides` registers of `lanes` words from word w on. Of
+ * eight workers at a time, seven adders make three planes and a carry that ripples above them. */
 __attribute__((always_inline)) static inline void
 sm__count(SmWide counter[][SM__WIDES], size_t planes, const uint64_t *const *bits, uint64_t flip,
           size_t workers, size_t w, size_t wides, size_t lanes) {

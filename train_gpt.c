@@ -38,13 +38,17 @@ die(int status, const char *format, ...) {
     exit(status);
 }
 
-__attribute__((noreturn)) static void die_of_memory(void) {
-    die(FAILED, "no memory: take a smaller model, batch or context, or fewer workers");
+/* End the program where a call has failed with a sentence. */
+static void must(int failed, const char *error) {
+    if (failed) die(FAILED, "%s", error);
 }
+
+static const char NO_MEMORY[] =
+    "no memory: take a smaller model, batch or context, or fewer workers";
 
 static void *allocate(size_t bytes) {
     void *p = base_allocate(bytes);
-    if (!p) die_of_memory();
+    must(!p, NO_MEMORY);
     return p;
 }
 
@@ -85,32 +89,29 @@ enum { WTE, WPE, LN1W, LN1B, QKVW, QKVB, ATTW, ATTB, LN2W, LN2B, FCW, FCB, OUTW,
 enum { TENSOR_KINDS = LNFB + 1, TILE = 64 };
 
 static const struct {
-    const char *name;        /* nanoGPT's, behind "transformer."; %d is the layer */
-    const char *rows, *cols; /* of one block; a vector has one row */
-    int blocks;              /* matrices, one below the other; 0 stands for 1 */
-    SmRole role;             /* SM_VECTOR unless it says otherwise */
+    const char *name;  /* nanoGPT's, behind "transformer."; %d is the layer */
+    const char *shape; /* rows and columns of one block by their letters; a vector has one row */
+    int blocks;        /* matrices, one below the other; 0 stands for 1 */
+    SmRole role;       /* SM_VECTOR unless it says otherwise */
     int bias, residual;
 } tensor_rows[TENSOR_KINDS] = {
     // clang-format off
-    [WTE]  = {.name = "wte.weight", .rows = "V", .cols = "C", .role = SM_OUTPUT},
-    [WPE]  = {.name = "wpe.weight", .rows = "T", .cols = "C", .role = SM_INPUT},
-    [LN1W] = {.name = "h.%d.ln_1.weight", .cols = "C"},
-    [LN1B] = {.name = "h.%d.ln_1.bias", .cols = "C", .bias = 1},
-    [QKVW] = {.name = "h.%d.attn.c_attn.weight", .rows = "C", .cols = "C", .blocks = 3,
-              .role = SM_HIDDEN},
-    [QKVB] = {.name = "h.%d.attn.c_attn.bias", .cols = "3C", .bias = 1},
-    [ATTW] = {.name = "h.%d.attn.c_proj.weight", .rows = "C", .cols = "C",
-              .role = SM_HIDDEN, .residual = 1},
-    [ATTB] = {.name = "h.%d.attn.c_proj.bias", .cols = "C", .bias = 1},
-    [LN2W] = {.name = "h.%d.ln_2.weight", .cols = "C"},
-    [LN2B] = {.name = "h.%d.ln_2.bias", .cols = "C", .bias = 1},
-    [FCW]  = {.name = "h.%d.mlp.c_fc.weight", .rows = "4C", .cols = "C", .role = SM_HIDDEN},
-    [FCB]  = {.name = "h.%d.mlp.c_fc.bias", .cols = "4C", .bias = 1},
-    [OUTW] = {.name = "h.%d.mlp.c_proj.weight", .rows = "C", .cols = "4C",
-              .role = SM_HIDDEN, .residual = 1},
-    [OUTB] = {.name = "h.%d.mlp.c_proj.bias", .cols = "C", .bias = 1},
-    [LNFW] = {.name = "ln_f.weight", .cols = "C"},
-    [LNFB] = {.name = "ln_f.bias", .cols = "C", .bias = 1},
+    [WTE]  = {.name = "wte.weight", .shape = "VC", .role = SM_OUTPUT},
+    [WPE]  = {.name = "wpe.weight", .shape = "TC", .role = SM_INPUT},
+    [LN1W] = {.name = "h.%d.ln_1.weight", .shape = "1C"},
+    [LN1B] = {.name = "h.%d.ln_1.bias", .shape = "1C", .bias = 1},
+    [QKVW] = {.name = "h.%d.attn.c_attn.weight", .shape = "CC", .blocks = 3, .role = SM_HIDDEN},
+    [QKVB] = {.name = "h.%d.attn.c_attn.bias", .shape = "1Q", .bias = 1},
+    [ATTW] = {.name = "h.%d.attn.c_proj.weight", .shape = "CC", .role = SM_HIDDEN, .residual = 1},
+    [ATTB] = {.name = "h.%d.attn.c_proj.bias", .shape = "1C", .bias = 1},
+    [LN2W] = {.name = "h.%d.ln_2.weight", .shape = "1C"},
+    [LN2B] = {.name = "h.%d.ln_2.bias", .shape = "1C", .bias = 1},
+    [FCW]  = {.name = "h.%d.mlp.c_fc.weight", .shape = "FC", .role = SM_HIDDEN},
+    [FCB]  = {.name = "h.%d.mlp.c_fc.bias", .shape = "1F", .bias = 1},
+    [OUTW] = {.name = "h.%d.mlp.c_proj.weight", .shape = "CF", .role = SM_HIDDEN, .residual = 1},
+    [OUTB] = {.name = "h.%d.mlp.c_proj.bias", .shape = "1C", .bias = 1},
+    [LNFW] = {.name = "ln_f.weight", .shape = "1C"},
+    [LNFB] = {.name = "ln_f.bias", .shape = "1C", .bias = 1},
     // clang-format on
 };
 
@@ -223,7 +224,7 @@ typedef struct Gpt {
     SmTensor *tensor;
     char (*names)[64];
     size_t tensors, parameters;
-    const SmTensor *first[TENSOR_KINDS]; /* in layer 0; NULL: the model has no such tensor */
+    const SmTensor *of_kind[TENSOR_KINDS]; /* in layer 0; NULL: there is none */
     float *params, *grads;
 
     Arena arena;                                          /* holds all below */
@@ -269,9 +270,9 @@ static int is_linear(int kind) { return tensor_rows[kind].role == SM_HIDDEN || k
 
 /* The tensor of that kind in layer l, and its parameters; NULL when the model has none. */
 static const SmTensor *tensor_of(const Gpt *g, int kind, int l) {
-    size_t per_layer = (size_t)(g->first[LNFW] - g->first[LN1W]) / (size_t)g->config.layers;
-    return g->first[kind] && in_layers(kind) ? g->first[kind] + (size_t)l * per_layer
-                                             : g->first[kind];
+    const SmTensor *t = g->of_kind[kind];
+    size_t per_layer = (size_t)(g->of_kind[LNFW] - g->of_kind[LN1W]) / (size_t)g->config.layers;
+    return t && in_layers(kind) ? t + (size_t)l * per_layer : t;
 }
 static float *param(const Gpt *g, int kind, int l) {
     const SmTensor *t = tensor_of(g, kind, l);
@@ -281,11 +282,11 @@ static float *param(const Gpt *g, int kind, int l) {
 /* ------------------------------------------------------------------------------------------------
  * memory */
 
-/* "4C" -> 4 C; NULL -> 1 */
-static size_t dimension(const GptConfig *c, const char *text) {
-    if (!text) return 1;
-    size_t times = text[1] ? (size_t)(*text++ - '0') : 1;
-    return times * (size_t)(*text == 'V' ? c->vocab : *text == 'T' ? c->context : c->width);
+/* The dimension that a letter of tensor_rows stands for; Q is 3 C, F is 4 C. */
+static size_t dimension(const Gpt *g, char letter) {
+    const size_t of[128] = {['1'] = 1,        ['C'] = g->C, ['Q'] = 3 * g->C,
+                            ['F'] = 4 * g->C, ['V'] = g->V, ['T'] = (size_t)g->config.context};
+    return of[letter & 127];
 }
 
 /* Append the tensors of kinds [from, to] in layer l. */
@@ -298,13 +299,13 @@ static void add_tensors(Gpt *g, int from, int to, int l) {
         snprintf(name + length, sizeof *g->names - (size_t)length, tensor_rows[k].name, l);
         *t = (SmTensor){.name = name,
                         .offset = g->parameters,
-                        .rows = dimension(&g->config, tensor_rows[k].rows),
-                        .cols = dimension(&g->config, tensor_rows[k].cols),
+                        .rows = dimension(g, tensor_rows[k].shape[0]),
+                        .cols = dimension(g, tensor_rows[k].shape[1]),
                         .blocks = tensor_rows[k].blocks ? (size_t)tensor_rows[k].blocks : 1,
                         .role = tensor_rows[k].role,
                         .decay = tensor_rows[k].role != SM_VECTOR};
         g->parameters += tensor_size(t);
-        if (l == 0) g->first[k] = t;
+        if (l == 0) g->of_kind[k] = t;
     }
 }
 
@@ -312,7 +313,7 @@ static void add_tensors(Gpt *g, int from, int to, int l) {
 static void gpt_init(Gpt *g) {
     int L = g->config.layers;
     for (int k = 0; k < TENSOR_KINDS; k++)
-        for (int l = 0; g->first[k] && l < (in_layers(k) ? L : 1); l++) {
+        for (int l = 0; g->of_kind[k] && l < (in_layers(k) ? L : 1); l++) {
             const SmTensor *t = tensor_of(g, k, l);
             double deviation = tensor_rows[k].residual ? 0.02 / sqrt(2.0 * L) : 0.02;
             uint64_t key = sm_key(g->config.seed, 0x696e6974u, (uint64_t)(t - g->tensor));
@@ -367,7 +368,7 @@ static void take_all(Gpt *g, Arena *a, size_t B, int train, int threads) {
     g->datt = stored(g, a, grad * C);
     g->dqkv = stored(g, a, grad * 3 * C);
     for (int k = 0; k < TENSOR_KINDS && train; k++) {
-        const SmTensor *t = g->first[k];
+        const SmTensor *t = g->of_kind[k];
         if (t && t->role == SM_VECTOR) g->partial[k] = floats(a, (n + TILE - 1) / TILE * t->cols);
         if (is_linear(k)) g->input[k] = packed(g, a, GEMM_B, t->cols, n);
         if (is_linear(k) && k != WTE) g->dout[k] = packed(g, a, GEMM_A, fan_out(t), n);
@@ -441,13 +442,11 @@ static size_t gpt_bytes(const GptConfig *c, size_t batch, int train, int threads
     return measure.used;
 }
 
+/* The table of tensors. */
 static const SmTensor *gpt_tensors(const Gpt *g, size_t *count) {
-    if (count) *count = g->tensors;
+    *count = g->tensors;
     return g->tensor;
 }
-static size_t gpt_size(const Gpt *g) { return g->parameters; }
-static float *gpt_params(Gpt *g) { return g->params; }
-static float *gpt_grads(Gpt *g) { return g->grads; }
 
 /* ------------------------------------------------------------------------------------------------
  * kernels; those that take a Thread work on its tile of tokens [at, at + rows) */
@@ -456,7 +455,7 @@ static size_t tile_rows(const Thread *t, size_t at) { return min_size(TILE, t->r
 
 /* Where that tile leaves its part of the gradient of a vector; NULL without such a vector. */
 static float *partial_of(const Gpt *g, int kind, size_t at) {
-    return g->first[kind] ? g->partial[kind] + at / TILE * g->first[kind]->cols : NULL;
+    return g->of_kind[kind] ? g->partial[kind] + at / TILE * g->of_kind[kind]->cols : NULL;
 }
 
 /* norm (rows, C) = (x - mean) / deviation * w + b, of rows [at, at + rows) of x (n, C); their mean
@@ -529,7 +528,7 @@ static void pack_weights(const Thread *t) {
             const GptLayer *a = &g->layer[l];
             if (!a->forward[kind]) continue;
             const float *w = param(g, kind, l);
-            size_t n = fan_out(g->first[kind]), k = g->first[kind]->cols;
+            size_t n = fan_out(g->of_kind[kind]), k = g->of_kind[kind]->cols;
             gemm_pack(g->gemm, a->forward[kind], gemm_f32(w, k, 1), n, k, t->ith, t->nth);
             if (g->training)
                 gemm_pack(g->gemm, a->backward[kind], gemm_f32(w, 1, k), k, n, t->ith, t->nth);
@@ -542,7 +541,7 @@ static void pack_weights(const Thread *t) {
 static void linear_forward(const Thread *t, float *out, const float *x, int kind, int l,
                            size_t at) {
     const Gpt *g = t->g;
-    size_t n = fan_out(g->first[kind]), k = g->first[kind]->cols, rows = tile_rows(t, at);
+    size_t n = fan_out(g->of_kind[kind]), k = g->of_kind[kind]->cols, rows = tile_rows(t, at);
     const float *b = tensor_rows[kind + 1].bias ? param(g, kind + 1, l) : NULL;
     product(t, out, gemm_f32(x, k, 1), gemm_packed(g->layer[l].forward[kind], k), rows, n, k, 0);
     for (size_t r = 0; b && r < rows; r++)
@@ -554,7 +553,7 @@ static void linear_forward(const Thread *t, float *out, const float *x, int kind
 static void linear_backward(const Thread *t, float *dx, const float *dout, int kind, int l,
                             size_t at) {
     const Gpt *g = t->g;
-    size_t n = fan_out(g->first[kind]), k = g->first[kind]->cols, rows = tile_rows(t, at);
+    size_t n = fan_out(g->of_kind[kind]), k = g->of_kind[kind]->cols, rows = tile_rows(t, at);
     float *restrict db = tensor_rows[kind + 1].bias ? partial_of(g, kind + 1, at) : NULL;
     for (size_t i = 0; db && i < n; i++) db[i] = 0;
     for (size_t r = 0; db && r < rows; r++)
@@ -568,7 +567,7 @@ static void linear_backward(const Thread *t, float *dx, const float *dout, int k
 /* Keep a linear map's input x (rows, k) for dW, packed while it is in cache. */
 static void keep_input(const Thread *t, const float *x, int kind, size_t at) {
     const Gpt *g = t->g;
-    size_t k = g->first[kind]->cols;
+    size_t k = g->of_kind[kind]->cols;
     gemm_pack_depth(g->gemm, GEMM_B, g->input[kind], g->B * g->T, gemm_f32(x, 1, k), k, at,
                     tile_rows(t, at));
 }
@@ -636,27 +635,28 @@ static uint64_t mask_key(const Gpt *g, int l, int place) {
 }
 
 /* x (n) = x mask / (1 - probability). The mask is a hash of the key and of an entry's number, which
- * counts from `first`: the backward pass calls it with the same ones. */
-static void dropout(const Gpt *g, float *x, size_t n, uint64_t key, size_t first) {
+ * counts from `number`: the backward pass calls it with the same ones. */
+static void dropout(const Gpt *g, float *x, size_t n, uint64_t key, size_t number) {
     if (!key) return;
     uint64_t threshold = (uint64_t)(g->config.dropout * 0x1p64);
     float scale = (float)(1 / (1 - g->config.dropout));
-    for (size_t i = 0; i < n; i++) x[i] = sm_hash(key, first + i) < threshold ? 0.0f : x[i] * scale;
+    for (size_t i = 0; i < n; i++)
+        x[i] = sm_hash(key, number + i) < threshold ? 0.0f : x[i] * scale;
 }
 
 /* out (n, C) = x + dropout(branch (rows, C)), in rows [at, at + rows) */
 static void residual_forward(const Thread *t, float *out, const float *x, int l, int place,
                              size_t at) {
-    size_t first = at * t->g->C, size = tile_rows(t, at) * t->g->C;
-    dropout(t->g, t->branch, size, mask_key(t->g, l, place), first);
-    for (size_t i = 0; i < size; i++) out[first + i] = x[first + i] + t->branch[i];
+    size_t start = at * t->g->C, size = tile_rows(t, at) * t->g->C;
+    dropout(t->g, t->branch, size, mask_key(t->g, l, place), start);
+    for (size_t i = 0; i < size; i++) out[start + i] = x[start + i] + t->branch[i];
 }
 
 /* branch (rows, C) = dropout(dres), its gradient; dres (n, C) itself is the gradient of x */
 static void residual_backward(const Thread *t, int l, int place, size_t at) {
-    size_t first = at * t->g->C, size = tile_rows(t, at) * t->g->C;
-    memcpy(t->branch, t->g->dres + first, size * sizeof(float));
-    dropout(t->g, t->branch, size, mask_key(t->g, l, place), first);
+    size_t start = at * t->g->C, size = tile_rows(t, at) * t->g->C;
+    memcpy(t->branch, t->g->dres + start, size * sizeof(float));
+    dropout(t->g, t->branch, size, mask_key(t->g, l, place), start);
 }
 
 /* Forward and backward in one, like llm.c's fused_classifier. Returns the cross-entropy in nats of
@@ -812,7 +812,7 @@ static void embedding_forward(const Thread *t, size_t at) {
 static void embedding_backward(const Thread *t) {
     const Gpt *g = t->g;
     size_t C = g->C, lo, hi;
-    float *dwte = g->grads + g->first[WTE]->offset, *dwpe = g->grads + g->first[WPE]->offset;
+    float *dwte = g->grads + g->of_kind[WTE]->offset, *dwpe = g->grads + g->of_kind[WPE]->offset;
     slice(C, t->ith, t->nth, &lo, &hi);
     for (size_t i = 0; i < (size_t)g->config.context; i++)
         for (size_t c = lo; c < hi; c++) dwpe[i * C + c] = 0;
@@ -1076,6 +1076,8 @@ static int32_t sample_token(const float *logits, float *sorted, size_t V, double
 /* ------------------------------------------------------------------------------------------------
  * a run, as all workers know it, and one worker */
 
+enum { EVALUATION_BATCH = 12 }; /* sequences of a pass of --eval */
+
 typedef struct Run {
     Options o;
     GptConfig model;
@@ -1088,7 +1090,6 @@ typedef struct Run {
     int *origin;       /* (workers) rank in the save whose state each worker loads; NULL: its own */
     uint64_t identity; /* of the run, in every part of its saves */
     int other_data;    /* resumed on another text: losses cannot be compared */
-    double per_byte, per_message; /* seconds, of --link */
 } Run;
 
 /* Payload of training steps. UP: bytes sent to owners of shards; DOWN: bytes that come from them. */
@@ -1097,28 +1098,30 @@ static const char *const traffic_name[TRAFFIC] = {"sent", "received", "messages"
 
 typedef struct Worker {
     Run *run;
-    uint64_t identity; /* of the run: worker 0's, in every part of its saves */
+    uint64_t identity; /* of the run: worker 0's */
     Comm *c;
     Gpt *g;
     SmOptimizer *optimizer;
-    size_t B, T;                 /* sequences of a step, tokens of a sequence */
-    int32_t *in, *target;        /* (B, T) */
-    float *losses;               /* (B, T) of an evaluation */
-    double *window_loss;         /* one sum per validation window */
-    double *tensor_square;       /* squared norm of each tensor's gradient */
-    size_t *cuts;                /* (workers + 1) byte offsets of the shards of a message */
-    void *gathered;              /* (workers) of whatever is gathered */
-    float *mean, *shards;        /* gossip: the mean model, and everybody's part of my shard */
-    float *server;               /* EF21 with a compressed downlink: the server's model */
-    ReportLog log;               /* worker 0's */
-    long step, first, evaluated; /* done; where this call began; last validated, -1 for none */
-    double train, val, best;     /* nats per token; NaN where there is none yet */
-    double server_val, gap;      /* EF21: loss of the server's model X; |X - W| / |X| */
-    double consensus;            /* gossip: root of the sum of squared distances to the mean */
-    double node_val[3];          /* gossip: least, mean, greatest loss of the nodes' own models */
-    double seconds, started, shown;
-    uint64_t before[TRAFFIC]; /* payload of this worker in earlier calls of the run */
-    uint64_t most[TRAFFIC];   /* of the worker that has most, as last gathered */
+    size_t B, T;             /* sequences of a step, tokens of a sequence */
+    int32_t *in, *target;    /* (B, T) */
+    float *losses;           /* (B, T) of an evaluation */
+    double *window_loss;     /* one sum per validation window */
+    double *tensor_square;   /* squared norm of each tensor's gradient */
+    size_t *cuts;            /* (workers + 1) byte offsets of the shards of a message */
+    void *gathered;          /* (workers) of whatever is gathered */
+    float *mean, *shards;    /* gossip: the mean model, and everybody's part of my shard */
+    float *server;           /* EF21 with a compressed downlink: the server's model */
+    ReportLog log;           /* worker 0's */
+    long step, initial_step; /* steps done; the same where this call began */
+    double evaluated;        /* step last validated, -1 for none */
+    double train, val, best; /* nats per token; NaN where there is none yet */
+    double server_val, gap;  /* EF21: loss of the server's model X; |X - W| / |X| */
+    double consensus;        /* gossip: root of the sum of squared distances to the mean */
+    double node_val[3];      /* gossip: least, mean, greatest loss of the nodes' own models */
+    double seconds, started; /* of earlier calls of the run; clock at the begin of this one */
+    double shown;            /* clock at the last progress line */
+    double earlier[TRAFFIC]; /* payload of this worker in earlier calls of the run */
+    double most[TRAFFIC];    /* of the worker that has most, as last gathered */
     double agreement;
 } Worker;
 
@@ -1138,10 +1141,26 @@ static int first_nonzero(Worker *w, int32_t mine) {
 }
 
 static int gossips(const Worker *w) { return !sm_has_server(sm_method(w->run->o.rule.method)); }
-
 static double elapsed(const Worker *w) { return w->seconds + base_now() - w->started; }
-
 static int is_due(long step, long every) { return every > 0 && step % every == 0; }
+
+/* Divide n values of `bytes` bytes among the workers by w->cuts; this worker's are [*lo, *hi). */
+static void divide(Worker *w, size_t n, size_t bytes, size_t *lo, size_t *hi) {
+    slice(n, w->c->rank, w->c->size, lo, hi);
+    for (int j = 0; j <= w->c->size; j++) w->cuts[j] = n * (size_t)j / (size_t)w->c->size * bytes;
+}
+
+/* |x - y|^2 and |x|^2 over all parameters */
+static double square_distance(const Worker *w, const float *x, const float *y, double *length) {
+    double apart = 0, square = 0;
+    for (size_t i = 0; i < w->g->parameters; i++) {
+        double d = (double)x[i] - (double)y[i];
+        apart += d * d;
+        square += (double)x[i] * (double)x[i];
+    }
+    *length = square;
+    return apart;
+}
 
 /* ------------------------------------------------------------------------------------------------
  * evaluation: the whole validation split in consecutive windows, shared by the workers and summed in
@@ -1151,25 +1170,22 @@ static int is_due(long step, long every) { return every > 0 && step % every == 0
  * alone   this worker evaluates all windows by itself */
 static double evaluate(Worker *w, const float *params, int alone) {
     const DataSet *data = &w->run->data;
-    size_t windows = (size_t)data_val_windows(data, w->T), size = (size_t)w->c->size;
-    size_t first = alone ? 0 : windows * (size_t)w->c->rank / size,
-           last = alone ? windows : windows * ((size_t)w->c->rank + 1) / size;
-    for (size_t at = first; at < last; at += w->B) {
-        size_t B = last - at < w->B ? last - at : w->B;
+    size_t windows = (size_t)data_val_windows(data, w->T), T = w->T, lo, hi;
+    divide(w, windows, sizeof(double), &lo, &hi);
+    if (alone) lo = 0, hi = windows;
+    for (size_t at = lo; at < hi; at += w->B) {
+        size_t B = min_size(w->B, hi - at);
         int stopped = comm_stop_requested(w->c);
         for (size_t b = 0; b < B; b++) {
-            int64_t failed =
-                data_val_window(data, w->T, at + b, w->in + b * w->T, w->target + b * w->T);
+            int64_t failed = data_val_window(data, T, at + b, w->in + b * T, w->target + b * T);
             if (failed < 0) die(FAILED, "%s: %s", w->run->o.data, data_strerror((int)failed));
         }
-        if (!stopped) gpt_losses(w->g, params, w->in, w->target, B, w->T, at > first, w->losses);
+        if (!stopped) gpt_losses(w->g, params, w->in, w->target, B, T, at > lo, w->losses);
         for (size_t b = 0; b < B; b++) {
             w->window_loss[at + b] = stopped ? NAN : 0;
-            for (size_t t = 0; t < w->T; t++)
-                w->window_loss[at + b] += (double)w->losses[b * w->T + t];
+            for (size_t t = 0; t < T; t++) w->window_loss[at + b] += (double)w->losses[b * T + t];
         }
     }
-    for (size_t j = 0; j <= size; j++) w->cuts[j] = windows * j / size * sizeof(double);
     if (!alone) comm_allgather(w->c, w->window_loss, w->cuts, COMM_OTHER);
     double sum = 0;
     for (size_t i = 0; i < windows; i++) sum += w->window_loss[i];
@@ -1178,61 +1194,18 @@ static double evaluate(Worker *w, const float *params, int alone) {
 
 /* The model that a run is judged by: W, or the mean over the nodes of a graph. */
 static const float *deployed_model(Worker *w) {
-    size_t P = gpt_size(w->g), size = (size_t)w->c->size;
-    if (!gossips(w)) return gpt_params(w->g);
-    for (size_t j = 0; j <= size; j++) w->cuts[j] = P * j / size * sizeof(float);
-    size_t first = w->cuts[w->c->rank] / sizeof(float),
-           mine = w->cuts[w->c->rank + 1] / sizeof(float) - first;
-    comm_alltoall(w->c, gpt_params(w->g), w->cuts, w->shards, COMM_OTHER);
-    for (size_t i = 0; i < mine; i++) {
+    size_t lo, hi;
+    if (!gossips(w)) return w->g->params;
+    divide(w, w->g->parameters, sizeof(float), &lo, &hi);
+    comm_alltoall(w->c, w->g->params, w->cuts, w->shards, COMM_OTHER);
+    for (size_t i = lo; i < hi; i++) {
         double sum = 0;
-        for (size_t j = 0; j < size; j++) sum += (double)w->shards[j * mine + i];
-        w->mean[first + i] = (float)(sum / (double)size);
+        for (size_t j = 0; j < (size_t)w->c->size; j++)
+            sum += (double)w->shards[j * (hi - lo) + i - lo];
+        w->mean[i] = (float)(sum / w->c->size);
     }
     comm_allgather(w->c, w->mean, w->cuts, COMM_OTHER);
     return w->mean;
-}
-
-/* |x - y|^2 and |x|^2 over all parameters */
-static double square_distance(const Worker *w, const float *x, const float *y, double *length) {
-    double apart = 0, square = 0;
-    for (size_t i = 0; i < gpt_size(w->g); i++) {
-        double d = (double)x[i] - (double)y[i];
-        apart += d * d;
-        square += (double)x[i] * (double)x[i];
-    }
-    *length = square;
-    return apart;
-}
-
-/* Evaluate also EF21's server model and, at the last step, each gossip node's own model. Returns 0 when
- * a signal cut it short. */
-static int evaluate_others(Worker *w) {
-    const Options *o = &w->run->o;
-    double length, apart;
-    if (w->server &&
-        sm_server_model(w->optimizer, w->server, gpt_params(w->g), (uint64_t)w->step)) {
-        apart = square_distance(w, w->server, gpt_params(w->g), &length);
-        w->gap = sqrt(apart / length);
-        w->server_val = evaluate(w, w->server, 0);
-        if (isnan(w->server_val) && first_nonzero(w, comm_stop_requested(w->c))) return 0;
-        if (w->c->rank == 0 && !(fabs(w->server_val - w->val) <= 0.05))
-            report_note(stderr,
-                        "warning: the server's model has loss %.4f and the workers' %.4f at step "
-                        "%ld: --down %s lets them part",
-                        w->server_val, w->val, w->step, o->rule.down);
-    }
-    if (!gossips(w) || w->step < o->steps) return 1;
-    double own = evaluate(w, gpt_params(w->g), 1);
-    const double *all = gather(w, &own, sizeof own, COMM_OTHER);
-    w->node_val[0] = w->node_val[2] = all[0];
-    w->node_val[1] = 0;
-    for (int j = 0; j < w->c->size; j++) {
-        w->node_val[0] = fmin(w->node_val[0], all[j]);
-        w->node_val[1] += all[j] / w->c->size;
-        w->node_val[2] = fmax(w->node_val[2], all[j]);
-    }
-    return !isnan(w->node_val[1]);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -1255,10 +1228,10 @@ static int write_sample(Gpt *g, const Run *run, const Comm *c) {
         die(USAGE, "--prompt has at byte %lld a character that the model has never seen",
             (long long)-length);
     if (length == 0) length = 1, prompt[0] = 0;
-    size_t start = (size_t)length > T ? (size_t)length - T : 0, known = (size_t)length - start;
+    size_t known = min_size((size_t)length, T);
     for (size_t i = 0; i < (size_t)length; i++)
         report_text_put(&out, stdout, text, data_decode(vocab, prompt[i], text), 0);
-    for (size_t i = 0; i < known; i++) window[i] = prompt[start + i];
+    for (size_t i = 0; i < known; i++) window[i] = prompt[(size_t)length - known + i];
     for (long made = 0; made < o->sample && !comm_stop_requested(c); made++) {
         if (known > T) {
             memmove(window, window + known - (T + 1) / 2, (T + 1) / 2 * sizeof *window);
@@ -1283,7 +1256,7 @@ static int write_sample(Gpt *g, const Run *run, const Comm *c) {
  * saves: model.safetensors with nanoGPT's names, and worker-R.safetensors with what worker R alone
  * holds: momenta, error feedback, a node's own model, counters */
 
-/* Text pairs of a save; texts live as long as the list. */
+/* Text pairs of a part; texts live as long as the list. */
 typedef struct Pairs {
     StPair pair[FLAGS + 16];
     char text[FLAGS + 16][64];
@@ -1299,7 +1272,7 @@ static void add_number(Pairs *p, const char *key, double value) {
     add_text(p, key, p->text[p->n]);
 }
 
-/* The number that a file's metadata hold under a key; ends the program when there is none. */
+/* The number that a file's metadata hold under a key. */
 static double stored_number(const StFile *f, const char *key) {
     const char *text = st_meta(f, key);
     char *end = NULL;
@@ -1310,16 +1283,14 @@ static double stored_number(const StFile *f, const char *key) {
     return value;
 }
 
-/* The same for a count, or -1. */
-static int64_t stored_count(const StFile *f, const char *key) {
-    double value = stored_number(f, key);
-    if (!(value >= -1 && value <= 0x1p62))
-        die(FAILED, "%s: its metadata hold %g for '%s', which is no count", f->path, value, key);
-    return (int64_t)value;
+static void read_array(const StFile *f, const char *name, float *to, size_t count) {
+    char error[BASE_PATH + 512];
+    must(st_read_f32(f, name, to, count, error, sizeof error), error);
 }
 
+/* A tensor as a file holds it: vectors have one dimension. */
 static StTensor as_stored(const SmTensor *t, const char *name, const float *params) {
-    size_t rows = t->blocks * t->rows;
+    size_t rows = fan_out(t);
     StTensor s = {.name = name, .dtype = "F32", .rank = rows == 1 ? 1 : 2};
     s.shape[0] = rows == 1 ? t->cols : rows;
     s.shape[1] = rows == 1 ? 0 : t->cols;
@@ -1327,83 +1298,88 @@ static StTensor as_stored(const SmTensor *t, const char *name, const float *para
     return s;
 }
 
-/* This worker's payload since the run began. */
-static void count_traffic(const Worker *w, uint64_t *out) {
-    const Comm *c = w->c;
-    memcpy(out, w->before, sizeof w->before);
-    for (int k = COMM_MATRICES; k <= COMM_CONTROL; k++) {
-        out[SENT] += c->sent[k];
-        out[RECEIVED] += c->received[k];
-        out[MESSAGES] += c->messages[k];
-        out[UP] += k == COMM_CONTROL ? 0 : c->up[k];
-        out[DOWN] += k == COMM_CONTROL ? 0 : c->down[k];
-    }
-}
+/* An array of a worker's part. */
+typedef struct Kept {
+    char name[112];
+    SmState state;
+    int is_node; /* a tensor of a gossip node's own model; else state of the optimizer */
+} Kept;
 
-/* The name of an array of the optimizer's state in a file. */
-static void state_name(const Worker *w, const SmState *s, char *name, size_t size) {
-    const SmTensor *t = gpt_tensors(w->g, NULL);
-    int n = snprintf(name, size, "%s.%s", s->kind, t[s->tensor].name);
-    if (s->block >= 0) snprintf(name + n, size - (size_t)n, ".%d", s->block);
-}
-
-/* Worker 0's part of a save: parameters, every flag, the vocabulary. */
-static int write_model(const Worker *w, const float *params, const char *name,
-                       const CheckpointStamp *stamp, char *error, size_t size) {
-    const Run *run = w->run;
-    size_t count;
-    const SmTensor *tensor = gpt_tensors(w->g, &count);
-    StTensor *t = allocate((count + 1) * sizeof *t);
-    Pairs *p = allocate(sizeof *p);
-    for (size_t i = 0; i < count; i++) t[i] = as_stored(&tensor[i], tensor[i].name, params);
-    t[count] = as_stored(&tensor[0], "lm_head.weight", params); /* tied to the embedding */
-    for (size_t i = 0; i < FLAGS; i++)
-        if ((flags[i].keep & KEEPING) != PER_CALL)
-            add_text(p, flags[i].name, flags_text(&flags[i], &run->o, p->text[p->n], 64));
-    add_text(p, "format", "train_gpt " VERSION);
-    add_text(p, "vocabulary", run->vocab_text);
-    snprintf(p->text[p->n], 64, "%016" PRIx64, data_fingerprint(&run->data));
-    add_text(p, "data_fingerprint", p->text[p->n]);
-    add_number(p, "val_loss", w->val);
-    add_number(p, "best_val_loss", w->best);
-    add_number(p, "evaluated", (double)w->evaluated);
-    int failed = checkpoint_write(run->o.out, name, "model", stamp, t, count + 1, p->pair, p->n,
-                                  error, size);
-    free(t), free(p);
-    return failed;
-}
-
-/* This worker's part: what it alone holds; worker 0 adds what all share. */
-static int write_state(const Worker *w, const char *name, const CheckpointStamp *stamp, char *error,
-                       size_t size) {
-    typedef char Name[112];
-    size_t n = 0, count;
-    const SmTensor *tensor = gpt_tensors(w->g, &count);
-    char part[32];
-    uint64_t traffic[TRAFFIC];
+/* All of them, for writing and for reading; the caller frees the list. */
+static Kept *list_state(const Worker *w, size_t *count) {
+    size_t states = 0, tensors;
+    const SmTensor *tensor = gpt_tensors(w->g, &tensors);
     SmState s;
-    while (sm_state(w->optimizer, n, &s)) n++;
-    StTensor *t = allocate((n + count) * sizeof *t);
-    Name *names = allocate((n + count) * sizeof *names);
+    while (sm_state(w->optimizer, states, &s)) states++;
+    *count = states + (gossips(w) ? tensors : 0);
+    Kept *list = allocate((*count + 1) * sizeof *list);
+    for (size_t i = 0; i < *count; i++) {
+        if (!sm_state(w->optimizer, i, &s)) {
+            const SmTensor *t = &tensor[i - states];
+            s = (SmState){.kind = "node", .tensor = i - states, .block = -1};
+            s.rows = fan_out(t), s.cols = t->cols, s.data = w->g->params + t->offset;
+        }
+        list[i].state = s;
+        list[i].is_node = i >= states;
+        int n = snprintf(list[i].name, 112, "%s.%s", s.kind, tensor[s.tensor].name);
+        if (s.block >= 0) snprintf(list[i].name + n, 112 - (size_t)n, ".%d", s.block);
+    }
+    return list;
+}
+
+/* This worker's payload since the run began. */
+static void count_traffic(const Worker *w, double *out) {
+    const Comm *c = w->c;
+    memcpy(out, w->earlier, sizeof w->earlier);
+    for (int k = COMM_MATRICES; k <= COMM_CONTROL; k++) {
+        out[SENT] += (double)c->sent[k];
+        out[RECEIVED] += (double)c->received[k];
+        out[MESSAGES] += (double)c->messages[k];
+        out[UP] += k == COMM_CONTROL ? 0 : (double)c->up[k];
+        out[DOWN] += k == COMM_CONTROL ? 0 : (double)c->down[k];
+    }
+}
+
+/* Write a part of a save. With params: "model", which also holds every flag and the vocabulary. With
+ * NULL: what this worker alone holds; worker 0 adds what all share. */
+static int write_part(const Worker *w, const float *params, const char *name,
+                      const CheckpointStamp *stamp, char *error, size_t size) {
+    const Run *run = w->run;
+    size_t n = 0, count, arrays;
+    const SmTensor *tensor = gpt_tensors(w->g, &count);
+    char part[32] = "model";
+    double traffic[TRAFFIC];
+    Kept *list = list_state(w, &arrays);
+    StTensor *t = allocate((count + arrays + 1) * sizeof *t);
     Pairs *p = allocate(sizeof *p);
-    n = 0;
-    for (size_t i = 0; sm_state(w->optimizer, i, &s); i++) {
-        if (s.replicated && w->c->rank) continue;
-        state_name(w, &s, names[n], sizeof *names);
-        t[n] = (StTensor){names[n], "F32", {s.rows, s.cols}, 2, s.data};
-        n++;
+    if (params) {
+        for (; n < count; n++) t[n] = as_stored(&tensor[n], tensor[n].name, params);
+        t[n++] = as_stored(&tensor[0], "lm_head.weight", params); /* tied to the embedding */
+        for (size_t i = 0; i < FLAGS; i++)
+            if ((flags[i].keep & KEEPING) != PER_CALL)
+                add_text(p, flags[i].name, flags_text(&flags[i], &run->o, p->text[p->n], 64));
+        add_text(p, "format", "train_gpt " VERSION);
+        add_text(p, "vocabulary", run->vocab_text);
+        snprintf(p->text[p->n], 64, "%016" PRIx64, data_fingerprint(&run->data));
+        add_text(p, "data_fingerprint", p->text[p->n]);
+        add_number(p, "val_loss", w->val);
+        add_number(p, "best_val_loss", w->best);
+        add_number(p, "evaluated", w->evaluated);
+    } else {
+        snprintf(part, sizeof part, "worker-%d", w->c->rank);
+        for (size_t i = 0; i < arrays; i++) {
+            const SmState *s = &list[i].state;
+            if (s->replicated && w->c->rank) continue;
+            t[n++] = list[i].is_node
+                         ? as_stored(&tensor[s->tensor], list[i].name, w->g->params)
+                         : (StTensor){list[i].name, "F32", {s->rows, s->cols}, 2, s->data};
+        }
+        add_number(p, "seconds", elapsed(w));
+        count_traffic(w, traffic);
+        for (int i = 0; i < TRAFFIC; i++) add_number(p, traffic_name[i], traffic[i]);
     }
-    for (size_t i = 0; gossips(w) && i < count; i++, n++) {
-        snprintf(names[n], sizeof *names, "node.%s", tensor[i].name);
-        t[n] = as_stored(&tensor[i], names[n], gpt_params(w->g));
-    }
-    add_number(p, "seconds", elapsed(w));
-    count_traffic(w, traffic);
-    for (int i = 0; i < TRAFFIC; i++) add_number(p, traffic_name[i], (double)traffic[i]);
-    snprintf(part, sizeof part, "worker-%d", w->c->rank);
-    int failed =
-        checkpoint_write(w->run->o.out, name, part, stamp, t, n, p->pair, p->n, error, size);
-    free(t), free(names), free(p);
+    int failed = checkpoint_write(run->o.out, name, part, stamp, t, n, p->pair, p->n, error, size);
+    free(list), free(t), free(p);
     return failed;
 }
 
@@ -1417,8 +1393,8 @@ static void save(Worker *w, const char *name, int with_state) {
     const float *model = deployed_model(w);
     int failed = w->c->rank == 0 && checkpoint_begin(out, name, error, sizeof error);
     if (!first_nonzero(w, failed)) {
-        if (w->c->rank == 0) failed = write_model(w, model, name, &stamp, error, sizeof error);
-        if (!failed && with_state) failed = write_state(w, name, &stamp, error, sizeof error);
+        if (w->c->rank == 0) failed = write_part(w, model, name, &stamp, error, sizeof error);
+        if (!failed && with_state) failed = write_part(w, NULL, name, &stamp, error, sizeof error);
         if (!first_nonzero(w, failed) && w->c->rank == 0)
             failed = checkpoint_commit(out, name, with_state, error, sizeof error);
     }
@@ -1427,132 +1403,92 @@ static void save(Worker *w, const char *name, int with_state) {
     comm_wait_for_end();
 }
 
-/* Fill the model from the checkpoint. */
-static void load_model(Gpt *g, const StFile *f) {
-    char error[BASE_PATH + 512];
-    size_t count;
-    const SmTensor *t = gpt_tensors(g, &count);
-    for (size_t i = 0; i < count; i++) {
-        float *to = gpt_params(g) + t[i].offset;
-        if (st_read_f32(f, t[i].name, to, tensor_size(&t[i]), error, sizeof error))
-            die(FAILED, "%s", error);
-        if (!sm_finite(to, tensor_size(&t[i])))
-            die(FAILED, "%s: '%s' holds NaN or infinity", f->path, t[i].name);
-    }
-}
-
-/* Add weight * the state that worker `from` saved to this worker's. With weight 1, a node's own model
- * comes too. */
-static void add_state(Worker *w, int from, float weight) {
-    char error[BASE_PATH + 512], name[112];
-    StFile f;
-    SmState s;
-    size_t count;
-    const SmTensor *t = gpt_tensors(w->g, &count);
-    snprintf(name, sizeof name, "worker-%d", from);
-    if (checkpoint_open_part(&w->run->checkpoint, name, &f, error, sizeof error))
-        die(FAILED, "%s", error);
-    float *saved = allocate(gpt_size(w->g) * sizeof *saved);
-    int moved = w->run->saved_workers != w->c->size || w->run->origin; /* blocks change owners */
-    for (size_t i = 0; sm_state(w->optimizer, i, &s); i++) {
-        if (s.replicated || (s.block >= 0 && moved)) continue;
-        state_name(w, &s, name, sizeof name);
-        if (st_read_f32(&f, name, saved, s.rows * s.cols, error, sizeof error))
-            die(FAILED, "%s", error);
-        for (size_t k = 0; k < s.rows * s.cols; k++) s.data[k] += weight * saved[k];
-    }
-    for (size_t i = 0; gossips(w) && weight == 1 && i < count; i++) {
-        snprintf(name, sizeof name, "node.%s", t[i].name);
-        float *to = gpt_params(w->g) + t[i].offset;
-        if (st_read_f32(&f, name, to, tensor_size(&t[i]), error, sizeof error))
-            die(FAILED, "%s", error);
-    }
-    free(saved);
-    st_close(&f);
-}
-
 /* This worker's training state. Another number of workers than saved it goes on by --resume-workers:
  * each with its own momenta (new ones with the mean), all with the mean, or with zero. */
 static void load_state(Worker *w) {
     Run *run = w->run;
-    char error[BASE_PATH + 512], name[112];
+    const StFile *model = &run->checkpoint.model;
     const char *policy = run->o.resume_workers;
-    int resized = run->saved_workers != w->c->size || run->origin;
-    int from = run->origin ? run->origin[w->c->rank] : w->c->rank;
-    StFile shared;
-    SmState s;
-    if (checkpoint_open_part(&run->checkpoint, "worker-0", &shared, error, sizeof error))
-        die(FAILED, "%s", error);
-    for (size_t i = 0; sm_state(w->optimizer, i, &s); i++) {
-        state_name(w, &s, name, sizeof name);
-        if (s.replicated &&
-            st_read_f32(&shared, name, s.data, s.rows * s.cols, error, sizeof error))
-            die(FAILED, "%s", error);
+    char error[BASE_PATH + 512], name[32];
+    int saved = run->saved_workers, resized = saved != w->c->size || run->origin;
+    int rank = run->origin ? run->origin[w->c->rank] : w->c->rank; /* in the save */
+    int own = !resized || (strcmp(policy, "keep") == 0 && rank < saved);
+    size_t count;
+    Kept *list = list_state(w, &count);
+    float weight = own ? 1 : strcmp(policy, "zero") == 0 ? 0 : 1 / (float)saved;
+    float *scratch = allocate(w->g->parameters * sizeof *scratch);
+    for (int r = 0; r < saved; r++) {
+        StFile part;
+        int is_source = own ? r == rank : weight > 0;
+        if (r > 0 && r != rank && !is_source) continue;
+        snprintf(name, sizeof name, "worker-%d", r);
+        must(checkpoint_open_part(&run->checkpoint, name, &part, error, sizeof error), error);
+        for (size_t i = 0; i < count; i++) {
+            const SmState *s = &list[i].state;
+            size_t n = s->rows * s->cols;
+            int moved = s->block >= 0 && resized; /* blocks change owners */
+            if (s->replicated ? r == 0 : list[i].is_node && is_source && weight == 1) {
+                read_array(&part, list[i].name, s->data, n);
+            } else if (is_source && !moved && !s->replicated && !list[i].is_node) {
+                read_array(&part, list[i].name, scratch, n);
+                for (size_t k = 0; k < n; k++) s->data[k] += weight * scratch[k];
+            }
+        }
+        if (r == 0) w->seconds = stored_number(&part, "seconds");
+        for (int i = 0; i < TRAFFIC && r == rank; i++)
+            w->earlier[i] = stored_number(&part, traffic_name[i]);
+        st_close(&part);
     }
-    if (!resized || (strcmp(policy, "keep") == 0 && from < run->saved_workers))
-        add_state(w, from, 1);
-    else
-        for (int r = 0; r < run->saved_workers && strcmp(policy, "zero") != 0; r++)
-            add_state(w, r, 1 / (float)run->saved_workers);
-    if (resized) sm_regroup(w->optimizer, gpt_params(w->g));
+    free(list), free(scratch);
+    if (resized) sm_regroup(w->optimizer, w->g->params);
     w->step = (long)run->checkpoint.stamp.step;
-    w->evaluated = run->other_data ? -1 : stored_count(&run->checkpoint.model, "evaluated");
-    w->val = run->other_data ? NAN : stored_number(&run->checkpoint.model, "val_loss");
-    w->best = run->other_data ? NAN : stored_number(&run->checkpoint.model, "best_val_loss");
-    w->seconds = stored_number(&shared, "seconds");
-    st_close(&shared);
-    if (from >= run->saved_workers) return;
-    snprintf(name, sizeof name, "worker-%d", from);
-    if (checkpoint_open_part(&run->checkpoint, name, &shared, error, sizeof error))
-        die(FAILED, "%s", error);
-    for (int i = 0; i < TRAFFIC; i++)
-        w->before[i] = (uint64_t)stored_count(&shared, traffic_name[i]);
-    st_close(&shared);
+    if (run->other_data) return; /* its losses cannot be compared */
+    w->evaluated = stored_number(model, "evaluated");
+    w->val = stored_number(model, "val_loss");
+    w->best = stored_number(model, "best_val_loss");
 }
 
 /* ------------------------------------------------------------------------------------------------
  * what a run tells */
 
-static const ReportColumn columns[] = {
-    {"step", "%.0f"},           {"tokens", "%.0f"},         {"seconds", "%.3f"},
-    {"train_loss", "%.6f"},     {"val_loss", "%.6f"},       {"lr", "%.6g"},
-    {"aux_lr", "%.6g"},         {"grad_norm", "%.6g"},      {"bytes_sent", "%.0f"},
-    {"bytes_received", "%.0f"}, {"agreement", "%.5f"},      {"wire_seconds", "%.4f"},
-    {"uplink_bytes", "%.0f"},   {"downlink_bytes", "%.0f"}, {"server_val_loss", "%.6f"},
-    {"model_gap", "%.6g"},      {"consensus", "%.6g"},      {"node_val_min", "%.6f"},
-    {"node_val_mean", "%.6f"},  {"node_val_max", "%.6f"},   {"workers", "%.0f"},
-};
-enum { COLUMNS = sizeof columns / sizeof columns[0] };
+/* The columns of log.csv: name, format, value in log_row. */
+#define COLUMNS(COLUMN)                                                                            \
+    COLUMN("step", "%.0f", (double)w->step)                                                        \
+    COLUMN("tokens", "%.0f", (double)(w->step * o->batch * o->context))                            \
+    COLUMN("seconds", "%.3f", elapsed(w))                                                          \
+    COLUMN("train_loss", "%.6f", train)                                                            \
+    COLUMN("val_loss", "%.6f", val)                                                                \
+    COLUMN("lr", "%.6g", o->rule.lr *rate)                                                         \
+    COLUMN("aux_lr", "%.6g", o->rule.aux_lr *rate)                                                 \
+    COLUMN("grad_norm", "%.6g", norm)                                                              \
+    COLUMN("bytes_sent", "%.0f", w->most[SENT])                                                    \
+    COLUMN("bytes_received", "%.0f", w->most[RECEIVED])                                            \
+    COLUMN("agreement", "%.5f", w->agreement)                                                      \
+    COLUMN("wire_seconds", "%.4f", wire)                                                           \
+    COLUMN("uplink_bytes", "%.0f", w->most[UP])                                                    \
+    COLUMN("downlink_bytes", "%.0f", w->most[DOWN])                                                \
+    COLUMN("server_val_loss", "%.6f", w->server_val + if_validated)                                \
+    COLUMN("model_gap", "%.6g", w->gap + if_validated)                                             \
+    COLUMN("consensus", "%.6g", w->consensus)                                                      \
+    COLUMN("node_val_min", "%.6f", w->node_val[0] + if_validated)                                  \
+    COLUMN("node_val_mean", "%.6f", w->node_val[1] + if_validated)                                 \
+    COLUMN("node_val_max", "%.6f", w->node_val[2] + if_validated)                                  \
+    COLUMN("workers", "%.0f", (double)w->c->size)
+#define COLUMN_HEAD(title, number, value) {.name = title, .format = number},
+#define COLUMN_VALUE(title, number, value) value,
+
+static const ReportColumn columns[] = {COLUMNS(COLUMN_HEAD)};
 
 /* A row of log.csv; NaN is a value that was not measured at this step. */
 static void log_row(Worker *w, double train, double val, double norm) {
     const Options *o = &w->run->o;
     char error[BASE_PATH + 256];
     double rate = w->step > 0 ? schedule(o, w->step - 1) : NAN, if_validated = isnan(val) ? NAN : 0;
-    double wire =
-        (double)w->most[SENT] * w->run->per_byte + (double)w->most[MESSAGES] * w->run->per_message;
-    double values[COLUMNS] = {(double)w->step,
-                              (double)(w->step * o->batch * o->context),
-                              elapsed(w),
-                              train,
-                              val,
-                              o->rule.lr * rate,
-                              o->rule.aux_lr * rate,
-                              norm,
-                              (double)w->most[SENT],
-                              (double)w->most[RECEIVED],
-                              w->agreement,
-                              *o->link ? wire : NAN,
-                              (double)w->most[UP],
-                              (double)w->most[DOWN],
-                              w->server_val + if_validated,
-                              w->gap + if_validated,
-                              w->consensus,
-                              w->node_val[0] + if_validated,
-                              w->node_val[1] + if_validated,
-                              w->node_val[2] + if_validated,
-                              (double)w->c->size};
-    if (report_row(&w->log, values, error, sizeof error)) die(FAILED, "%s", error);
+    double per_byte, per_message, wire = NAN;
+    if (*o->link && options_link(o->link, &per_byte, &per_message))
+        wire = w->most[SENT] * per_byte + w->most[MESSAGES] * per_message;
+    double values[] = {COLUMNS(COLUMN_VALUE)};
+    must(report_row(&w->log, values, error, sizeof error), error);
 }
 
 /* The progress line; on a narrow terminal it loses its least important fields. */
@@ -1563,8 +1499,8 @@ static void show_progress(Worker *w, int ends) {
     char time[32];
     w->shown = base_now();
     if (o->quiet || w->c->rank) return;
-    double spent = w->shown - w->started,
-           rate = spent > 0 ? (double)(w->step - w->first) / spent : 0;
+    double spent = w->shown - w->started;
+    double rate = spent > 0 ? (double)(w->step - w->initial_step) / spent : 0;
 #define FIELD(weight, ...) (f[n].importance = weight, snprintf(f[n++].text, 64, __VA_ARGS__))
     FIELD(9, "step %ld/%ld", w->step, o->steps);
     if (!isnan(w->train)) FIELD(8, "loss %.4f", w->train);
@@ -1574,7 +1510,7 @@ static void show_progress(Worker *w, int ends) {
         FIELD(4, "%.0f tokens/s", rate * (double)(o->batch * o->context));
         if (w->c->size > 1 && w->step > 0)
             FIELD(2, "%.3f bits/parameter",
-                  8 * (double)w->most[SENT] / (double)w->step / (double)gpt_size(w->g));
+                  8 * w->most[SENT] / (double)w->step / (double)w->g->parameters);
         report_duration(time, sizeof time, (double)(o->steps - w->step) / rate);
         FIELD(6, "ETA %s", time);
     }
@@ -1585,21 +1521,19 @@ static void show_progress(Worker *w, int ends) {
 /* Payload and agreement, from all workers; on a graph their distance from the mean model. */
 static void gather_statistics(Worker *w, CommKind kind) {
     struct Statistics {
-        uint64_t traffic[TRAFFIC];
-        double agreement;
+        double traffic[TRAFFIC], agreement;
     } mine = {.agreement = sm_agreement(w->optimizer)};
-    double length;
+    double length, sum = 0;
     count_traffic(w, mine.traffic);
     const struct Statistics *all = gather(w, &mine, sizeof mine, kind);
     memset(w->most, 0, sizeof w->most);
     w->agreement = 0;
     for (int j = 0; j < w->c->size; j++) {
-        for (int i = 0; i < TRAFFIC; i++)
-            if (all[j].traffic[i] > w->most[i]) w->most[i] = all[j].traffic[i];
+        for (int i = 0; i < TRAFFIC; i++) w->most[i] = fmax(w->most[i], all[j].traffic[i]);
         w->agreement += all[j].agreement / w->c->size;
     }
     if (!gossips(w)) return;
-    double apart = square_distance(w, gpt_params(w->g), deployed_model(w), &length), sum = 0;
+    double apart = square_distance(w, w->g->params, deployed_model(w), &length);
     const double *parts = gather(w, &apart, sizeof apart, COMM_OTHER);
     for (int j = 0; j < w->c->size; j++) sum += parts[j];
     w->consensus = sqrt(sum);
@@ -1617,46 +1551,48 @@ typedef struct StepReport {
     SmFault fault; /* of the step before */
 } StepReport;
 
+__attribute__((noreturn)) static void die_of_divergence(const Worker *w, size_t tensor,
+                                                        double loss) {
+    die(DIVERGED, "training diverged at step %ld: %s (loss %g); lower --lr or --aux-lr", w->step,
+        w->g->tensor[tensor].name, loss);
+}
+
 static void sum_squares(void *context, int ith, int nth) {
     Worker *w = context;
-    size_t count;
-    const SmTensor *t = gpt_tensors(w->g, &count);
-    for (size_t i = (size_t)ith; i < count; i += (size_t)nth)
-        w->tensor_square[i] = sm_sum_squares(gpt_grads(w->g) + t[i].offset, tensor_size(&t[i]));
+    const SmTensor *t = w->g->tensor;
+    for (size_t i = (size_t)ith; i < w->g->tensors; i += (size_t)nth)
+        w->tensor_square[i] = sm_sum_squares(w->g->grads + t[i].offset, tensor_size(&t[i]));
 }
 
 /* Index of the first tensor whose parameters are not finite, or the number of tensors. */
-static size_t first_not_finite(Gpt *g) {
-    size_t count, i = 0;
-    const SmTensor *t = gpt_tensors(g, &count);
-    while (i < count && sm_finite(gpt_params(g) + t[i].offset, tensor_size(&t[i]))) i++;
-    return i;
+static size_t first_not_finite(const Gpt *g) {
+    const SmTensor *t = g->tensor, *end = t + g->tensors;
+    while (t < end && sm_finite(g->params + t->offset, tensor_size(t))) t++;
+    return (size_t)(t - g->tensor);
 }
 
 /* This worker's gradient of this step, and its report. */
 static StepReport compute_gradient(Worker *w) {
     const Options *o = &w->run->o;
     uint64_t rank = (uint64_t)w->c->rank, step = (uint64_t)w->step, seed = (uint64_t)o->seed;
-    size_t count;
-    gpt_tensors(w->g, &count);
+    size_t count = w->g->tensors;
     for (size_t b = 0; b < w->B; b++) {
         int failed = data_train_window(&w->run->data, seed, rank, (size_t)w->c->size, w->T,
                                        step * w->B + b, w->in + b * w->T, w->target + b * w->T);
         if (failed) die(FAILED, "%s: %s", o->data, data_strerror(failed));
     }
     StepReport r = {.bad = -1, .stop = comm_stop_requested(w->c), .fault = sm_fault(w->optimizer)};
-    r.loss =
-        gpt_gradient(w->g, w->in, w->target, w->B, w->T, sm_key(seed, 0x64726f70u + rank, step)) /
-        (double)(w->B * w->T);
+    uint64_t dropout_key = sm_key(seed, 0x64726f70u + rank, step);
+    r.loss = gpt_gradient(w->g, w->in, w->target, w->B, w->T, dropout_key) / (double)(w->B * w->T);
     team_run(w->c->team, sum_squares, w);
     for (size_t i = 0; i < count; i++) r.square += w->tensor_square[i];
+    double exploded = 10 * log((double)w->run->model.vocab) + 10; /* far beyond a uniform guess */
     if (!isfinite(r.square) || !isfinite(r.loss)) {
         size_t bad = first_not_finite(w->g); /* a bad parameter spoils all gradients */
         for (size_t i = 0; bad == count && i < count; i++)
             if (!isfinite(w->tensor_square[i])) bad = i;
         r.bad = bad < count ? (int64_t)bad : 0;
-    } else if (r.loss >
-               10 * log((double)w->run->model.vocab) + 10) { /* far beyond a uniform guess */
+    } else if (r.loss > exploded) {
         r.bad = 0;
         for (size_t i = 1; i < count; i++)
             if (w->tensor_square[i] > w->tensor_square[r.bad]) r.bad = (int64_t)i;
@@ -1664,84 +1600,88 @@ static StepReport compute_gradient(Worker *w) {
     return r;
 }
 
-/* Ends the run when a worker's message was refused; faults are everybody's, `stride` bytes apart. */
-static void check_faults(const Worker *w, const void *faults, size_t stride) {
-    SmFault first = {0};
-    for (int j = 0; j < w->c->size; j++) {
-        SmFault f;
-        memcpy(&f, (const char *)faults + (size_t)j * stride, sizeof f);
-        if (!f.kind) continue;
-        if (!first.kind || f.exchange < first.exchange ||
-            (f.exchange == first.exchange && f.sender < first.sender))
-            first = f;
-    }
-    if (!first.kind) return;
-    die(first.kind == 1 ? DIVERGED : FAILED,
-        "worker %d sent %s in %s at step %ld: its memory or processor is at fault, or --lr is too "
-        "high; go on from the last save in %s with --resume",
-        first.sender, first.kind == 1 ? "NaN" : "a malformed message",
-        gpt_tensors(w->g, NULL)[first.tensor].name, w->step, w->run->o.out);
-}
-
 /* Everybody's report as one: mean loss and squared norm. Ends a run that has diverged, or in which a
  * message was refused. */
-static StepReport agree_on(Worker *w, StepReport mine) {
-    const StepReport *all = gather(w, &mine, sizeof mine, COMM_CONTROL);
+static StepReport agree_on(Worker *w, StepReport mine, CommKind kind) {
+    const StepReport *all = gather(w, &mine, sizeof mine, kind);
     StepReport mean = {.bad = -1};
-    check_faults(w, &all->fault, sizeof *all);
+    SmFault earliest = {0};
     for (int j = 0; j < w->c->size; j++) {
-        if (all[j].bad >= 0)
-            die(DIVERGED, "training diverged at step %ld: %s (loss %g); lower --lr or --aux-lr",
-                w->step, gpt_tensors(w->g, NULL)[all[j].bad].name, all[j].loss);
+        SmFault f = all[j].fault;
+        if (f.kind && (!earliest.kind || f.exchange < earliest.exchange ||
+                       (f.exchange == earliest.exchange && f.sender < earliest.sender)))
+            earliest = f;
         mean.loss += all[j].loss / w->c->size;
         mean.square += all[j].square / w->c->size;
         if (all[j].stop) mean.stop = all[j].stop;
     }
+    if (earliest.kind)
+        die(earliest.kind == 1 ? DIVERGED : FAILED,
+            "worker %d sent %s in %s at step %ld: its memory or processor is at fault, or --lr is "
+            "too high; go on from the last save in %s with --resume",
+            earliest.sender, earliest.kind == 1 ? "NaN" : "a malformed message",
+            w->g->tensor[earliest.tensor].name, w->step, w->run->o.out);
+    for (int j = 0; j < w->c->size; j++)
+        if (all[j].bad >= 0) die_of_divergence(w, (size_t)all[j].bad, all[j].loss);
     return mean;
 }
 
 /* Compare the workers' parameters by hash; a difference ends the run and names the odd worker. */
 static void check_replicas(Worker *w) {
-    const float *params = gpt_params(w->g);
     uint64_t hash = 0;
-    for (size_t i = 0; i < gpt_size(w->g); i++) {
+    for (size_t i = 0; i < w->g->parameters; i++) {
         uint32_t bits;
-        memcpy(&bits, &params[i], sizeof bits);
+        memcpy(&bits, &w->g->params[i], sizeof bits);
         hash = (hash ^ bits) * 0x9e3779b97f4a7c15u;
         hash ^= hash >> 29;
     }
     const uint64_t *all = gather(w, &hash, sizeof hash, COMM_CONTROL);
     int odd = -1, fewest = w->c->size; /* the worker whose parameters are rarest */
+    char whose[64] = "the two workers' parameters differ";
     for (int j = 0; j < w->c->size; j++) {
         int equal = 0;
         for (int k = 0; k < w->c->size; k++) equal += all[j] == all[k];
         if (equal < fewest) fewest = equal, odd = j;
     }
     if (odd < 0) return;
-    if (w->c->size == 2)
-        die(FAILED,
-            "the two workers' parameters differ after step %ld: a memory or processor is at fault; "
-            "go on from the last save with --resume",
-            w->step);
+    if (w->c->size > 2)
+        snprintf(whose, sizeof whose, "the parameters of worker %d differ from the others'", odd);
     die(FAILED,
-        "the parameters of worker %d differ from the others' after step %ld: its memory or "
-        "processor is at fault; go on from the last save with --resume",
-        odd, w->step);
+        "%s after step %ld: a memory or processor is at fault; go on from the last save with "
+        "--resume",
+        whose, w->step);
 }
 
-/* Validate, keep the best model; returns 0 when a signal cut it short. */
+/* Validate the deployed model, EF21's server model, and at the last step each gossip node's own; keep
+ * the best. Returns 0 when a signal cut it short. */
 static int validate(Worker *w) {
-    double val = evaluate(w, deployed_model(w), 0);
+    double val = evaluate(w, deployed_model(w), 0), length;
     if (isnan(val) && first_nonzero(w, comm_stop_requested(w->c))) return 0;
-    if (!isfinite(val)) {
-        size_t count, bad = first_not_finite(w->g);
-        const SmTensor *t = gpt_tensors(w->g, &count);
-        die(DIVERGED, "training diverged at step %ld: %s (loss %g); lower --lr or --aux-lr",
-            w->step, t[bad % count].name, val);
-    }
+    if (!isfinite(val)) die_of_divergence(w, first_not_finite(w->g) % w->g->tensors, val);
     w->val = val;
-    if (!evaluate_others(w)) return 0;
-    w->evaluated = w->step;
+    if (w->server && sm_server_model(w->optimizer, w->server, w->g->params, (uint64_t)w->step)) {
+        w->gap = sqrt(square_distance(w, w->server, w->g->params, &length) / length);
+        w->server_val = evaluate(w, w->server, 0);
+        if (isnan(w->server_val) && first_nonzero(w, comm_stop_requested(w->c))) return 0;
+        if (w->c->rank == 0 && !(fabs(w->server_val - val) <= 0.05))
+            report_note(stderr,
+                        "warning: the server's model has loss %.4f and the workers' %.4f at step "
+                        "%ld: --down %s lets them part",
+                        w->server_val, val, w->step, w->run->o.rule.down);
+    }
+    if (gossips(w) && w->step >= w->run->o.steps) {
+        double own = evaluate(w, w->g->params, 1);
+        const double *all = gather(w, &own, sizeof own, COMM_OTHER);
+        w->node_val[0] = w->node_val[2] = all[0];
+        w->node_val[1] = 0;
+        for (int j = 0; j < w->c->size; j++) {
+            w->node_val[0] = fmin(w->node_val[0], all[j]);
+            w->node_val[1] += all[j] / w->c->size;
+            w->node_val[2] = fmax(w->node_val[2], all[j]);
+        }
+        if (isnan(w->node_val[1])) return 0;
+    }
+    w->evaluated = (double)w->step;
     if (isnan(w->best) || val < w->best) {
         w->best = val;
         save(w, "best", 0);
@@ -1752,10 +1692,10 @@ static int validate(Worker *w) {
 /* One step with its evaluation, log and save. Returns -1 to go on, else an exit status. */
 static int train_step(Worker *w) {
     const Options *o = &w->run->o;
-    StepReport report = agree_on(w, compute_gradient(w));
+    StepReport report = agree_on(w, compute_gradient(w), COMM_CONTROL);
     double rate = schedule(o, w->step);
     /* a refused message shows in the next report, and below before anything is kept */
-    sm_step(w->optimizer, gpt_params(w->g), gpt_grads(w->g), (uint64_t)w->step, o->rule.lr * rate,
+    sm_step(w->optimizer, w->g->params, w->g->grads, (uint64_t)w->step, o->rule.lr * rate,
             o->rule.aux_lr * rate);
     w->step++;
     w->train = report.loss;
@@ -1764,10 +1704,8 @@ static int train_step(Worker *w) {
     int validates = last || is_due(w->step, o->eval_every);
     int logs = validates || is_due(w->step, o->log_every);
     int saves = last || stop || is_due(w->step, o->save_every);
-    if (validates || saves) {
-        SmFault fault = sm_fault(w->optimizer);
-        check_faults(w, gather(w, &fault, sizeof fault, COMM_OTHER), sizeof fault);
-    }
+    if (validates || saves)
+        agree_on(w, (StepReport){.bad = -1, .fault = sm_fault(w->optimizer)}, COMM_OTHER);
     if (!gossips(w) && (last || is_due(w->step, o->check_every))) check_replicas(w);
     if (logs) gather_statistics(w, COMM_CONTROL);
     int complete = !validates || validate(w);
@@ -1788,37 +1726,23 @@ static int train_step(Worker *w) {
 /* ------------------------------------------------------------------------------------------------
  * train */
 
-/* The closing line, on stdout. */
-static void conclude(Worker *w) {
-    char error[BASE_PATH + 256];
-    if (w->c->rank) return;
-    if (report_close_log(&w->log, error, sizeof error)) die(FAILED, "%s", error);
-    if (!w->run->o.quiet && w->c->size > 1 && w->step > 0)
-        report_note(stderr,
-                    "sent per worker: %.3f bits per parameter and step (fp32 all-reduce: %.3f)",
-                    8 * (double)w->most[SENT] / (double)gpt_size(w->g) / (double)w->step,
-                    64.0 * (w->c->size - 1) / w->c->size);
-    printf("val_loss %.4f best %.4f steps %ld seconds %.1f bytes_sent %" PRIu64 "\n", w->val,
-           w->best, w->step, elapsed(w), w->most[SENT]);
-    finish_stdout();
-}
-
+/* From the step that the worker is at to the last; the closing line goes to stdout. */
 static int train(Worker *w) {
     const Options *o = &w->run->o;
     char error[BASE_PATH + 256];
     int finished = w->step >= o->steps;
-    w->first = w->step;
+    w->initial_step = w->step;
     w->started = base_now();
     if (w->c->rank == 0) {
         if (finished && w->step > 0)
             report_note(stderr, "%s/last is at step %ld of %ld: there is nothing to train", o->out,
                         w->step, o->steps);
-        if (report_open_log(&w->log, o->out, columns, COLUMNS,
-                            w->run->has_checkpoint ? (double)w->step : NAN, error, sizeof error))
-            die(FAILED, "%s", error);
+        must(report_open_log(&w->log, o->out, columns, sizeof columns / sizeof columns[0],
+                             w->run->has_checkpoint ? (double)w->step : NAN, error, sizeof error),
+             error);
     }
     gather_statistics(w, w->step > 0 ? COMM_OTHER : COMM_CONTROL);
-    if (w->evaluated < w->step && (finished || is_due(w->step, o->eval_every))) {
+    if (w->evaluated < (double)w->step && (finished || is_due(w->step, o->eval_every))) {
         if (!validate(w))
             return 128 + first_nonzero(w, comm_stop_requested(w->c)); /* nothing is lost */
         if (w->c->rank == 0) log_row(w, NAN, w->val, NAN), show_progress(w, 0);
@@ -1827,15 +1751,22 @@ static int train(Worker *w) {
         int status = train_step(w);
         if (status >= 0) return status;
     }
-    conclude(w);
-    return 0;
+    if (w->c->rank) return 0;
+    must(report_close_log(&w->log, error, sizeof error), error);
+    if (!o->quiet && w->c->size > 1 && w->step > 0)
+        report_note(stderr,
+                    "sent per worker: %.3f bits per parameter and step (fp32 all-reduce: %.3f)",
+                    8 * w->most[SENT] / (double)w->g->parameters / (double)w->step,
+                    64.0 * (w->c->size - 1) / w->c->size);
+    printf("val_loss %.4f best %.4f steps %ld seconds %.1f bytes_sent %.0f\n", w->val, w->best,
+           w->step, elapsed(w), w->most[SENT]);
+    return finish_stdout();
 }
 
-/* The life of a worker: make the model, then train, evaluate or sample. */
-static int work(Comm *c, void *arg) {
-    Run *run = arg;
+/* A worker with its model, from the checkpoint or the seed, and what training needs beyond. */
+static Worker *create_worker(Comm *c, Run *run) {
     const Options *o = &run->o;
-    int training = !o->sample && !o->eval, status = 0;
+    int training = !o->sample && !o->eval;
     size_t size = (size_t)c->size;
     char error[512];
     Worker *w = allocate(sizeof *w);
@@ -1843,51 +1774,63 @@ static int work(Comm *c, void *arg) {
     w->train = w->val = w->best = w->server_val = w->gap = w->consensus = NAN;
     w->node_val[0] = w->node_val[1] = w->node_val[2] = NAN;
     w->T = (size_t)o->context;
-    w->B = training ? (size_t)(o->batch / o->workers) : o->eval ? 12 : 1;
-    w->g = gpt_create(&run->model, w->B, training, c->team);
-    if (!w->g) die_of_memory();
-    size_t count, P = gpt_size(w->g);
-    const SmTensor *tensors = gpt_tensors(w->g, &count);
+    w->B = training ? (size_t)(o->batch / o->workers) : o->eval ? EVALUATION_BATCH : 1;
     w->in = allocate(w->B * w->T * sizeof *w->in);
     w->target = allocate(w->B * w->T * sizeof *w->target);
     w->losses = allocate(w->B * w->T * sizeof *w->losses);
     w->cuts = allocate((size + 1) * sizeof *w->cuts);
     w->gathered = allocate(size * 64);
-    if (c->rank == 0 && run->has_checkpoint)
-        load_model(w->g, &run->checkpoint.model);
-    else if (c->rank == 0)
-        gpt_init(w->g);
-    comm_broadcast(c, gpt_params(w->g), P * sizeof(float), 0, COMM_OTHER);
-    w->identity = run->identity;
-    comm_broadcast(c, &w->identity, sizeof w->identity, 0, COMM_OTHER);
+    w->g = gpt_create(&run->model, w->B, training, c->team);
+    must(!w->g, NO_MEMORY);
+    size_t count, P = w->g->parameters;
+    const SmTensor *tensors = gpt_tensors(w->g, &count);
     if (!o->sample)
         w->window_loss = allocate((size_t)data_val_windows(&run->data, w->T) * sizeof(double));
-    if (training) {
-        w->tensor_square = allocate(count * sizeof(double));
-        w->optimizer = sm_create(&o->rule, tensors, count, c, error, sizeof error);
-        if (!w->optimizer) die(FAILED, "%s", error);
-        if (gossips(w)) {
-            w->mean = allocate(P * sizeof(float));
-            w->shards = allocate((P + size) * sizeof(float));
-        }
-        if (options_has_server_model(o)) w->server = allocate(P * sizeof(float));
-        if (run->has_checkpoint) load_state(w);
-        status = train(w);
-    } else if (o->sample) {
-        status = write_sample(w->g, run, c);
-    } else {
-        w->val = evaluate(w, gpt_params(w->g), 0);
+    if (c->rank == 0 && !run->has_checkpoint) gpt_init(w->g);
+    for (size_t i = 0; c->rank == 0 && run->has_checkpoint && i < count; i++) {
+        const SmTensor *t = &tensors[i];
+        const StFile *f = &run->checkpoint.model;
+        read_array(f, t->name, w->g->params + t->offset, tensor_size(t));
+        if (!sm_finite(w->g->params + t->offset, tensor_size(t)))
+            die(FAILED, "%s: '%s' holds NaN or infinity", f->path, t->name);
+    }
+    comm_broadcast(c, w->g->params, P * sizeof(float), 0, COMM_OTHER);
+    w->identity = run->identity;
+    comm_broadcast(c, &w->identity, sizeof w->identity, 0, COMM_OTHER);
+    if (!training) return w;
+    w->tensor_square = allocate(count * sizeof(double));
+    w->optimizer = sm_create(&o->rule, tensors, count, c, error, sizeof error);
+    must(!w->optimizer, error);
+    if (gossips(w)) {
+        w->mean = allocate(P * sizeof(float));
+        w->shards = allocate((P + size) * sizeof(float));
+    }
+    if (options_has_server_model(o)) w->server = allocate(P * sizeof(float));
+    if (run->has_checkpoint) load_state(w);
+    return w;
+}
+
+/* The life of a worker: make the model, then train, evaluate or sample. */
+static int work(Comm *c, void *arg) {
+    Worker *w = create_worker(c, arg);
+    const Options *o = &w->run->o;
+    int status = 0;
+    if (o->sample) {
+        status = write_sample(w->g, w->run, c);
+    } else if (o->eval) {
+        w->val = evaluate(w, w->g->params, 0);
         int stopped = first_nonzero(w, isnan(w->val) ? comm_stop_requested(c) : 0);
-        if (stopped)
-            status = 128 + stopped;
-        else if (c->rank == 0)
-            printf("val_loss %.6f\n", w->val), finish_stdout();
+        if (!stopped && c->rank == 0) printf("val_loss %.6f\n", w->val), finish_stdout();
+        status = stopped ? 128 + stopped : 0;
+    } else {
+        status = train(w);
     }
     sm_free(w->optimizer);
     gpt_free(w->g);
-    free(w->in), free(w->target), free(w->losses), free(w->cuts), free(w->gathered);
-    free(w->window_loss), free(w->tensor_square), free(w->mean), free(w->shards), free(w->server);
-    free(w);
+    void *all[] = {
+        w->in,   w->target, w->losses, w->cuts, w->gathered, w->window_loss, w->tensor_square,
+        w->mean, w->shards, w->server, w};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
     return status;
 }
 
@@ -1895,45 +1838,39 @@ static int work(Comm *c, void *arg) {
  * main: options, the save that a run goes on from, data, then the workers */
 #ifndef TESTING
 
-/* Open OUT/last (or OUT itself, when it is a save) and take over its flags. */
-static void open_checkpoint(Run *run, const unsigned char *given) {
-    Options *o = &run->o;
+/* Open OUT/last, or OUT itself, when it is a save. */
+static void open_save(Run *run, int resume) {
     char error[BASE_PATH + 512], note[BASE_PATH + 512];
-    if (checkpoint_open(o->out, "last", o->resume, &run->checkpoint, note, sizeof note, error,
-                        sizeof error))
-        die(FAILED, "%s", error);
+    must(checkpoint_open(run->o.out, "last", resume, &run->checkpoint, note, sizeof note, error,
+                         sizeof error),
+         error);
     if (*note) report_note(stderr, "%s", note);
     run->has_checkpoint = 1;
-    run->identity = run->checkpoint.stamp.run;
     run->saved_workers = run->checkpoint.stamp.parts - 1;
-    int status = options_take(o, given, &run->checkpoint.model, error, sizeof error);
-    if (status) die(status, "%s", error);
 }
 
 /* Open the text. A resumed run refuses another one than it was trained on, unless the call names it. */
 static void open_data(Run *run, const unsigned char *given) {
     Options *o = &run->o;
+    DataSet *data = &run->data;
     char error[BASE_PATH + 512], now[32];
     const StFile *f = run->has_checkpoint ? &run->checkpoint.model : NULL;
-    const char *vocabulary = f ? st_meta(f, "vocabulary") : NULL,
-               *then = f && o->resume ? st_meta(f, "data_fingerprint") : NULL;
+    const char *then = f && o->resume ? st_meta(f, "data_fingerprint") : NULL,
+               *vocabulary = f ? st_meta(f, "vocabulary") : NULL;
     int named = options_given(given, "data");
-    if (data_open(&run->data, o->data,
-                  vocabulary ? vocabulary
-                  : o->vocab ? o->vocab
-                             : "auto",
-                  error, sizeof error))
+    size_t N = (size_t)o->workers, T = (size_t)o->context;
+    if (!vocabulary) vocabulary = o->vocab ? o->vocab : "auto";
+    if (data_open(data, o->data, vocabulary, error, sizeof error))
         die(FAILED, "%s%s", error,
             named || f ? "" : "; 'make train' fetches this text, --data names another one");
-    if ((*o->val_data && data_open_val(&run->data, o->val_data, error, sizeof error)) ||
-        data_set_shards(&run->data, o->shards, (size_t)o->workers, (size_t)o->context, error,
-                        sizeof error) ||
-        data_check_context(&run->data, (size_t)o->context, (size_t)o->workers, error, sizeof error))
-        die(FAILED, "%s", error);
-    size_t length = data_vocab_export(&run->data.vocab, NULL, 0) + 1;
+    must((*o->val_data && data_open_val(data, o->val_data, error, sizeof error)) ||
+             data_set_shards(data, o->shards, N, T, error, sizeof error) ||
+             data_check_context(data, T, N, error, sizeof error),
+         error);
+    size_t length = data_vocab_export(&data->vocab, NULL, 0) + 1;
     run->vocab_text = allocate(length);
-    data_vocab_export(&run->data.vocab, run->vocab_text, length);
-    snprintf(now, sizeof now, "%016" PRIx64, data_fingerprint(&run->data));
+    data_vocab_export(&data->vocab, run->vocab_text, length);
+    snprintf(now, sizeof now, "%016" PRIx64, data_fingerprint(data));
     run->other_data = then && strcmp(then, now) != 0;
     if (run->other_data && !named)
         die(FAILED,
@@ -1942,9 +1879,9 @@ static void open_data(Run *run, const unsigned char *given) {
             o->data, o->out);
 }
 
-/* Text and model from the options, the data and the save; a model that is not the save's, or does not
- * fit this machine at all, is refused before anything is allocated. */
-static void prepare_model(Run *run, Gpt **layout) {
+/* The model of the options, as a table of tensors; one that is not the save's, or does not fit this
+ * machine at all, is refused before anything is allocated. */
+static Gpt *plan_model(Run *run) {
     const Options *o = &run->o;
     unsigned vocab = o->sample ? run->vocab.size : run->data.vocab.size;
     run->model = (GptConfig){.layers = (int)o->layers,
@@ -1956,35 +1893,34 @@ static void prepare_model(Run *run, Gpt **layout) {
                              .dropout = o->dropout,
                              .seed = (uint64_t)o->seed,
                              .bf16 = strcmp(o->dtype, "bf16") == 0};
-    Gpt *g = *layout = gpt_create(&run->model, 0, 0, NULL);
-    if (!g) die_of_memory();
-    size_t count;
-    const SmTensor *t = gpt_tensors(g, &count);
-    for (size_t i = 0; run->has_checkpoint && i < count; i++) {
-        StTensor want = as_stored(&t[i], t[i].name, NULL);
-        const StEntry *have = st_find(&run->checkpoint.model, t[i].name);
+    Gpt *g = gpt_create(&run->model, 0, 0, NULL);
+    must(!g, NO_MEMORY);
+    for (size_t i = 0; run->has_checkpoint && i < g->tensors; i++) {
+        StTensor want = as_stored(&g->tensor[i], g->tensor[i].name, NULL);
+        const StEntry *have = st_find(&run->checkpoint.model, want.name);
         if (!have || have->rank != want.rank || have->shape[0] != want.shape[0] ||
             (want.rank == 2 && have->shape[1] != want.shape[1]))
             die(FAILED,
                 "%s: '%s' is missing, or has another shape than the flags stored beside it say",
-                run->checkpoint.model.path, t[i].name);
+                run->checkpoint.model.path, want.name);
     }
     double copies = o->sample ? 1 : (double)o->workers * (o->eval ? 1 : 3),
            tokens = o->sample || o->eval ? 0 : (double)o->batch * (double)o->context,
-           least = 4 * (copies * (double)gpt_size(g) + tokens * (double)(o->width * o->layers)),
+           least = 4 * (copies * (double)g->parameters + tokens * (double)(o->width * o->layers)),
            have = (double)comm_memory_limit();
     if (have > 0 && least > have && !o->dry_run)
         die(FAILED,
             "this run takes at least %.3g GB, and %.3g may be used: take a smaller model, batch or "
             "context, or fewer workers",
             least * 1e-9, have * 1e-9);
+    return g;
 }
 
 /* Some workers have died. The others go on from the last save, each with its own state and as many
  * sequences per step as before. */
 static void go_on_without(Run *run, const CommDeath *death) {
     Options *o = &run->o;
-    char error[BASE_PATH + 512], note[BASE_PATH + 512];
+    char error[BASE_PATH + 512];
     int left = 0, *survivor = allocate((size_t)o->workers * sizeof *survivor);
     for (int r = 0; r < o->workers; r++) {
         int lost = 0;
@@ -1994,15 +1930,10 @@ static void go_on_without(Run *run, const CommDeath *death) {
     if (left == 0) die(FAILED, "no worker is left");
     if (run->has_checkpoint) checkpoint_close(&run->checkpoint);
     run->has_checkpoint = checkpoint_exists(o->out);
-    if (run->has_checkpoint) {
-        if (checkpoint_open(o->out, "last", 1, &run->checkpoint, note, sizeof note, error,
-                            sizeof error))
-            die(FAILED, "%s", error);
-        run->saved_workers = run->checkpoint.stamp.parts - 1;
-        /* a save by more workers is the one that this attempt began with, not one of its own */
-        for (int k = 0; run->origin && run->saved_workers > o->workers && k < left; k++)
-            survivor[k] = run->origin[survivor[k]];
-    }
+    if (run->has_checkpoint) open_save(run, 1);
+    /* a save by more workers is the one that this attempt began with, not one of its own */
+    if (run->has_checkpoint && run->origin && run->saved_workers > o->workers)
+        for (int k = 0; k < left; k++) survivor[k] = run->origin[survivor[k]];
     free(run->origin);
     run->origin = survivor;
     o->resume_workers = "keep";
@@ -2010,11 +1941,32 @@ static void go_on_without(Run *run, const CommDeath *death) {
     o->workers = left;
     if (o->adversaries >= left) o->adversaries = o->rule.adversaries = left - 1;
     if (o->adversaries == 0) o->rule.attack = NULL;
-    if (data_set_shards(&run->data, o->shards, (size_t)left, (size_t)o->context, error,
-                        sizeof error))
-        die(FAILED, "%s", error);
+    must(data_set_shards(&run->data, o->shards, (size_t)left, (size_t)o->context, error,
+                         sizeof error),
+         error);
     report_note(stderr, "%d workers go on from %s", left,
                 run->has_checkpoint ? run->checkpoint.folder : "the start");
+}
+
+/* Train, evaluate or sample with all workers; restarts with the survivors where that is asked for. */
+static int run_workers(Run *run) {
+    static CommDeath death;
+    Options *o = &run->o;
+    char error[512];
+    for (;;) {
+        CommOptions options = {.backend = o->sample ? "threads" : o->backend,
+                               .workers = o->sample ? 1 : (int)o->workers,
+                               .threads = o->sample ? 1 : (int)o->threads,
+                               .timeout = o->timeout};
+        int status = comm_run(&options, work, run, &death, error, sizeof error);
+        must(status == COMM_FAILED, error);
+        if (status != COMM_DIED) return status;
+        if (strcmp(o->on_death, "continue") != 0)
+            die(FAILED, "%s; --resume goes on from %s/last if that was saved", error, o->out);
+        report_note(stderr, "%s", error);
+        if (death.stop) return 128 + death.stop;
+        go_on_without(run, &death);
+    }
 }
 
 /* A mapped file was cut short by another program, or its disk fails. */
@@ -2049,25 +2001,44 @@ static int print_help(const char *group) {
     return finish_stdout();
 }
 
-/* Train, evaluate or sample with all workers; restarts with the survivors where that is asked for. */
-static int run_workers(Run *run) {
-    static CommDeath death;
+/* Options from the command line and a save, then the text and vocabulary that they name. */
+static void prepare_run(Run *run, const unsigned char *given, int ranks, int sharing) {
     Options *o = &run->o;
-    char error[512];
-    for (;;) {
-        CommOptions options = {.backend = o->sample ? "threads" : o->backend,
-                               .workers = o->sample ? 1 : (int)o->workers,
-                               .threads = o->sample ? 1 : (int)o->threads,
-                               .timeout = o->timeout};
-        int status = comm_run(&options, work, run, &death, error, sizeof error);
-        if (status == COMM_FAILED) die(FAILED, "%s", error);
-        if (status != COMM_DIED) return status;
-        if (strcmp(o->on_death, "continue") != 0)
-            die(FAILED, "%s; --resume goes on from %s/last if that was saved", error, o->out);
-        report_note(stderr, "%s", error);
-        if (death.stop) return 128 + death.stop;
-        go_on_without(run, &death);
+    const StFile *f = &run->checkpoint.model;
+    char error[BASE_PATH + 1024];
+    if ((o->resume != 0) + (o->sample != 0) + (o->eval != 0) > 1)
+        die(USAGE, "--resume, --sample and --eval are three different calls: name one");
+    if (o->resume || o->sample || o->eval) {
+        open_save(run, o->resume);
+        run->identity = run->checkpoint.stamp.run;
+        int status = options_take(o, given, f, error, sizeof error);
+        if (status) die(status, "%s", error);
     }
+    int status = options_check(o, given, ranks, sharing, error, sizeof error);
+    if (status) die(status, "%s", error);
+    const char *vocabulary = o->sample ? st_meta(f, "vocabulary") : NULL;
+    if (!o->sample)
+        open_data(run, given);
+    else if (!vocabulary || data_vocab_import(&run->vocab, vocabulary, strlen(vocabulary)))
+        die(FAILED, "%s: its vocabulary cannot be read", f->path);
+}
+
+/* Lock the folder of a training run and say what begins. */
+static void begin_training(const Run *run, const Gpt *plan, int *lock) {
+    const Options *o = &run->o;
+    char error[BASE_PATH + 512];
+    must(checkpoint_lock(o->out, lock, error, sizeof error), error);
+    if (!o->resume && !o->overwrite && checkpoint_exists(o->out))
+        die(FAILED,
+            "%s holds a run: --resume goes on from it, --overwrite starts anew, --out DIR leaves "
+            "it alone",
+            o->out);
+    if (o->quiet) return;
+    fprintf(stderr, "%zu parameters; ", plan->parameters);
+    options_data(stderr, &run->data);
+    fprintf(stderr, "%ld workers (%s) of %ld compute threads, products by %s\n", o->workers,
+            o->backend, o->threads, gemm_default(GEMM_F32)->name);
+    options_rules(stderr, o, plan->tensor, plan->tensors);
 }
 
 int main(int argc, char **argv) {
@@ -2093,48 +2064,19 @@ int main(int argc, char **argv) {
     if (o->version) return printf("train_gpt %s (%s)\n", VERSION, __VERSION__), finish_stdout();
     if (*o->list) return options_list(stdout, o->list), finish_stdout();
 
-    int training = !o->sample && !o->eval, writes = training && !o->dry_run;
-    if ((o->resume != 0) + (o->sample != 0) + (o->eval != 0) > 1)
-        die(USAGE, "--resume, --sample and --eval are three different calls: name one");
-    if (o->resume || !training) open_checkpoint(&run, given);
-    int status = options_check(o, given, ranks, sharing, error, sizeof error);
-    if (status) die(status, "%s", error);
-    options_link(o->link, &run.per_byte, &run.per_message);
-    const char *vocabulary = o->sample ? st_meta(&run.checkpoint.model, "vocabulary") : NULL;
-    if (!o->sample)
-        open_data(&run, given);
-    else if (!vocabulary || data_vocab_import(&run.vocab, vocabulary, strlen(vocabulary)))
-        die(FAILED, "%s: its vocabulary cannot be read", run.checkpoint.model.path);
-    Gpt *layout;
-    prepare_model(&run, &layout);
-    size_t count;
-    const SmTensor *tensors = gpt_tensors(layout, &count);
+    prepare_run(&run, given, ranks, sharing);
+    Gpt *plan = plan_model(&run);
+    int training = !o->sample && !o->eval && !o->dry_run;
+    if (training && rank == 0) begin_training(&run, plan, &lock);
+    if (training && !o->resume) run.identity = checkpoint_new_identity();
     if (o->dry_run) {
         OptionsMemory memory = {0};
         memory.arena = gpt_bytes(&run.model, (size_t)(o->batch / o->workers), 1, (int)o->threads,
                                  &memory.activations, &memory.packed);
-        options_dry_run(stdout, o, &run.data, tensors, count, memory);
-        gpt_free(layout);
-        return finish_stdout();
+        options_dry_run(stdout, o, &run.data, plan->tensor, plan->tensors, memory);
     }
-    if (writes && rank == 0) {
-        if (checkpoint_lock(o->out, &lock, error, sizeof error)) die(FAILED, "%s", error);
-        if (!o->resume && !o->overwrite && checkpoint_exists(o->out))
-            die(FAILED,
-                "%s holds a run: --resume goes on from it, --overwrite starts anew, --out DIR "
-                "leaves it alone",
-                o->out);
-    }
-    if (writes && !o->resume) run.identity = checkpoint_new_identity();
-    if (writes && !o->quiet && rank == 0) {
-        fprintf(stderr, "%zu parameters; ", gpt_size(layout));
-        options_data(stderr, &run.data);
-        fprintf(stderr, "%ld workers (%s) of %ld compute threads, products by %s\n", o->workers,
-                o->backend, o->threads, gemm_default(GEMM_F32)->name);
-        options_rules(stderr, o, tensors, count);
-    }
-    gpt_free(layout);
-    status = run_workers(&run);
+    gpt_free(plan);
+    int status = o->dry_run ? finish_stdout() : run_workers(&run);
     checkpoint_unlock(lock);
     data_close(&run.data);
     data_vocab_free(&run.vocab);

@@ -8,7 +8,6 @@
    about SECONDS, so operands are as warm in cache as they fit. It includes the program, to time the
    functions that train; whole steps are timed through ./train_gpt. */
 #include "measure.h"
-#include "roofline.h"
 
 enum { ONE, TWO, ALL, TEAMS }; /* teams of 1, of 2, and of as many threads as there are cores */
 enum { SAMPLES = 9, ENTRIES = 1 << 20, ROOM = 4 * ENTRIES, BUFFERS = 5, COPIED = 1 << 26 };
@@ -286,63 +285,53 @@ KERNEL(run_vote) { /* n workers, m words each */
 KERNEL(run_pack) { gemm_pack(gemm_of(k), b->x[0], gemm_f32(b->x[1], 1024, 1), 1024, 1024, 0, 1); }
 
 /* flops: each of + - * / > is one; bytes: one that is read and written is one */
-#define MOVER(NAME, SHAPE, CALL, BYTES, FLOPS)                                                     \
-    {                                                                                              \
-        .name = NAME, .shape = SHAPE, .call = CALL, .limit = L3, .bytes = (BYTES)*ENTRIES,         \
-        .flops = (FLOPS)*ENTRIES                                                                   \
-    }
-#define SOFTMAX(N)                                                                                 \
-    {                                                                                              \
-        .name = "cross_entropy", .shape = "rows of " #N, .call = run_softmax, .n = N, .limit = L3, \
-        .bytes = 4. * (ENTRIES / N * N), .flops = 26. * (ENTRIES / N * N)                          \
-    }
-#define VOTE(N, WORDS)                                                                             \
-    {                                                                                              \
-        .name = "sm_vote", .shape = #N " workers", .call = run_vote, .n = N, .m = WORDS,           \
-        .limit = L3, .bytes = 8. * (N + 1) * WORDS                                                 \
-    }
-#define PRODUCT(NAME, CALL, M, N, K, LIMIT, ALONE)                                                 \
-    {                                                                                              \
-        .name = NAME, .shape = #M "x" #N "x" #K, .call = CALL, .m = M, .n = N, .k = K,             \
-        .limit = LIMIT, .alone = ALONE                                                             \
-    }
-#define POLAR(M, N)                                                                                \
-    {                                                                                              \
-        .name = "sm_polar jordan5", .shape = #M "x" #N, .call = run_polar, .m = M, .n = N,         \
-        .limit = FMA, .alone = 1                                                                   \
-    }
+#define TIMED(NAME, SHAPE, CALL, LIMIT, ...)                                                       \
+    { .name = NAME, .shape = SHAPE, .call = CALL, .limit = LIMIT, __VA_ARGS__ }
 // clang-format off
 static const Kernel kernels[] = {
-    PRODUCT("gemm_nn", run_nn, 256, 256, 64, FMA, 0), /* attention */
-    PRODUCT("gemm_nn", run_nn, 128, 128, 128, FMA, 0), /* Newton-Schulz */
-    PRODUCT("gemm_nt", run_nt, 256, 512, 128, FMA, 0), /* MLP */
-    PRODUCT("gemm_nn", run_nn, 2048, 1536, 384, FMA, 0),
-    PRODUCT("gemm_nt", run_nt, 2048, 1536, 384, FMA, 0),
-    PRODUCT("gemm_nt", run_nt, 1, 512, 128, L2, 0), /* sampling */
-    PRODUCT("gemm_nt", run_nt, 1, 1536, 384, L3, 0),
-    PRODUCT("packed", run_packed, 64, 256, 64, FMA, 1), /* attention */
-    PRODUCT("packed", run_packed, 64, 512, 128, FMA, 1), /* linear maps of width 128, 384 */
-    PRODUCT("packed", run_packed, 64, 128, 512, FMA, 1),
-    PRODUCT("packed", run_packed, 64, 1536, 384, FMA, 1),
-    PRODUCT("packed", run_packed, 64, 384, 1536, FMA, 1),
-    PRODUCT("packed bf16", run_packed, 64, 1536, 384, DOT, 1),
-    PRODUCT("packed gradient", run_gradient, 512, 128, 768, FMA, 0),
-    PRODUCT("packed gradient", run_gradient, 1536, 384, 2048, FMA, 0),
-    PRODUCT("packed gradient bf16", run_gradient, 1536, 384, 2048, DOT, 0),
-    PRODUCT("symmetric", run_symmetric, 128, 128, 128, FMA, 1),
-    PRODUCT("symmetric", run_symmetric, 384, 384, 384, FMA, 1),
-    POLAR(128, 128), POLAR(128, 512), POLAR(512, 128), POLAR(384, 384), POLAR(384, 1536),
-    MOVER("gelu_forward", "1M", run_gelu, 8, 30),
-    MOVER("gelu_backward", "1M", run_gelu_backward, 12, 39),
-    SOFTMAX(65), SOFTMAX(50257),
-    MOVER("sm_momentum", "1M", run_momentum, 12, 6),
-    MOVER("sm_adamw", "1M", run_adamw, 16, 14),
-    MOVER("sm_step_dense", "1M", run_step, 8, 3),
-    MOVER("sm_pack", "1M", run_sign, 4.125, 0),
-    MOVER("sm_unpack", "1M", run_unpack, 4.125, 0),
-    VOTE(3, 349520), VOTE(8, 131072), VOTE(64, 16384), VOTE(1024, 1024), /* 8 MB of sign messages */
-    MOVER("sm_apply", "1M", run_apply, 4.125, 2),
-    MOVER("gemm_pack", "1024x1024", run_pack, 8, 0),
+    TIMED("gemm_nn", "256x256x64", run_nn, FMA, .m = 256, .n = 256, .k = 64), /* attention */
+    TIMED("gemm_nn", "128x128x128", run_nn, FMA, .m = 128, .n = 128, .k = 128), /* Newton-Schulz */
+    TIMED("gemm_nt", "256x512x128", run_nt, FMA, .m = 256, .n = 512, .k = 128), /* MLP */
+    TIMED("gemm_nn", "2048x1536x384", run_nn, FMA, .m = 2048, .n = 1536, .k = 384),
+    TIMED("gemm_nt", "2048x1536x384", run_nt, FMA, .m = 2048, .n = 1536, .k = 384),
+    TIMED("gemm_nt", "1x512x128", run_nt, L2, .m = 1, .n = 512, .k = 128), /* sampling */
+    TIMED("gemm_nt", "1x1536x384", run_nt, L3, .m = 1, .n = 1536, .k = 384),
+    TIMED("packed", "64x256x64", run_packed, FMA, .m = 64, .n = 256, .k = 64, .alone = 1),
+    TIMED("packed", "64x512x128", run_packed, FMA, .m = 64, .n = 512, .k = 128, .alone = 1),
+    TIMED("packed", "64x128x512", run_packed, FMA, .m = 64, .n = 128, .k = 512, .alone = 1),
+    TIMED("packed", "64x1536x384", run_packed, FMA, .m = 64, .n = 1536, .k = 384, .alone = 1),
+    TIMED("packed", "64x384x1536", run_packed, FMA, .m = 64, .n = 384, .k = 1536, .alone = 1),
+    TIMED("packed bf16", "64x1536x384", run_packed, DOT, .m = 64, .n = 1536, .k = 384, .alone = 1),
+    TIMED("packed gradient", "512x128x768", run_gradient, FMA, .m = 512, .n = 128, .k = 768),
+    TIMED("packed gradient", "1536x384x2048", run_gradient, FMA, .m = 1536, .n = 384, .k = 2048),
+    TIMED("packed gradient bf16", "1536x384x2048", run_gradient, DOT,
+          .m = 1536, .n = 384, .k = 2048),
+    TIMED("symmetric", "128x128x128", run_symmetric, FMA, .m = 128, .n = 128, .k = 128, .alone = 1),
+    TIMED("symmetric", "384x384x384", run_symmetric, FMA, .m = 384, .n = 384, .k = 384, .alone = 1),
+    TIMED("sm_polar jordan5", "128x128", run_polar, FMA, .m = 128, .n = 128, .alone = 1),
+    TIMED("sm_polar jordan5", "128x512", run_polar, FMA, .m = 128, .n = 512, .alone = 1),
+    TIMED("sm_polar jordan5", "512x128", run_polar, FMA, .m = 512, .n = 128, .alone = 1),
+    TIMED("sm_polar jordan5", "384x384", run_polar, FMA, .m = 384, .n = 384, .alone = 1),
+    TIMED("sm_polar jordan5", "384x1536", run_polar, FMA, .m = 384, .n = 1536, .alone = 1),
+    TIMED("gelu_forward", "1M", run_gelu, L3, .bytes = 8. * ENTRIES, .flops = 30. * ENTRIES),
+    TIMED("gelu_backward", "1M", run_gelu_backward, L3,
+          .bytes = 12. * ENTRIES, .flops = 39. * ENTRIES),
+    TIMED("cross_entropy", "rows of 65", run_softmax, L3, .n = 65,
+          .bytes = 4. * 1048515, .flops = 26. * 1048515),
+    TIMED("cross_entropy", "rows of 50257", run_softmax, L3, .n = 50257,
+          .bytes = 4. * 1005140, .flops = 26. * 1005140),
+    TIMED("sm_momentum", "1M", run_momentum, L3, .bytes = 12. * ENTRIES, .flops = 6. * ENTRIES),
+    TIMED("sm_adamw", "1M", run_adamw, L3, .bytes = 16. * ENTRIES, .flops = 14. * ENTRIES),
+    TIMED("sm_step_dense", "1M", run_step, L3, .bytes = 8. * ENTRIES, .flops = 3. * ENTRIES),
+    TIMED("sm_pack", "1M", run_sign, L3, .bytes = 4.125 * ENTRIES),
+    TIMED("sm_unpack", "1M", run_unpack, L3, .bytes = 4.125 * ENTRIES),
+    /* n sign messages of m words, 8 MB in all */
+    TIMED("sm_vote", "3 workers", run_vote, L3, .n = 3, .m = 349520, .bytes = 8. * 4 * 349520),
+    TIMED("sm_vote", "8 workers", run_vote, L3, .n = 8, .m = 131072, .bytes = 8. * 9 * 131072),
+    TIMED("sm_vote", "64 workers", run_vote, L3, .n = 64, .m = 16384, .bytes = 8. * 65 * 16384),
+    TIMED("sm_vote", "1024 workers", run_vote, L3, .n = 1024, .m = 1024, .bytes = 8. * 1025 * 1024),
+    TIMED("sm_apply", "1M", run_apply, L3, .bytes = 4.125 * ENTRIES, .flops = 2. * ENTRIES),
+    TIMED("gemm_pack", "1024x1024", run_pack, L3, .bytes = 8. * ENTRIES),
 };
 // clang-format on
 
@@ -458,43 +447,88 @@ static void write_csv(FILE *f, const Bench *b) {
     }
 }
 
-/* One thread's kernels with arithmetic. */
-static void write_roofline(FILE *f, const Bench *b) {
-    static Roofline p;
-    char title[600];
-    snprintf(title, sizeof title, "Roofline of one thread: %s", b->cpu);
-    p = (Roofline){.title = title,
-                   .slope_name = {"memcpy 256 KB", "memcpy 8 MB", "memcpy 512 MB"},
-                   .ceiling_name = {"FMA, 1 thread", "FMA, 2 threads"},
-                   .slope = {b->limit[L2][ONE], b->limit[L3][ONE], b->limit[MEMORY][ONE]},
-                   .ceiling = {b->limit[FMA][ONE], b->limit[FMA][TWO]}};
-    for (const Row *r = b->row; r < b->row + b->rows && p.dots < ROOF_DOTS; r++) {
-        if (!(r->flops > 0 && r->bytes > 0)) continue;
-        snprintf(p.dot[p.dots].name, sizeof p.dot->name, "%.40s, %.48s", r->kernel, r->shape);
-        p.dot[p.dots].intensity = r->flops / r->bytes;
-        p.dot[p.dots++].rate = 1e-9 * r->flops / r->seconds[0];
-    }
-    roofline_write(f, &p);
+/* log10(value) in from .. to as a place on a line of that start and length */
+static double on_axis(double value, double from, double to, double start, double length) {
+    return start + length * (log10(value) - from) / (to - from);
 }
 
-static void write_file(const Bench *b, const char *path, void (*write)(FILE *, const Bench *)) {
-    FILE *f = fopen(path, "w");
-    if (f) write(f, b);
-    if (!f || ferror(f) || fclose(f)) give_up("cannot write %s: %s", path, strerror(errno));
-    printf("wrote %s\n", path);
+/* A line from (x1, y1) to (x2, y2) and its label at (x, y). */
+__attribute__((format(printf, 10, 11))) static void
+draw_line(FILE *f, double x1, double y1, double x2, double y2, const char *style, double x,
+          double y, const char *anchor, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fprintf(f, "<path d='M%.1f %.1fL%.1f %.1f' %s/>\n", x1, y1, x2, y2, style);
+    fprintf(f, "<text x='%.1f' y='%.1f' text-anchor='%s'>", x, y, anchor);
+    vfprintf(f, format, arguments);
+    fprintf(f, "</text>\n");
+    va_end(arguments);
+}
+
+/* The roofline of one thread as SVG: GFLOP/s against flop per byte, both logarithmic. The slopes are
+ * memcpy's and end at the first ceiling. Dots are kernels; the list below the plot names them. */
+static void write_roofline(FILE *f, const Bench *b) {
+    enum { LEFT = 60, RIGHT = 1170, TOP = 50, BOTTOM = 610, CARD = 1200 };
+    const double from = -1.3, to = 3.2; /* powers of ten of flop per byte */
+    const double *fma = b->limit[FMA];
+    double low = 1, high = log10(fma[TWO]) + 0.1, rate[MOST_ROWS];
+    const Row *dot[MOST_ROWS];
+    size_t dots = 0;
+    for (const Row *r = b->row; r < b->row + b->rows; r++) {
+        if (!(r->flops > 0 && r->bytes > 0)) continue;
+        rate[dots] = 1e-9 * r->flops / r->seconds[0];
+        low = fmin(low, log10(rate[dots]));
+        high = fmax(high, log10(rate[dots]));
+        dot[dots++] = r;
+    }
+    low = floor(low);
+#define X(intensity) on_axis(intensity, from, to, LEFT, RIGHT - LEFT)
+#define Y(value) on_axis(value, low, high, BOTTOM, TOP - BOTTOM)
+    size_t column = (dots + 2) / 3;
+    double height = BOTTOM + 80 + 17 * (double)column;
+    fprintf(f,
+            "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 %d %.0f' "
+            "font-family='sans-serif' font-size='12' fill='#222'>\n<rect width='%d' height='%.0f' "
+            "rx='8' fill='#fcfcfa' stroke='#999'/>\n<text x='%d' y='28' font-size='15'>Roofline of "
+            "one thread: %s</text>\n<text x='%d' y='%d' text-anchor='middle'>flop per byte</text>\n"
+            "<text x='%d' y='%d'>GFLOP/s</text>\n",
+            CARD, height, CARD, height, LEFT, b->cpu, (LEFT + RIGHT) / 2, BOTTOM + 38, LEFT + 6,
+            TOP + 14);
+    for (double v = 0.1; v < 2e3; v *= 10)
+        draw_line(f, X(v), TOP, X(v), BOTTOM, "stroke='#ddd'", X(v), BOTTOM + 18, "middle", "%g",
+                  v);
+    for (double v = pow(10, low); log10(v) <= high; v *= 10)
+        draw_line(f, LEFT, Y(v), RIGHT, Y(v), "stroke='#ddd'", LEFT - 6, Y(v) + 4, "end", "%g", v);
+    for (int i = ONE; i <= TWO; i++)
+        draw_line(f, X(fma[i] / b->limit[L2][ONE]), Y(fma[i]), RIGHT, Y(fma[i]),
+                  i ? "stroke='#777' stroke-dasharray='6 4'" : "stroke='#333' stroke-width='2'",
+                  RIGHT - 6, Y(fma[i]) - 6, "end", "FMA, %d thread%s: %.0f GFLOP/s", i + 1,
+                  i ? "s" : "", fma[i]);
+    for (int i = L2; i <= MEMORY; i++) {
+        double bytes = b->limit[i][ONE], start = fmax(pow(10, from), pow(10, low) / bytes);
+        draw_line(f, X(start), Y(start * bytes), X(fma[ONE] / bytes), Y(fma[ONE]),
+                  "stroke='#333' stroke-width='1.5'", X(start) + 10,
+                  Y(start * bytes) + 16 * (i - L2) - 40, "start", "memcpy %s: %.0f GB/s",
+                  limit_name[i], bytes);
+    }
+    for (size_t i = 0; i < dots; i++) {
+        double x = X(dot[i]->flops / dot[i]->bytes), y = Y(rate[i]);
+        fprintf(f,
+                "<circle cx='%.1f' cy='%.1f' r='3.5' fill='#1461b3' fill-opacity='.75'/>\n"
+                "<text x='%.1f' y='%.1f' font-size='11' font-weight='bold'>%zu</text>\n"
+                "<text x='%zu' y='%.0f'>%zu  %s, %s</text>\n",
+                x, y, x + 5, y - (i % 2 ? 5 : -12), i + 1, LEFT + i / column * 380,
+                BOTTOM + 70 + 17 * (double)(i % column), i + 1, dot[i]->kernel, dot[i]->shape);
+    }
+    fprintf(f, "</svg>\n");
 }
 
 int main(int argc, char **argv) {
     static Bench bench;
     Bench *b = &bench;
     if (argc > 2 || (argc == 2 && argv[1][0] == '-')) {
-        int help = argc == 2 && strcmp(argv[1], "--help") == 0;
-        fprintf(
-            help ? stdout : stderr,
-            "usage: bench/bench [FILTER]\nKernels and steps in percent of this machine's limits, "
-            "to docs/BENCH.md, docs/bench.csv and\ndocs/roofline.svg. FILTER: only rows that "
-            "contain it, to stdout\n");
-        return help ? 0 : 2;
+        fprintf(stderr, "usage: bench/bench [FILTER]\n");
+        return 2;
     }
     b->filter = argc == 2 ? argv[1] : NULL;
     if (!gemm_default(GEMM_F32)) give_up("no GEMM_ISA=%s here", getenv("GEMM_ISA"));
@@ -514,8 +548,16 @@ int main(int argc, char **argv) {
     measure_steps(b);
     remove_folder(b->folder);
     if (b->filter) return 0;
-    write_file(b, "docs/BENCH.md", write_table);
-    write_file(b, "docs/bench.csv", write_csv);
-    write_file(b, "docs/roofline.svg", write_roofline);
+    static const struct {
+        const char *path;
+        void (*write)(FILE *, const Bench *);
+    } files[] = {{"docs/BENCH.md", write_table},
+                 {"docs/bench.csv", write_csv},
+                 {"docs/roofline.svg", write_roofline}};
+    for (size_t i = 0; i < 3; i++) {
+        FILE *f = fopen(files[i].path, "w");
+        if (f) files[i].write(f, b);
+        close_file(f, files[i].path);
+    }
     return 0;
 }

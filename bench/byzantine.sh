@@ -1,26 +1,9 @@
 #!/bin/sh
 # Trains with Byzantine workers and prints docs/BYZANTINE.md; two to three minutes a row on two cores at 2000 steps.
-#   sh bench/byzantine.sh TEXT [STEPS]    RUNS=DIR keeps the logs, and finished runs are not repeated
-set -eu
-[ -r "${1:-}" ] || { echo "usage: sh bench/byzantine.sh TEXT [STEPS]" >&2; exit 2; }
-text=$1 steps=${2:-2000} train=${TRAIN:-./train_gpt}
-if [ -z "${RUNS:-}" ]; then RUNS=$(mktemp -d) && trap 'rm -rf "$RUNS"' EXIT; fi
-mkdir -p "$RUNS"
-
-# run NAME FLAGS...: stdout, stderr and status of a run, once
-run() {
-    out=$RUNS/$1-$steps
-    shift
-    [ -s "$out/status" ] && return
-    mkdir -p "$out"
-    status=0
-    "$train" --data "$text" --threads 1 --quiet --save-every 0 --steps "$steps" --out "$out" --overwrite "$@" \
-        >"$out/said" 2>"$out/err" || status=$?
-    echo "$status" >"$out/status"
-}
-
-# loss: of the last run, or how it ended
-loss() { awk -v s="$(cat "$out/status")" '/^val_loss/ { v = $2 } END { print v == "" ? "ended, status " s : v }' "$out/said"; }
+#   sh bench/byzantine.sh TEXT [STEPS]    RUNS=DIR: see study.sh
+# shellcheck disable=SC1091,SC2034,SC2086,SC2154
+default=2000
+. "$(dirname "$0")/study.sh"
 
 # row NAME LABEL WORKERS BYZANTINE ATTACK EXPECTATION METHOD...; no Byzantine worker: ATTACK is "-"
 row() {
@@ -28,7 +11,7 @@ row() {
     shift 6
     [ "$workers" = 8 ] && batch=16
     [ "$attack" = - ] || set -- "$@" --adversaries "$byzantine" --attack "$attack"
-    run "$name" --workers "$workers" --batch "$batch" "$@"
+    run "$name" --threads 1 --workers "$workers" --batch "$batch" "$@"
     echo "| $label | $workers | $byzantine | $attack | $(loss) | $expected |"
 }
 
@@ -86,6 +69,6 @@ majority outvotes. Worker 6 of 7 sends NaN:
 END
 for flags in "--method sgd" "--method muon" "--method signmuon" "--method signmuon --aux sign" "--method ef21-muon" \
     "--method ef21-muonsign --aux same" "--method demuon"; do
-    run "$(echo "nan$flags" | tr ' ' _)" --workers 7 --batch 14 --adversaries 1 --attack nan $flags
+    run "nan$flags" --threads 1 --workers 7 --batch 14 --adversaries 1 --attack nan $flags
     echo "| \`$flags --attack nan\` | $(cat "$out/status") | $(sed -n 's/^train_gpt: \([^:]*\):.*/\1/p' "$out/err") |"
 done

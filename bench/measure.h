@@ -44,6 +44,12 @@ static float *room(size_t n) {
     return x;
 }
 
+/* Close f, or NULL, which was written; anything wrong ends the program. */
+static void close_file(FILE *f, const char *path) {
+    if (!f || ferror(f) || fclose(f)) give_up("cannot write %s: %s", path, strerror(errno));
+    printf("wrote %s\n", path);
+}
+
 /* docs/ can be written, and ./train_gpt runs */
 static void need_root(void) {
     if (access("docs", W_OK | X_OK) || access("train_gpt", X_OK))
@@ -111,7 +117,7 @@ static int read_column(const char *folder, const char *name, double *value, int 
  * that nothing is evaluated or saved. Returns the median seconds of a step. */
 static double time_program(char folder[FOLDER_SIZE], const char *arguments, int every,
                            int samples) {
-    char command[1024], log[FOLDER_SIZE + 16];
+    char command[2048], log[FOLDER_SIZE + 16];
     double seconds[MOST_ROWS] = {0};
     int status = 0;
     make_folder(folder);

@@ -33,7 +33,6 @@ typedef struct NoiseKind {
     const char *name;
     const char *arguments; /* what follows the name and a colon: "SCALE" or "NU,SCALE" */
     double (*draw)(uint64_t key, uint64_t index, double nu); /* zero mean, unit scale */
-    const char *doc;
 } NoiseKind;
 
 typedef struct Noise {
@@ -76,22 +75,10 @@ static inline double noise__student(uint64_t key, uint64_t index, double nu) {
 /* The i-th kind of noise, or NULL past the end. */
 static inline const NoiseKind *noise_row(size_t i) {
     static const NoiseKind table[] = {
-        {.name = "gaussian",
-         .arguments = "SCALE",
-         .draw = noise__gaussian,
-         .doc = "normal, standard deviation SCALE"},
-        {.name = "laplace",
-         .arguments = "SCALE",
-         .draw = noise__laplace,
-         .doc = "double exponential, standard deviation SCALE"},
-        {.name = "skewed",
-         .arguments = "SCALE",
-         .draw = noise__skewed,
-         .doc = "2 SCALE with probability 1/5, else -SCALE / 2: mean and median differ in sign"},
-        {.name = "student",
-         .arguments = "NU,SCALE",
-         .draw = noise__student,
-         .doc = "SCALE times Student's t, NU > 1 degrees of freedom; no variance if NU <= 2"},
+        {.name = "gaussian", .arguments = "SCALE", .draw = noise__gaussian},
+        {.name = "laplace", .arguments = "SCALE", .draw = noise__laplace},
+        {.name = "skewed", .arguments = "SCALE", .draw = noise__skewed},
+        {.name = "student", .arguments = "NU,SCALE", .draw = noise__student},
     };
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
 }

@@ -17,42 +17,27 @@ static const char *choice_problem(size_t i) { return problem_row(i) ? problem_ro
 static const char *choice_method(size_t i) {
     return sm_method_row(i) ? sm_method_row(i)->name : NULL;
 }
-static const char *choice_backend(size_t i) {
-    return comm_backend_row(i) ? comm_backend_row(i)->name : NULL;
-}
 
-#define ROW(title, of, where, value, low, high, words, text)                                       \
+#define ROW(TITLE, KIND, WHERE, VALUE, LEAST, MOST, WORDS, ARGUMENT, TEXT)                         \
     {                                                                                              \
-        .group = "Problem", .name = title, .kind = of, .field = offsetof(Call, where),             \
-        .fallback = value, .least = low, .most = high, .choice = words,                            \
-        .argument = of == FLAG_WHOLE  ? "N"                                                        \
-                    : of == FLAG_REAL ? "X"                                                        \
-                                      : "NAME",                                                    \
-        .help = text, .keep = FLAG_COMMON                                                          \
+        .group = "Problem", .name = TITLE, .kind = KIND, .field = offsetof(Call, WHERE),           \
+        .fallback = VALUE, .least = LEAST, .most = MOST, .choice = WORDS, .argument = ARGUMENT,    \
+        .help = TEXT, .keep = FLAG_COMMON                                                          \
     }
 // clang-format off
 static const Flag flags[] = {
-    ROW("problem", FLAG_CHOICE, run.problem, "quadratic", 0, 0, choice_problem, "see below"),
-    ROW("method", FLAG_CHOICE, run.config.method, "signmuon", 0, 0, choice_method, "a row of train_gpt --list methods"),
-    ROW("workers", FLAG_WHOLE, run.workers, "1", 1, COMM_MAX_WORKERS, NULL, "how many"),
-    ROW("threads", FLAG_WHOLE, run.threads, "1", 1, 256, NULL, "compute threads per worker"),
-    ROW("backend", FLAG_CHOICE, run.backend, "threads", 0, 0, choice_backend, "what a worker is"),
-    ROW("steps", FLAG_WHOLE, run.steps, "500", 1, 1e8, NULL, "optimizer steps"),
-    ROW("every", FLAG_WHOLE, run.every, "1", 1, 1e8, NULL, "steps from one row to the next"),
-    ROW("lr", FLAG_REAL, run.config.lr, "1e-3", 0, 1e6, NULL, "peak step size"),
-    ROW("schedule", FLAG_CHOICE, run.schedule, "constant", 0, 0, problem_schedule, "its course over the steps"),
-    ROW("momentum", FLAG_REAL, run.config.momentum, "auto", 0, 0.99999, NULL, "mu; auto: the method's"),
-    ROW("weight-decay", FLAG_REAL, run.config.weight_decay, "0", 0, 1e3, NULL, "decoupled"),
-    ROW("ns", FLAG_TEXT, run.config.ns, "jordan5", 0, 0, NULL, "Newton-Schulz polynomials"),
-    ROW("up", FLAG_TEXT, run.config.up, "auto", 0, 0, NULL, "EF21: compressor of the workers"),
-    ROW("down", FLAG_TEXT, run.config.down, "auto", 0, 0, NULL, "EF21: compressor of the server"),
-    ROW("topology", FLAG_TEXT, run.config.topology, "auto", 0, 0, NULL, "gossip: who talks to whom"),
-    ROW("noise", FLAG_TEXT, run.noise, "", 0, 0, NULL, "on every gradient: KIND:SCALE"),
-    ROW("parameter", FLAG_REAL, run.parameter, "auto", -1e9, 1e9, NULL, "of the problem, see below"),
-    ROW("rows", FLAG_WHOLE, run.rows, "auto", 1, 4096, NULL, "of X; quadratic only"),
-    ROW("cols", FLAG_WHOLE, run.cols, "auto", 1, 4096, NULL, "of X; quadratic only"),
-    ROW("seed", FLAG_WHOLE, run.seed, "1", 0, 1e15, NULL, "draws problem and noise"),
-    ROW("help", FLAG_SWITCH, help, "off", 0, 1, NULL, "this page"),
+    ROW("problem", FLAG_CHOICE, run.problem, "quadratic", 0, 0, choice_problem, "NAME", "see below"),
+    ROW("method", FLAG_CHOICE, run.config.method, "signmuon", 0, 0, choice_method, "NAME", "a row of train_gpt --list methods"),
+    ROW("workers", FLAG_WHOLE, run.workers, "1", 1, COMM_MAX_WORKERS, NULL, "N", "threads of this process"),
+    ROW("steps", FLAG_WHOLE, run.steps, "500", 1, 1e8, NULL, "N", "optimizer steps"),
+    ROW("every", FLAG_WHOLE, run.every, "1", 1, 1e8, NULL, "N", "steps between rows"),
+    ROW("lr", FLAG_REAL, run.config.lr, "1e-3", 0, 1e6, NULL, "X", "peak step size"),
+    ROW("schedule", FLAG_CHOICE, run.schedule, "constant", 0, 0, problem_schedule, "NAME", "its course over the steps"),
+    ROW("momentum", FLAG_REAL, run.config.momentum, "auto", 0, 0.99999, NULL, "X", "mu; auto: the method's"),
+    ROW("noise", FLAG_TEXT, run.noise, "", 0, 0, NULL, "NAME", "on every gradient: KIND:SCALE"),
+    ROW("parameter", FLAG_REAL, run.parameter, "auto", -1e9, 1e9, NULL, "X", "of the problem, see below"),
+    ROW("seed", FLAG_WHOLE, run.seed, "1", 0, 1e15, NULL, "N", "draws problem and noise"),
+    ROW("help", FLAG_SWITCH, help, "off", 0, 1, NULL, NULL, "this page"),
 };
 // clang-format on
 enum { FLAGS = sizeof flags / sizeof *flags };
@@ -85,32 +70,22 @@ static int print_row(void *context, const ProblemRow *r) {
     return *(int *)context = !isfinite(r->loss);
 }
 
-/* "auto" means: as problem_default has it. */
-static void keep_default(const char **text, const char *otherwise) {
-    if (*text && strcmp(*text, "auto") == 0) *text = otherwise;
-}
-
 int main(int argc, char **argv) {
     unsigned char given[FLAGS] = {0};
     char error[512] = "";
     int diverged = 0;
     Call call = {.run = problem_default("quadratic", "signmuon")};
-    ProblemRun *r = &call.run;
     flags_defaults(flags, FLAGS, &call);
     if (flags_parse(flags, FLAGS, &call, argc, argv, given, error, sizeof error))
         return refuse(error);
     if (call.help) return print_help();
-    if (!gemm_default(GEMM_F32)) return refuse("GEMM_ISA names no instruction set of this machine");
-    ProblemRun own = problem_default(r->problem, r->config.method);
-    keep_default(&r->config.up, NULL);
-    keep_default(&r->config.down, NULL);
-    keep_default(&r->config.topology, NULL);
+    if (!gemm_default(GEMM_F32))
+        return refuse("GEMM_ISA names no instruction call of this machine");
+    ProblemRun *r = &call.run, own = problem_default(r->problem, r->config.method);
+    r->rows = own.rows;
+    r->cols = own.cols;
     r->config.clip = own.config.clip;
     if (isnan(r->parameter)) r->parameter = own.parameter;
-    if (!problem_named(r->problem)->any_shape && (r->rows > 0 || r->cols > 0))
-        return refuse("--rows and --cols are for the quadratic");
-    if (r->rows < 0) r->rows = own.rows;
-    if (r->cols < 0) r->cols = own.cols;
     r->observe = print_row;
     r->context = &diverged;
     printf("step,loss,gradient,alignment,consensus,exact,apart,sent,received\n");

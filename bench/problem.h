@@ -43,8 +43,7 @@ typedef struct ProblemData {
 
 struct Problem {
     const char *name;
-    size_t rows, cols; /* default shape */
-    int any_shape;
+    size_t rows, cols;                                           /* default shape */
     double parameter;                                            /* default */
     void (*draw)(ProblemData *d, uint64_t seed, float *scratch); /* NULL: X_0 = 0 is all */
     /* Returns F(x); g <- the gradient that worker j sees at a step, or with j = -1 that of F */
@@ -75,14 +74,11 @@ typedef struct ProblemRow {
 } ProblemRow;
 
 typedef struct ProblemRun {
-    const char *problem, *backend, *noise, *schedule;
+    const char *problem, *noise, *schedule;
     SmConfig config; /* config.lr is the peak step size */
-    long rows, cols, workers, threads, steps, every, seed;
+    long rows, cols, workers, steps, every, seed;
     double parameter;
-    double scale;     /* factor on every gradient */
-    int rotate;       /* worker j takes the noise and the part of F of worker j + rotate */
-    int resume;       /* before this step (0: never) all state moves into a new optimizer, */
-    const char *lose; /* except arrays of this kind */
+    double scale;                                         /* factor on every gradient */
     int (*observe)(void *context, const ProblemRow *row); /* not 0 ends the run */
     void *context;
     float *final; /* NULL, or receives every worker's model (threads only) */
@@ -191,8 +187,6 @@ static double problem__quadratic(float *g, const ProblemData *d, const float *x,
     return loss;
 }
 
-static double problem__target(int worker) { return worker % 3 == 2 ? 9 : 0; }
-
 static void problem__draw_consensus(ProblemData *d, uint64_t seed, float *scratch) {
     (void)seed, (void)scratch;
     *d->start = 5;
@@ -203,11 +197,12 @@ static double problem__consensus(float *g, const ProblemData *d, const float *x,
     double loss = 0, sum = 0, n = d->workers;
     (void)step, (void)scratch;
     for (int j = 0; j < d->workers; j++) {
-        double gap = (double)*x - problem__target(j);
+        double gap = (double)*x - (j % 3 == 2 ? 9 : 0);
         loss += 0.5 * gap * gap / n;
         sum += gap / n;
+        if (j == worker) *g = (float)gap;
     }
-    *g = worker < 0 ? (float)sum : (float)((double)*x - problem__target(worker));
+    if (worker < 0) *g = (float)sum;
     return loss;
 }
 
@@ -244,7 +239,7 @@ static double problem__divergence(float *g, const ProblemData *d, const float *x
 const Problem *problem_row(size_t i) {
     // clang-format off
     static const Problem table[] = {
-        {.name = "quadratic", .rows = 100, .cols = 100, .any_shape = 1, .draw = problem__draw_quadratic,
+        {.name = "quadratic", .rows = 100, .cols = 100, .draw = problem__draw_quadratic,
          .gradient = problem__quadratic, .parameter_doc = "h, how much the workers differ", .doc = "1/2 <X, A X B>, eigenvalues U(0,1) in Haar bases"},
         {.name = "consensus", .rows = 1, .cols = 1, .draw = problem__draw_consensus,
          .gradient = problem__consensus, .parameter_doc = "unused", .doc = "1/2 (x - a_j)^2, a = 0, 0, 9 in turn; mean 3, median 0"},
@@ -289,20 +284,15 @@ void problem_free(ProblemData *d) { free(d->a), free(d->b), free(d->tilt), free(
 
 /* ---- schedules: factor on the peak step size at step t of T ---- */
 
-static double problem__constant(double t, double total) { return (void)t, (void)total, 1; }
-static double problem__linear_decay(double t, double total) { return 1 - t / total; }
-static double problem__linear_sqrt(double t, double total) { return (1 - t / total) / sqrt(t + 1); }
 static const struct {
     const char *name;
-    double (*factor)(double t, double total);
-} problem__schedules[] = {{.name = "constant", .factor = problem__constant},
-                          {.name = "linear", .factor = problem__linear_decay},
-                          {.name = "linear-sqrt", .factor = problem__linear_sqrt}};
+    int falls, root; /* times 1 - t/T; over sqrt(t + 1) */
+} problem__schedules[] = {{.name = "constant"},
+                          {.name = "linear", .falls = 1},
+                          {.name = "linear-sqrt", .falls = 1, .root = 1},
+                          {.name = NULL}};
 
-const char *problem_schedule(size_t i) {
-    return i < sizeof problem__schedules / sizeof *problem__schedules ? problem__schedules[i].name
-                                                                      : NULL;
-}
+const char *problem_schedule(size_t i) { return problem__schedules[i].name; }
 
 /* ---- one worker of a run ---- */
 
@@ -310,7 +300,6 @@ typedef struct ProblemWorker {
     const ProblemRun *run;
     const ProblemData *data;
     Noise noise;
-    SmTensor tensor;
     Comm *comm;
     size_t size;
     float *params, *grads, *scratch;
@@ -318,27 +307,6 @@ typedef struct ProblemWorker {
     SmOptimizer *optimizer;
     int refused; /* a message of a step was */
 } ProblemWorker;
-
-static SmOptimizer *problem__optimizer(const ProblemWorker *w) {
-    char error[300];
-    SmOptimizer *o = sm_create(&w->run->config, &w->tensor, 1, w->comm, error, sizeof error);
-    if (o) return o;
-    fprintf(stderr, "%s\n", error);
-    exit(1);
-}
-
-/* Go on in a new optimizer with the state of the old one, except arrays of kind `lose`. */
-static void problem__resume(ProblemWorker *w) {
-    SmState from, to;
-    SmOptimizer *o = problem__optimizer(w);
-    for (size_t i = 0; sm_state(w->optimizer, i, &from); i++) {
-        int lost = w->run->lose && strcmp(from.kind, w->run->lose) == 0;
-        if (sm_state(o, i, &to) && !lost)
-            memcpy(to.data, from.data, from.rows * from.cols * sizeof(float));
-    }
-    sm_free(w->optimizer);
-    w->optimizer = o;
-}
 
 /* mean <- the mean of all models; returns the root of their summed squared distances from it. */
 static double problem__mean(ProblemWorker *w) {
@@ -357,10 +325,11 @@ static double problem__mean(ProblemWorker *w) {
     return sqrt(distance);
 }
 
-/* Bytes of all workers' steps; has any of them refused a message? */
-static int problem__count(ProblemWorker *w, ProblemRow *row) {
+/* The row of this step, without the alignment. */
+static void problem__look(ProblemWorker *w, ProblemRow *row, int step) {
     uint64_t mine[3] = {0, 0, (uint64_t)w->refused}, all[3 * COMM_MAX_WORKERS];
     int refused = 0, n = w->comm->size;
+    *row = (ProblemRow){.step = step, .alignment = NAN, .exact = NAN, .apart = NAN};
     for (int k = 0; k < COMM_OTHER; k++) {
         mine[0] += w->comm->sent[k];
         mine[1] += w->comm->received[k];
@@ -371,27 +340,17 @@ static int problem__count(ProblemWorker *w, ProblemRow *row) {
         row->received += (double)all[3 * j + 1] / n;
         refused |= all[3 * j + 2] != 0;
     }
-    return refused;
-}
-
-/* F at the server's model, where a compressed downlink makes it another than the workers'. */
-static void problem__server(ProblemWorker *w, ProblemRow *row, int step) {
-    double gap = 0;
     float *x = w->before;
-    if (!sm_server_model(w->optimizer, x, w->params, (uint64_t)step)) return;
-    row->exact = w->data->problem->gradient(w->mean, w->data, x, -1, (uint64_t)step, w->scratch);
-    for (size_t i = 0; i < w->size; i++) {
-        double d = (double)x[i] - (double)w->params[i];
-        gap += d * d;
+    if (sm_server_model(w->optimizer, x, w->params, (uint64_t)step)) { /* compressed downlink */
+        double gap = 0;
+        row->exact =
+            w->data->problem->gradient(w->mean, w->data, x, -1, (uint64_t)step, w->scratch);
+        for (size_t i = 0; i < w->size; i++) {
+            double d = (double)x[i] - (double)w->params[i];
+            gap += d * d;
+        }
+        row->apart = sqrt(gap / sm_sum_squares(x, w->size));
     }
-    row->apart = sqrt(gap / sm_sum_squares(x, w->size));
-}
-
-/* The row of this step, without the alignment. */
-static void problem__look(ProblemWorker *w, ProblemRow *row, int step) {
-    *row = (ProblemRow){.step = step, .alignment = NAN, .exact = NAN, .apart = NAN};
-    int refused = problem__count(w, row);
-    problem__server(w, row, step);
     row->consensus = problem__mean(w);
     row->loss =
         w->data->problem->gradient(w->slope, w->data, w->mean, -1, (uint64_t)step, w->scratch);
@@ -416,47 +375,42 @@ static int problem__report(ProblemWorker *w, ProblemRow *row, int moved) {
     return stop;
 }
 
-/* grads <- what this worker sees: the gradient of its part of F, noise, and the factor `scale`. */
-static void problem__gradient(ProblemWorker *w, uint64_t step) {
-    const ProblemRun *r = w->run;
-    int self = (w->comm->rank + r->rotate) % w->comm->size;
-    w->data->problem->gradient(w->grads, w->data, w->params, self, step, w->scratch);
-    noise_add(w->grads, w->size, &w->noise, sm_key((uint64_t)r->seed, 1000 + (uint64_t)self, step),
-              0);
-    for (size_t i = 0; i < w->size && r->scale != 1; i++) w->grads[i] *= (float)r->scale;
-}
-
 static void problem__steps(ProblemWorker *w) {
     const ProblemRun *r = w->run;
-    ProblemRow row;
+    int self = w->comm->rank;
     size_t s = 0;
+    ProblemRow row;
     while (strcmp(problem__schedules[s].name, r->schedule) != 0) s++;
     for (int t = 0, stop = 0; t <= r->steps && !stop; t++) {
         int look = t % r->every == 0 || t == r->steps;
         if (look) problem__look(w, &row, t);
         if (t < r->steps) {
-            double lr = r->config.lr * problem__schedules[s].factor((double)t, (double)r->steps);
-            if (r->resume && t == r->resume) problem__resume(w);
-            problem__gradient(w, (uint64_t)t);
+            uint64_t key = sm_key((uint64_t)r->seed, 1000 + (uint64_t)self, (uint64_t)t);
+            double factor = 1;
+            if (problem__schedules[s].falls) factor = 1 - t / (double)r->steps;
+            if (problem__schedules[s].root) factor /= sqrt(t + 1.0);
+            double lr = r->config.lr * factor;
+            w->data->problem->gradient(w->grads, w->data, w->params, self, (uint64_t)t, w->scratch);
+            noise_add(w->grads, w->size, &w->noise, key, 0);
+            for (size_t i = 0; i < w->size; i++) w->grads[i] *= (float)r->scale;
             w->refused |= sm_step(w->optimizer, w->params, w->grads, (uint64_t)t, lr, lr) != 0;
         }
         if (look) stop = problem__report(w, &row, t < r->steps);
     }
 }
 
-typedef struct ProblemJob {
-    const ProblemRun *run;
-    const ProblemData *data;
-    Noise noise;
-} ProblemJob;
-
 static int problem__work(SmComm *comm, void *arg) {
-    const ProblemJob *job = arg;
-    const ProblemRun *r = job->run;
-    size_t rows = job->data->rows, cols = job->data->cols, size = rows * cols;
-    size_t scratch = (problem_scratch(rows, cols) + 15) / 16 * 16;
-    ProblemWorker w = {
-        .run = r, .data = job->data, .noise = job->noise, .comm = comm, .size = size};
+    ProblemWorker w = *(const ProblemWorker *)arg;
+    const ProblemData *d = w.data;
+    size_t size = w.size, scratch = (problem_scratch(d->rows, d->cols) + 15) / 16 * 16;
+    SmTensor tensor = {.name = "X",
+                       .rows = d->rows,
+                       .cols = d->cols,
+                       .blocks = 1,
+                       .role = SM_HIDDEN,
+                       .decay = w.run->config.weight_decay > 0};
+    char error[512];
+    w.comm = comm;
     w.scratch = problem_alloc((scratch + (5 + (size_t)comm->size) * size) * sizeof(float));
     w.params = w.scratch + scratch;
     w.grads = w.params + size;
@@ -464,16 +418,15 @@ static int problem__work(SmComm *comm, void *arg) {
     w.slope = w.mean + size;
     w.before = w.slope + size;
     w.all = w.before + size;
-    w.tensor = (SmTensor){.name = "X",
-                          .rows = rows,
-                          .cols = cols,
-                          .blocks = 1,
-                          .role = SM_HIDDEN,
-                          .decay = r->config.weight_decay > 0};
-    memcpy(w.params, job->data->start, size * sizeof(float));
-    w.optimizer = problem__optimizer(&w);
+    memcpy(w.params, d->start, size * sizeof(float));
+    w.optimizer = sm_create(&w.run->config, &tensor, 1, comm, error, sizeof error);
+    if (!w.optimizer) {
+        fprintf(stderr, "%s\n", error);
+        exit(1);
+    }
     problem__steps(&w);
-    if (r->final) memcpy(r->final + (size_t)comm->rank * size, w.params, size * sizeof(float));
+    if (w.run->final)
+        memcpy(w.run->final + (size_t)comm->rank * size, w.params, size * sizeof(float));
     sm_free(w.optimizer);
     free(w.scratch);
     return 0;
@@ -481,15 +434,14 @@ static int problem__work(SmComm *comm, void *arg) {
 
 int problem_run(const ProblemRun *run, char *error, size_t size) {
     ProblemData data;
-    ProblemJob job = {.run = run, .data = &data};
+    ProblemWorker w = {.run = run, .data = &data, .size = (size_t)(run->rows * run->cols)};
     SmConfig config = run->config;
-    int status = noise_parse(&job.noise, run->noise, error, size);
+    int status = noise_parse(&w.noise, run->noise, error, size);
     if (!status) status = sm_resolve(&config, (int)run->workers, error, size);
     if (status) return status;
     problem_make(&data, run->problem, (size_t)run->rows, (size_t)run->cols, (int)run->workers,
                  run->parameter, (uint64_t)run->seed);
-    status = sm_run(run->backend, (int)run->workers, (int)run->threads, problem__work, &job, error,
-                    size);
+    status = sm_run("threads", (int)run->workers, 1, problem__work, &w, error, size);
     problem_free(&data);
     return status;
 }
@@ -499,14 +451,12 @@ ProblemRun problem_default(const char *problem, const char *method) {
     const SmMethod *m = sm_method(method);
     assert(p && m);
     ProblemRun r = {.problem = problem,
-                    .backend = "threads",
                     .noise = "",
                     .schedule = "constant",
                     .config = sm_config(method),
                     .rows = (long)p->rows,
                     .cols = (long)p->cols,
                     .workers = 1,
-                    .threads = 1,
                     .steps = 500,
                     .every = 1,
                     .seed = 1,

@@ -43,19 +43,6 @@ static const int counts[] = {8, 64, 1024, 10000, 100000};
 enum { COUNTS = sizeof counts / sizeof *counts };
 #define OVERHEAD 5e-6 /* seconds of the system calls of a message */
 
-/* Bytes that a pass over the weights moves per weight; a mean's are one worker's. Compression and
- * decoding are not bound by memory, but take as long as so many bytes. */
-enum {
-    MOMENTUM = 16,
-    ADAMW = 32,
-    DENSE = 12,
-    PACK = 4,
-    APPLY = 8,
-    MEAN = 4,
-    COMPRESS = 80,
-    DECODE = 20
-};
-
 /* What a worker can do: flop/s of all cores, bytes/s of memcpy read and written. */
 typedef struct Speed {
     double train[MODELS], polar[MODELS], memory, cores;
@@ -96,93 +83,32 @@ typedef struct Case {
 /* ------------------------------------------------------------------------------------------------
  * methods: what a step costs */
 
-/* All-to-all and all-gather: `up` bytes of message, `down` of result. share: the part of a message
- * that the busiest server has. */
-static void exchange(Cost *c, double up, double down, double n, double share) {
-    c->sent += (up + down) * (n - 1) / n;
-    c->busiest += (up + down) * (n - 1) * share;
-    c->messages += 2 * (n - 1);
-    c->rounds += 2;
-}
-
-/* Every step ends with an all-gather of reports. */
-static void report(Cost *c, double n) {
-    c->busiest += sizeof(StepReport) * (n - 1);
-    c->messages += n - 1;
-    c->rounds += 1;
-}
-
-/* Part of all hidden matrices that an owner of whole matrices has. */
-static double largest_share(const Case *k) {
-    return fmax(1 / k->n, k->size->largest / k->size->hidden);
-}
-static double pass(const Case *k, double bytes) { return bytes / k->speed->memory; }
-
-/* Newton-Schulz of every matrix by every worker; and by owners, one core to a matrix. */
-static double polar_by_all(const Case *k) { return k->size->polar / k->speed->polar[k->model]; }
-static double polar_by_owners(const Case *k) {
-    return fmax(polar_by_all(k) / k->n,
-                k->size->largest_polar * k->speed->cores / k->speed->polar[k->model]);
-}
-
-/* The mean in fp32 of w weights, and AdamW. */
-static void adamw(Cost *c, const Case *k, double w) {
-    exchange(c, 4 * w, 4 * w, k->n, 1 / k->n);
-    c->update += pass(k, (ADAMW + MEAN) * w);
-}
-static void cost_adamw(Cost *c, const Case *k) {
-    adamw(c, k, k->size->hidden);
-    adamw(c, k, k->size->auxiliary);
-    report(c, k->n);
-}
-
-static void cost_muon(Cost *c, const Case *k) {
-    double h = k->size->hidden;
-    exchange(c, 4 * h, 4 * h, k->n, largest_share(k));
-    c->polar += polar_by_owners(k);
-    c->update += pass(k, (MOMENTUM + MEAN + DENSE) * h);
-    adamw(c, k, k->size->auxiliary);
-    report(c, k->n);
-}
-
-static void cost_ef21(Cost *c, const Case *k) {
-    double h = k->size->hidden, share = largest_share(k);
-    exchange(c, k->size->up, k->size->down, k->n, share);
-    c->polar += polar_by_owners(k);
-    c->update += pass(k, (MOMENTUM + COMPRESS * (1 + share) + DECODE * (1 + k->n * share)) * h);
-    adamw(c, k, k->size->auxiliary);
-    report(c, k->n);
-}
-
-/* A vote on all weights; each worker counts as many sign bits as the model has weights. */
-static void vote(Cost *c, const Case *k, double share) {
-    double w = k->size->all;
-    exchange(c, k->size->hidden / 8, k->size->hidden / 8, k->n, share);
-    exchange(c, k->size->auxiliary / 8, k->size->auxiliary / 8, k->n, 1 / k->n);
-    report(c, k->n);
-    c->update += pass(k, (MOMENTUM + PACK + APPLY + 1. / 8) * w);
-}
-static void cost_muonsign(Cost *c, const Case *k) {
-    vote(c, k, largest_share(k));
-    c->polar += polar_by_owners(k);
-}
-static void cost_signmuon(Cost *c, const Case *k) {
-    vote(c, k, 1 / k->n);
-    c->polar += polar_by_all(k);
-}
+/* Bytes that a pass over the weights moves per weight; a mean's are one worker's. Compression and
+ * decoding are not bound by memory, but take as long as so many bytes. */
+#define MOMENTUM 16
+#define ADAMW (32 + MEAN)
+#define DENSE 12
+#define MEAN 4
+#define VOTE (MOMENTUM + 4 + 8 + 1. / 8) /* packing, applying, counting */
+#define COMPRESS 80
+#define DECODE 20
 
 enum { ADAMW_ROW, MUON_ROW, EF21_ROW, MUONSIGN_ROW, SIGNMUON_ROW, ROWS };
+enum { NOBODY, OWNERS, EVERYBODY }; /* who orthogonalises a matrix */
 // clang-format off
 static const struct {
     const char *name, *flags; /* flags of train_gpt */
-    void (*cost)(Cost *, const Case *);
+    double bits;              /* per weight of a message, each way; 0: error feedback's */
+    double auxiliary;         /* the same for weights outside of matrices: AdamW's mean or a vote */
+    int polar;                /* owners have whole matrices as shards */
+    double pass;              /* bytes per weight of matrices */
     const char *doc;
 } rows[ROWS] = {
-    {"adamw", "--method adamw", cost_adamw, "mean of the gradients in fp32"},
-    {"muon", "--method muon", cost_muon, "mean in fp32; shards are whole matrices, which their owners orthogonalise"},
-    {"ef21-muon", "--method ef21-muon --down natural", cost_ef21, "15 % of the residual in 9 bits each and a bitmap up, 9 bits down; owners"},
-    {"muonsign", "--method muonsign --aux sign", cost_muonsign, "a vote of sign(M) by owners, who send back the sign of its polar factor"},
-    {"signmuon", "--method signmuon --aux sign", cost_signmuon, "a vote of sign(polar(M)), in equal shards"},
+    {"adamw", "--method adamw", 32, 32, NOBODY, ADAMW, "mean of the gradients in fp32"},
+    {"muon", "--method muon", 32, 32, OWNERS, MOMENTUM + MEAN + DENSE, "mean in fp32; shards are whole matrices, which their owners orthogonalise"},
+    {"ef21-muon", "--method ef21-muon --down natural", 0, 32, OWNERS, MOMENTUM, "15 % of the residual in 9 bits each and a bitmap up, 9 bits down; owners"},
+    {"muonsign", "--method muonsign --aux sign", 1, 1, OWNERS, VOTE, "a vote of sign(M) by owners, who send back the sign of its polar factor"},
+    {"signmuon", "--method signmuon --aux sign", 1, 1, EVERYBODY, VOTE, "a vote of sign(polar(M)), in equal shards"},
 };
 // clang-format on
 
@@ -190,13 +116,33 @@ static double sequences(const Model *m, double n) {
     return fmax(1, floor(m->batch / (n * m->config.context)));
 }
 
+/* Matrices and the other weights travel by an all-to-all of messages and an all-gather of results;
+ * an all-gather of reports ends the step. */
 static Cost cost_of(size_t row, const Case *k) {
     const Model *m = &models[k->model];
-    Cost c = {.train = sequences(m, k->n) * m->config.context * k->size->token /
-                       k->speed->train[k->model]};
-    rows[row].cost(&c, k);
+    const Size *z = k->size;
+    double n = k->n, pass = rows[row].pass, share = 1 / n; /* that the busiest server has */
+    double both = 2 * z->hidden * rows[row].bits / 8,
+           other = 2 * z->auxiliary * rows[row].auxiliary / 8;
+    if (rows[row].polar == OWNERS) share = fmax(share, z->largest / z->hidden);
+    if (rows[row].bits == 0) {
+        both = z->up + z->down;
+        pass += COMPRESS * (1 + share) + DECODE * (1 + n * share);
+    }
+    Cost c = {.train = sequences(m, n) * m->config.context * z->token / k->speed->train[k->model],
+              .sent = (both + other) * (n - 1) / n,
+              .busiest = (both * share + other / n + sizeof(StepReport)) * (n - 1),
+              .messages = 5 * (n - 1),
+              .rounds = 5};
+    c.update = pass * z->hidden + (rows[row].auxiliary < 32 ? VOTE : ADAMW) * z->auxiliary;
+    c.update /= k->speed->memory;
+    if (rows[row].polar == EVERYBODY) c.polar = z->polar / k->speed->polar[k->model];
+    if (rows[row].polar == OWNERS) /* one core to a matrix */
+        c.polar =
+            fmax(z->polar / n, z->largest_polar * k->speed->cores) / k->speed->polar[k->model];
     return c;
 }
+
 static double compute_of(const Cost *c) { return c->train + c->polar + c->update; }
 static double wire_of(const Cost *c, const Link *l) {
     return c->rounds * l->latency + c->messages * OVERHEAD + c->busiest / l->rate;
@@ -220,7 +166,7 @@ static double polar_count(size_t m, size_t n) {
 
 static Size size_of(const Model *m) {
     EfLink up, down;
-    char error[256];
+    char error[512];
     if (ef_parse(&up, "topk:0.15+natural", error, sizeof error) ||
         ef_parse(&down, "natural", error, sizeof error))
         give_up("%s", error);
@@ -471,13 +417,6 @@ static void write_page(FILE *f, Scale *s) {
     fprintf(f, "\n![seconds of a step against workers](scale.svg)\n");
 }
 
-static void write_file(Scale *s, const char *path, void (*write)(FILE *, Scale *)) {
-    FILE *f = fopen(path, "w");
-    if (f) write(f, s);
-    if (!f || ferror(f) || fclose(f)) give_up("cannot write %s: %s", path, strerror(errno));
-    printf("wrote %s\n", path);
-}
-
 int main(void) {
     static Scale scale;
     Scale *s = &scale;
@@ -489,8 +428,11 @@ int main(void) {
     describe_cpu(s->cpu, sizeof s->cpu);
     for (int m = 0; m < MODELS; m++) s->size[m] = size_of(&models[m]);
     measure(s);
-    write_file(s, "docs/SCALE.md", write_page);
-    write_file(s, "docs/scale.csv", write_csv);
+    FILE *page = fopen("docs/SCALE.md", "w"), *csv = fopen("docs/scale.csv", "w");
+    if (page) write_page(page, s);
+    if (csv) write_csv(csv, s);
+    close_file(page, "docs/SCALE.md");
+    close_file(csv, "docs/scale.csv");
     remove_folder(s->folder);
     return 0;
 }

@@ -230,25 +230,22 @@ static void play_compile_word(PlayGrammar *g, const char *s, size_t n) {
     part->length = (size_t)(g->bytes + g->used - part->text);
 }
 
-static const char *play_compile_weights(PlayAlternative *a, const char *s) {
-    for (int v = 0; v < PLAY_VOICES; v++) a->weight[v] = 1;
-    if (*s != '{') return s;
-    for (int v = 0; v < PLAY_VOICES && *s != '}'; v++) {
-        char *end;
-        a->weight[v] = (uint32_t)strtoul(s + 1, &end, 10);
-        for (int w = v + 1; w < PLAY_VOICES; w++) a->weight[w] = a->weight[v];
-        s = end;
-    }
-    return s + 1;
-}
-
 static void play_compile_rule(PlayGrammar *g, int symbol) {
     const char *s = play_rules[symbol].alternatives;
     g->first[symbol] = g->alternatives;
     while (*s) {
         if (g->alternatives == PLAY_ROOM) play_die(s, "the grammar is too large");
         PlayAlternative *a = &g->alternative[g->alternatives++];
-        s = play_compile_weights(a, s + strspn(s, " "));
+        s += strspn(s, " ");
+        for (int v = 0; v < PLAY_VOICES; v++) a->weight[v] = 1;
+        /* the last weight holds for all later voices */
+        for (int v = 0; *s == (v ? ',' : '{'); v++) {
+            char *end;
+            uint32_t weight = (uint32_t)strtoul(s + 1, &end, 10);
+            for (int w = v; w < PLAY_VOICES; w++) a->weight[w] = weight;
+            s = end;
+        }
+        s += *s == '}';
         a->first = g->parts;
         for (; *(s += strspn(s, " ")) && *s != '|'; s += strcspn(s, " |"))
             play_compile_word(g, s, strcspn(s, " |"));
@@ -293,18 +290,6 @@ static double play_chain_total(int turn) {
     return total;
 }
 
-/* pi <- (pi + pi P) / 2, so that a periodic chain would settle too */
-static void play_stationary(double pi[PLAY_TURNS]) {
-    for (int i = 0; i < PLAY_TURNS; i++) pi[i] = 1.0 / PLAY_TURNS;
-    for (int sweep = 0; sweep < 2000; sweep++) {
-        double next[PLAY_TURNS] = {0};
-        for (int i = 0; i < PLAY_TURNS; i++)
-            for (int j = 0; j < PLAY_TURNS; j++)
-                next[j] += pi[i] * play_turns[i].next[j] / play_chain_total(i);
-        for (int j = 0; j < PLAY_TURNS; j++) pi[j] = (pi[j] + next[j]) / 2;
-    }
-}
-
 static void play_solve(PlayGrammar *g) {
     double change = 1, pi[PLAY_TURNS], nats = 0, chars = 0;
     for (int sweep = 0; change > 1e-15; sweep++) {
@@ -313,7 +298,15 @@ static void play_solve(PlayGrammar *g) {
         for (int symbol = 0; symbol < PLAY_SYMBOLS; symbol++)
             for (int v = 0; v < PLAY_VOICES; v++) change = fmax(change, play_sweep(g, symbol, v));
     }
-    play_stationary(pi);
+    for (int i = 0; i < PLAY_TURNS; i++) pi[i] = 1.0 / PLAY_TURNS;
+    /* pi <- (pi + pi P) / 2, so that a periodic chain would settle too */
+    for (int sweep = 0; sweep < 2000; sweep++) {
+        double next[PLAY_TURNS] = {0};
+        for (int i = 0; i < PLAY_TURNS; i++)
+            for (int j = 0; j < PLAY_TURNS; j++)
+                next[j] += pi[i] * play_turns[i].next[j] / play_chain_total(i);
+        for (int j = 0; j < PLAY_TURNS; j++) pi[j] = (pi[j] + next[j]) / 2;
+    }
     for (int i = 0; i < PLAY_TURNS; i++) {
         const PlayTurn *t = &play_turns[i];
         int symbol = play_symbol(t->symbol, strlen(t->symbol));

@@ -27,7 +27,8 @@ static float point(int i, float x[IN]) {
 /* g <- gradient of the mean of log(1 + exp(-side * output)) over points first, first + step, ...;
  * returns the share of points on the right side */
 static float gradient(float *g, const float *w, int first, int step) {
-    float right = 0, count = (float)((POINTS - first + step - 1) / step);
+    int points = (POINTS - first + step - 1) / step;
+    float right = 0, count = (float)points;
     memset(g, 0, SIZE * sizeof *g);
     for (int p = first; p < POINTS; p += step) {
         float x[IN], a[HIDDEN], b[HIDDEN], da[HIDDEN] = {0}, side = point(p, x), out = 0;

@@ -1,10 +1,10 @@
-/* base.h - what every file of lib/ shares: the error sentence, hashing, memory, files, text. C11 + POSIX, MIT.
+/* base.h - what the files of lib/ share: error sentences, hashing, memory, files, text. POSIX, MIT.
 
      errors    base_fail writes one sentence and returns the code: return base_fail(error, size, -1, ...)
      hashing   a value is a hash of a key and a counter: nothing to save, nothing to get out of step
-     memory    base_allocate returns zeroed, aligned memory; an Arena hands out pieces of one block
+     memory    base_allocate returns zeroed, aligned memory; an Arena splits one block into pieces
      files     calls are repeated when a signal interrupts them; only regular files are opened
-     text      what a user typed, or a file says, never controls a terminal
+     text      text from users and files is made harmless before a terminal sees it
 */
 #ifndef BASE_H
 #define BASE_H
@@ -35,9 +35,6 @@ base_fail(char *error, size_t size, int code, const char *format, ...) {
     return code;
 }
 
-/* ------------------------------------------------------------------------------------------------
- * hashing and time */
-
 /* splitmix64's finaliser (Steele et al. 2014) of a key and a counter */
 static inline uint64_t base_hash(uint64_t key, uint64_t index) {
     uint64_t x = key + 0x9e3779b97f4a7c15u * (index + 1);
@@ -67,26 +64,26 @@ static inline double base_now(void) {
 /* ------------------------------------------------------------------------------------------------
  * memory */
 
-/* Bytes that base_allocate takes for so many. */
+/* Bytes that base_allocate takes for so many: whole cache lines, or whole huge pages. */
 static inline size_t base_allocated(size_t bytes) {
     size_t unit = bytes >= BASE_HUGE_PAGE ? BASE_HUGE_PAGE : 64;
     return bytes ? (bytes + unit - 1) / unit * unit : unit;
 }
 
-/* Zeroed memory, aligned to 64 bytes; large blocks ask for huge pages, or TLB misses dominate. To be
- * given back with free; NULL when there is none. */
+/* Zeroed memory, aligned to 64 bytes, or NULL; free returns it. Large blocks ask for huge pages,
+ * or TLB misses dominate. */
 static inline void *base_allocate(size_t bytes) {
-    size_t unit = bytes >= BASE_HUGE_PAGE ? BASE_HUGE_PAGE : 64, all = base_allocated(bytes);
-    if (all < bytes) return NULL;
-    void *p = aligned_alloc(unit, all);
+    int huge = bytes >= BASE_HUGE_PAGE;
+    size_t all = base_allocated(bytes);
+    void *p = all < bytes ? NULL : aligned_alloc(huge ? BASE_HUGE_PAGE : 64, all);
     if (!p) return NULL;
 #ifdef MADV_HUGEPAGE
-    if (unit == BASE_HUGE_PAGE) madvise(p, all, MADV_HUGEPAGE);
+    if (huge) madvise(p, all, MADV_HUGEPAGE);
 #endif
     return memset(p, 0, all);
 }
 
-/* One block that is handed out in pieces; without a block, only measured. */
+/* One block that is handed out in pieces; without a block, the arena only counts bytes. */
 typedef struct Arena {
     char *block;
     size_t used;
@@ -131,10 +128,9 @@ static inline int base_write(int fd, const void *data, size_t n) {
 
 /* What was written survives a power cut; file systems that cannot promise it are not an error. */
 static inline int base_sync(int fd) {
-    int failed;
-    do failed = fsync(fd);
-    while (failed && errno == EINTR);
-    return failed && errno != EINVAL && errno != ENOTSUP && errno != EROFS ? -1 : 0;
+    while (fsync(fd))
+        if (errno != EINTR) return errno == EINVAL || errno == ENOTSUP || errno == EROFS ? 0 : -1;
+    return 0;
 }
 
 /* So do the names in a directory. */
@@ -152,22 +148,17 @@ static inline int base_sync_directory(const char *path) {
 
 /* Bytes of the UTF-8 character that text (n bytes) begins with; 0 when it begins with none. */
 static inline size_t base_character(const char *text, size_t n, uint32_t *code) {
+    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000}; /* longer forms are not UTF-8 */
     const unsigned char *p = (const unsigned char *)text;
-    size_t length = !n          ? 0
-                    : *p < 0x80 ? 1
-                    : *p < 0xc2 ? 0
-                    : *p < 0xe0 ? 2
-                    : *p < 0xf0 ? 3
-                    : *p < 0xf5 ? 4
-                                : 0;
-    if (!length || length > n) return 0;
+    if (!n || (*p >= 0x80 && *p < 0xc0) || *p > 0xf4) return 0;
+    size_t length = *p < 0x80 ? 1 : *p < 0xe0 ? 2 : *p < 0xf0 ? 3 : 4;
     uint32_t c = length == 1 ? *p : *p & (0x7fu >> length);
+    if (length > n) return 0;
     for (size_t i = 1; i < length; i++) {
         if ((p[i] & 0xc0) != 0x80) return 0;
         c = c << 6 | (p[i] & 0x3f);
     }
-    if ((length == 3 && c < 0x800) || (length == 4 && c < 0x10000)) return 0;
-    if (c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return 0;
+    if (c < least[length] || c > 0x10ffff || (c >= 0xd800 && c < 0xe000)) return 0;
     *code = c;
     return length;
 }

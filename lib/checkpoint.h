@@ -12,20 +12,18 @@
      read      the first complete one of NAME.new, NAME and, for "last", previous
 
    From 3. on the new save is complete and on the disk, so the process may be killed between any two
-   system calls. The next save first finishes 3. and 4. of a complete NAME.new. A damaged `last` does
-   not become `previous`: the one that is there stays.
+   system calls. The next save first finishes 3. and 4. of a complete NAME.new. A damaged `last` is
+   removed, and `previous` stays.
 
-   ANOTHER RUN  A run that starts anew in RUN has a new identity. Its first complete "last" removes
-                the saves of other runs; until then they stay. The parts of two runs are never one
-                save, and `previous` never stands in for the `last` of another run.
+   IDENTITY     A new run in RUN has a new identity. Its first complete "last" removes the saves of
+                other runs. The parts of two runs are never one save, and `previous` never replaces
+                the `last` of another run.
    LINKS        Reading follows links to folders. Saving replaces the link and leaves its target.
    OTHER FILES  in the folder of a save are never deleted: they move with it to NAME.kept-1, ...
    PROCESSES    One process locks, begins and commits; any process or thread writes parts between.
    ERRORS       0, or a code and a sentence: -1 a save is missing or damaged, -2 the system refused.
-   API          checkpoint_lock, checkpoint_unlock      make RUN, lock it, try to save in it
-                checkpoint_exists                       does RUN hold a save, complete or not?
-                checkpoint_new_identity                 a random number for a run that starts
-                checkpoint_begin, _write, _commit       save
+   API          checkpoint_lock, _unlock, _exists       make RUN and lock it; does it hold a save?
+                checkpoint_begin, _write, _commit       save, under a checkpoint_new_identity
                 checkpoint_open, _open_part, _close     read */
 #ifndef CHECKPOINT_H
 #define CHECKPOINT_H
@@ -135,9 +133,8 @@ static inline int checkpoint__verify_parts(const Checkpoint *c, char *error, siz
         *suffix = 0;
         if (strcmp(d->d_name, "model") == 0) continue;
         failed = checkpoint_open_part(c, d->d_name, &f, why, sizeof why);
-        if (failed) continue;
-        found++;
-        st_close(&f);
+        if (!failed) st_close(&f);
+        found += !failed;
     }
     if (failed != -2 && errno && !checkpoint__missing())
         failed = checkpoint__fail(why, sizeof why, c->folder, "cannot be listed");
@@ -189,9 +186,8 @@ static inline int checkpoint_open(const char *run, const char *name, int whole, 
     snprintf(fresh, sizeof fresh, "%s.new", name);
     *note = 0;
     if (!checkpoint_exists(run)) {
-        int failed = checkpoint__try(c, run, "", whole, why, sizeof why);
-        return failed == -1 ? checkpoint__try(c, run, name, whole, error, size)
-                            : base_fail(error, size, failed, "%s", why);
+        int failed = checkpoint__try(c, run, "", whole, error, size);
+        return failed == -1 ? checkpoint__try(c, run, name, whole, error, size) : failed;
     }
     for (int attempt = 0;; attempt++) { /* again: a run that saves may move them meanwhile */
         int failed = checkpoint__try(c, run, fresh, 1, error, size);
@@ -218,15 +214,14 @@ static inline void checkpoint_close(Checkpoint *c) { st_close(&c->model); }
 /* ------------------------------------------------------------------------------------------------
  * saving */
 
+/* A random number for a run that starts. */
 static inline uint64_t checkpoint_new_identity(void) {
-    uint64_t identity = 0;
+    uint64_t x = 0;
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
-    if (getentropy(&identity, sizeof identity))
-        identity =
-            base_hash((uint64_t)now.tv_sec << 30 | (uint64_t)now.tv_nsec, (uint64_t)getpid());
-    identity %= UINT64_MAX;
-    return identity ? identity : 1;
+    if (getentropy(&x, sizeof x))
+        x = base_hash((uint64_t)now.tv_sec << 30 | (uint64_t)now.tv_nsec, (uint64_t)getpid());
+    return x % (UINT64_MAX - 1) + 1;
 }
 
 /* Remove the save RUN/NAME, or the link of that name. The model goes first: if the process is killed
@@ -270,7 +265,7 @@ static inline int checkpoint__publish(const char *run, const char *name, Checkpo
 
     int failed = checkpoint__stamp_of(&old, run, name, error, size);
     if (failed == -2) return -2;
-    int same = !failed && old.run == stamp.run;
+    int same = !failed && old.run == stamp.run, keep = last && same && keep_previous;
     for (int i = 2; i < CHECKPOINT__NAMES && last && !same; i++) { /* saves of other runs */
         failed = checkpoint__stamp_of(&old, run, checkpoint__names[i], error, size);
         if (failed != -2 && old.run && old.run != stamp.run)
@@ -279,11 +274,8 @@ static inline int checkpoint__publish(const char *run, const char *name, Checkpo
     }
     if (last && (same || !keep_previous) && checkpoint__remove(run, "previous", error, size))
         return -2;
-    if (!last || !same || !keep_previous) {
-        if (checkpoint__remove(run, name, error, size)) return -2;
-    } else if (rename(to, previous)) {
-        return checkpoint__fail(error, size, to, "cannot be renamed");
-    }
+    if (!keep && checkpoint__remove(run, name, error, size)) return -2;
+    if (keep && rename(to, previous)) return checkpoint__fail(error, size, to, "cannot be renamed");
     if (rename(from, to)) return checkpoint__fail(error, size, from, "cannot be renamed");
     return base_sync_directory(run) ? checkpoint__fail(error, size, run, "cannot be synced") : 0;
 }
@@ -295,9 +287,10 @@ static inline int checkpoint_begin(const char *run, const char *name, char *erro
     snprintf(fresh, sizeof fresh, "%s.new", name);
     checkpoint__path(folder, "%s/%s", run, fresh);
     int failed = checkpoint__stamp_of(&left, run, fresh, error, size);
-    if (failed == -2) return -2;
-    failed = failed ? checkpoint__remove(run, fresh, error, size)
-                    : checkpoint__publish(run, name, left, 1, error, size);
+    if (!failed)
+        failed = checkpoint__publish(run, name, left, 1, error, size);
+    else if (failed == -1)
+        failed = checkpoint__remove(run, fresh, error, size);
     if (failed || mkdir(folder, 0777) == 0) return failed;
     return checkpoint__fail(error, size, folder, "cannot be made");
 }
@@ -306,23 +299,21 @@ static inline int checkpoint_begin(const char *run, const char *name, char *erro
 static inline int checkpoint_write(const char *run, const char *name, const char *part,
                                    const CheckpointStamp *stamp, const StTensor *t, size_t n,
                                    const StPair *pairs, size_t n_pairs, char *error, size_t size) {
-    enum { OWN = 4 };
-    char path[BASE_PATH], text[3][24];
+    char path[BASE_PATH], run_text[24], step_text[24], parts_text[24];
+    const StPair own[] = {{.key = "checkpoint_part", .value = part},
+                          {.key = "checkpoint_run", .value = run_text},
+                          {.key = "checkpoint_step", .value = step_text},
+                          {.key = "checkpoint_parts", .value = parts_text}};
+    enum { OWN = sizeof own / sizeof *own };
     assert(stamp->run && stamp->step <= CHECKPOINT__STEPS && stamp->parts > 0);
     checkpoint__path(path, "%s/%s.new/%s" CHECKPOINT__SUFFIX, run, name, part);
-    StPair *all = malloc((OWN + n_pairs) * sizeof *all);
-    if (!*path || !all) {
-        free(all);
-        return checkpoint__fail(error, size, path, "cannot be written");
-    }
-    snprintf(text[0], sizeof text[0], "%016llx", (unsigned long long)stamp->run);
-    snprintf(text[1], sizeof text[1], "%llu", (unsigned long long)stamp->step);
-    snprintf(text[2], sizeof text[2], "%d", stamp->parts);
-    all[0] = (StPair){.key = "checkpoint_part", .value = part};
-    all[1] = (StPair){.key = "checkpoint_run", .value = text[0]};
-    all[2] = (StPair){.key = "checkpoint_step", .value = text[1]};
-    all[3] = (StPair){.key = "checkpoint_parts", .value = text[2]};
-    for (size_t i = 0; i < n_pairs; i++) all[OWN + i] = pairs[i];
+    StPair *all = *path ? malloc((OWN + n_pairs) * sizeof *all) : NULL;
+    if (!all) return checkpoint__fail(error, size, path, "cannot be written");
+    snprintf(run_text, sizeof run_text, "%016llx", (unsigned long long)stamp->run);
+    snprintf(step_text, sizeof step_text, "%llu", (unsigned long long)stamp->step);
+    snprintf(parts_text, sizeof parts_text, "%d", stamp->parts);
+    memcpy(all, own, sizeof own);
+    if (n_pairs) memcpy(all + OWN, pairs, n_pairs * sizeof *pairs);
     int failed = st_write(path, t, n, all, OWN + n_pairs, error, size);
     free(all);
     return failed ? -2 : 0;
@@ -343,26 +334,9 @@ static inline int checkpoint_commit(const char *run, const char *name, int keep_
 /* ------------------------------------------------------------------------------------------------
  * locking */
 
-/* Make RUN and its parents. */
-static inline int checkpoint__make_folders(const char *run, char *error, size_t size) {
-    char path[BASE_PATH];
-    struct stat s;
-    checkpoint__path(path, "%s", run);
-    if (!*path) return checkpoint__fail(error, size, path, "cannot be made");
-    for (char *slash = path; slash; *slash = '/') {
-        slash = strchr(slash + 1, '/');
-        if (slash) *slash = 0;
-        if (mkdir(path, 0777) && (stat(path, &s) || !S_ISDIR(s.st_mode))) {
-            if (errno == EEXIST) errno = ENOTDIR;
-            return checkpoint__fail(error, size, path, "cannot be made a folder");
-        }
-        if (!slash) break;
-    }
-    return 0;
-}
-
-/* Do all that a save does, with a small one, before hundreds of steps rely on it. */
+/* Make a small save, so that what prevents saving is found before hundreds of steps rely on it. */
 static inline int checkpoint__rehearse(const char *run, char *error, size_t size) {
+    const CheckpointStamp stamp = {.run = 1, .parts = 1};
     char path[BASE_PATH];
     struct stat s, here;
     if (stat(run, &here)) return checkpoint__fail(error, size, run, "cannot be examined");
@@ -375,14 +349,12 @@ static inline int checkpoint__rehearse(const char *run, char *error, size_t size
         if (faccessat(AT_FDCWD, path, R_OK | W_OK | X_OK, AT_EACCESS))
             return checkpoint__fail(error, size, path, "cannot be replaced by a save");
     }
-    CheckpointStamp stamp = {.run = 1, .parts = 1};
-    int failed = checkpoint_begin(run, ".trial", error, size);
-    if (!failed)
-        failed = checkpoint_write(run, ".trial", "model", &stamp, NULL, 0, NULL, 0, error, size);
-    if (!failed) failed = checkpoint_commit(run, ".trial", 0, error, size);
+    int failed = checkpoint_begin(run, ".trial", error, size) ||
+                 checkpoint_write(run, ".trial", "model", &stamp, NULL, 0, NULL, 0, error, size) ||
+                 checkpoint_commit(run, ".trial", 0, error, size);
     if (!failed) return checkpoint__remove(run, ".trial", error, size);
     checkpoint__remove(run, ".trial.new", path, sizeof path);
-    return failed;
+    return -2;
 }
 
 static inline void checkpoint_unlock(int fd) {
@@ -396,10 +368,20 @@ static inline void checkpoint_unlock(int fd) {
  *          it when the last of them ends. Children of a dead process are waited for, 2 seconds. */
 static inline int checkpoint_lock(const char *run, int *fd, char *error, size_t size) {
     char path[BASE_PATH], host[64] = "", text[128], holder[64] = "";
+    struct stat s;
     *fd = -1;
     gethostname(host, sizeof host - 1);
-    int failed = checkpoint__make_folders(run, error, size);
-    if (failed) return failed;
+    checkpoint__path(path, "%s", run);
+    if (!*path) return checkpoint__fail(error, size, path, "cannot be made");
+    for (char *slash = path; slash;) { /* RUN and its parents */
+        slash = strchr(slash + 1, '/');
+        if (slash) *slash = 0;
+        if (mkdir(path, 0777) && (stat(path, &s) || !S_ISDIR(s.st_mode))) {
+            if (errno == EEXIST) errno = ENOTDIR;
+            return checkpoint__fail(error, size, path, "cannot be made a folder");
+        }
+        if (slash) *slash = '/';
+    }
     checkpoint__path(path, "%s/lock", run);
     int lock = base_open(path, O_RDWR | O_CREAT);
     if (lock < 0) return checkpoint__fail(error, size, path, "cannot be written");
@@ -420,13 +402,11 @@ static inline int checkpoint_lock(const char *run, int *fd, char *error, size_t 
                          base_harmless(holder), dead ? ", or by children that it left" : "");
     }
     int n = snprintf(text, sizeof text, "%ld %s\n", (long)getpid(), host);
-    if (ftruncate(lock, 0) || base_write(lock, text, (size_t)n))
-        failed = checkpoint__fail(error, size, path, "cannot be written");
-    if (!failed) failed = checkpoint__rehearse(run, error, size);
-    if (failed)
-        checkpoint_unlock(lock);
-    else
-        *fd = lock;
+    int failed = ftruncate(lock, 0) || base_write(lock, text, (size_t)n)
+                     ? checkpoint__fail(error, size, path, "cannot be written")
+                     : checkpoint__rehearse(run, error, size);
+    if (failed) checkpoint_unlock(lock);
+    if (!failed) *fd = lock;
     return failed;
 }
 

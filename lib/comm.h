@@ -19,21 +19,18 @@
    One file of a program defines COMM_IMPLEMENTATION and TEAM_IMPLEMENTATION before it includes this
    header. With -DCOMM_MPI there is a third back end, in comm_mpi.h.
 
-   MEMORY    comm_run maps memory that all workers share and unmaps it when it returns. Nothing has
-             a name in the file system. Collectives allocate nothing
+   MEMORY    comm_run maps memory that all workers share, without a name in the file system.
+             Collectives allocate nothing and only copy
    THREADS   all workers call the same collectives in the same order, each from its first thread.
-             comm->team has the compute threads of a worker. One comm_run at a time per process
+             comm->team has a worker's compute threads. One comm_run at a time per process
    FAILURE   processes: a worker that is killed, or that keeps the others waiting for `timeout`
              seconds, ends the run within a second; the caller may start another one. A worker that
              calls exit ends the run with its status. Workers die with the process that called
              comm_run. threads: exit ends the process. mpi: see comm_mpi.h
-   SIGNALS   during comm_run SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for an orderly end. Repeats
-             within a second are the same request; SIGINT or SIGTERM after that ends the program
-             at once. A signal that was ignored before stays ignored. SIGPIPE is ignored: writing
-             fails with EPIPE instead. comm_run restores the caller's handlers
+   SIGNALS   during comm_run SIGINT, SIGTERM, SIGHUP and SIGUSR1 ask for an orderly end. SIGINT or
+             SIGTERM more than a second later ends the program at once. A signal that was ignored
+             stays ignored. SIGPIPE is ignored. comm_run restores the caller's handlers
    ERRORS    a negative code and one sentence
-   NUMERICS  every thread rounds to nearest and flushes denormals; the caller's thread keeps that.
-             Data are only copied here
 */
 #ifndef COMM_H
 #define COMM_H
@@ -41,6 +38,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "machine.h" /* comm_cores and comm_memory_limit: what the machine has for the workers */
 #include "team.h"
 
 enum {
@@ -122,11 +120,10 @@ typedef struct CommDeath {
     int16_t rank[COMM_MAX_WORKERS];
 } CommDeath;
 
-/* Run worker(comm, arg) on every worker; returns the status of worker 0.
+/* Run worker(comm, arg) on every worker. Returns the status of worker 0, or of one that called
+ * exit; COMM_DIED when worker processes died; COMM_FAILED when the workers cannot be started.
  * death   filled in; may be NULL
- * error   COMM_DIED: worker processes died; the sentence names the first and its signal.
- *         COMM_FAILED: the workers could not be started; the sentence says why.
- *         Either way no worker is left. Else the status of a worker that called exit */
+ * error   for the two errors: why, in a sentence. No worker is left then */
 int comm_run(const CommOptions *options, CommWorker *worker, void *arg, CommDeath *death,
              char *error, size_t size);
 
@@ -135,7 +132,6 @@ typedef struct CommBackend {
     /* private */
     int (*run)(struct CommShared *s, CommWorker *worker, void *arg, char *error, size_t size);
     const struct CommTransport *transport;
-    size_t outbox; /* shared bytes that a worker's messages go through */
 } CommBackend;
 
 const CommBackend *comm_backend_row(size_t i);     /* NULL past the end */
@@ -155,20 +151,6 @@ __attribute__((noreturn)) void comm_wait_for_end(void);
 /* "rank 3: " where a sentence must say which rank writes it, else "". */
 const char *comm_rank_prefix(void);
 
-/* ------------------------------------------------------------------------------------------------
- * the machine */
-
-/* Cores that this process may use: its affinity mask and its control groups' quotas; at least 1. */
-int comm_cores(void);
-
-/* Bytes of memory that this process may use: physical memory and its control groups' limits. */
-uint64_t comm_memory_limit(void);
-
-/* The least limit of this process's control groups, version 1 or 2, on "cpu" (thousandths of a
- * core) or "memory" (bytes); UINT64_MAX where there is none.
- * root   prefix of /proc and /sys, "" but in tests */
-uint64_t comm_group_limit(const char *root, const char *controller);
-
 #endif
 
 /* ------------------------------------------------------------------------------------------------
@@ -177,18 +159,15 @@ uint64_t comm_group_limit(const char *root, const char *controller);
 #ifdef COMM_IMPLEMENTATION
 #undef COMM_IMPLEMENTATION
 
-#include <sched.h>
 #include <signal.h>
 #include <sys/wait.h>
 #ifdef __linux__
 #include <sys/prctl.h>
 #endif
 
-#include "base.h"
-
 /* What carries bytes between workers. */
 typedef struct CommTransport {
-    void (*barrier)(Comm *c);
+    void (*barrier)(Comm *c); /* the others are not called for a single worker */
     void (*alltoall)(Comm *c, const char *message, const size_t *cuts, char *inbox);
     void (*allgather)(Comm *c, char *message, const size_t *cuts);
     void (*neighbours)(Comm *c, const char *message, size_t bytes, const int *sources, size_t count,
@@ -233,23 +212,28 @@ static void comm__memory_barrier(Comm *c) {
     team_wait(&s->barrier, c->size, s->spin);
 }
 
-static char *comm__outbox(const Comm *c, int rank) {
-    return c->shared->outboxes + (size_t)rank * COMM_OUTBOX;
+static size_t comm__least(size_t a, size_t b) { return a < b ? a : b; }
+
+/* Show the others the part of this worker's message that begins at byte `first`. */
+static void comm__show(Comm *c, const char *message, size_t bytes, size_t first) {
+    char *outbox = c->shared->outboxes + (size_t)c->rank * COMM_OUTBOX;
+    if (first < bytes) memcpy(outbox, message + first, comm__least(bytes - first, COMM_OUTBOX));
+    comm__memory_barrier(c);
 }
 
-static size_t comm__least(size_t a, size_t b) { return a < b ? a : b; }
+/* out <- bytes from .. to of worker j's message, as far as it shows them now. */
+static void comm__look(const Comm *c, int j, size_t first, size_t from, size_t to, char *out) {
+    const char *outbox = c->shared->outboxes + (size_t)j * COMM_OUTBOX;
+    size_t low = from > first ? from : first, high = comm__least(to, first + COMM_OUTBOX);
+    if (j != c->rank && low < high) memcpy(out + (low - from), outbox + (low - first), high - low);
+}
 
 static void comm__memory_alltoall(Comm *c, const char *message, const size_t *cuts, char *inbox) {
     size_t total = cuts[c->size], from = cuts[c->rank], to = cuts[c->rank + 1];
-    if (c->size == 1) memcpy(inbox, message, total);
-    for (size_t first = 0; first < total && c->size > 1; first += COMM_OUTBOX) {
-        size_t last = comm__least(first + COMM_OUTBOX, total);
-        size_t low = from > first ? from : first, high = comm__least(to, last);
-        memcpy(comm__outbox(c, c->rank), message + first, last - first);
-        comm__memory_barrier(c);
-        for (int j = 0; j < c->size && low < high; j++)
-            memcpy(inbox + (size_t)j * (to - from) + (low - from),
-                   comm__outbox(c, j) + (low - first), high - low);
+    for (size_t first = 0; first < total; first += COMM_OUTBOX) {
+        comm__show(c, message, total, first);
+        for (int j = 0; j < c->size; j++)
+            comm__look(c, j, first, from, to, inbox + (size_t)j * (to - from));
         comm__memory_barrier(c);
     }
 }
@@ -258,32 +242,21 @@ static void comm__memory_allgather(Comm *c, char *message, const size_t *cuts) {
     size_t longest = 0;
     for (int j = 0; j < c->size; j++)
         if (cuts[j + 1] - cuts[j] > longest) longest = cuts[j + 1] - cuts[j];
-    for (size_t done = 0; done < longest && c->size > 1; done += COMM_OUTBOX) {
-        for (int reads = 0; reads < 2; reads++) { /* all write, then all read */
-            for (int j = 0; j < c->size; j++) {
-                size_t from = cuts[j] + done;
-                if (from >= cuts[j + 1] || reads == (j == c->rank)) continue;
-                size_t n = comm__least(cuts[j + 1] - from, COMM_OUTBOX);
-                if (reads)
-                    memcpy(message + from, comm__outbox(c, j), n);
-                else if (j == c->rank)
-                    memcpy(comm__outbox(c, j), message + from, n);
-            }
-            comm__memory_barrier(c);
-        }
+    for (size_t first = 0; first < longest; first += COMM_OUTBOX) {
+        comm__show(c, message + cuts[c->rank], cuts[c->rank + 1] - cuts[c->rank], first);
+        for (int j = 0; j < c->size; j++)
+            comm__look(c, j, first, 0, cuts[j + 1] - cuts[j], message + cuts[j]);
+        comm__memory_barrier(c);
     }
 }
 
 static void comm__memory_neighbours(Comm *c, const char *message, size_t bytes, const int *sources,
                                     size_t count, size_t destinations, char *inbox) {
     (void)destinations;
-    for (size_t first = 0; first < bytes && c->size > 1; first += COMM_OUTBOX) {
-        size_t n = comm__least(bytes - first, COMM_OUTBOX);
-        memcpy(comm__outbox(c, c->rank), message + first, n);
-        comm__memory_barrier(c);
+    for (size_t first = 0; first < bytes; first += COMM_OUTBOX) {
+        comm__show(c, message, bytes, first);
         for (size_t k = 0; k < count; k++)
-            if (sources[k] != c->rank)
-                memcpy(inbox + k * bytes + first, comm__outbox(c, sources[k]), n);
+            comm__look(c, sources[k], first, 0, bytes, inbox + k * bytes);
         comm__memory_barrier(c);
     }
 }
@@ -300,7 +273,8 @@ void comm_barrier(Comm *c) { c->shared->transport->barrier(c); }
 
 void comm_alltoall(Comm *c, const void *message, const size_t *cuts, void *inbox, CommKind kind) {
     size_t total = cuts[c->size], mine = cuts[c->rank + 1] - cuts[c->rank];
-    c->shared->transport->alltoall(c, message, cuts, inbox);
+    memcpy((char *)inbox + (size_t)c->rank * mine, (const char *)message + cuts[c->rank], mine);
+    if (c->size > 1) c->shared->transport->alltoall(c, message, cuts, inbox);
     c->sent[kind] += total - mine;
     c->up[kind] += total - mine;
     c->received[kind] += (size_t)(c->size - 1) * mine;
@@ -309,7 +283,7 @@ void comm_alltoall(Comm *c, const void *message, const size_t *cuts, void *inbox
 
 void comm_allgather(Comm *c, void *message, const size_t *cuts, CommKind kind) {
     size_t total = cuts[c->size], mine = cuts[c->rank + 1] - cuts[c->rank];
-    c->shared->transport->allgather(c, message, cuts);
+    if (c->size > 1) c->shared->transport->allgather(c, message, cuts);
     c->sent[kind] += (size_t)(c->size - 1) * mine;
     c->received[kind] += total - mine;
     c->down[kind] += total - mine;
@@ -334,7 +308,8 @@ void comm_neighbours(Comm *c, const void *message, size_t bytes, const int *sour
         others += sources[k] != c->rank;
         if (sources[k] == c->rank) memcpy((char *)inbox + k * bytes, message, bytes);
     }
-    c->shared->transport->neighbours(c, message, bytes, sources, count, destinations, inbox);
+    if (c->size > 1)
+        c->shared->transport->neighbours(c, message, bytes, sources, count, destinations, inbox);
     c->sent[kind] += destinations * bytes;
     c->received[kind] += others * bytes;
     c->messages[kind] += destinations;
@@ -347,10 +322,8 @@ int comm_stop_requested(const Comm *c) {
 /* ------------------------------------------------------------------------------------------------
  * signals */
 
-/* A forked worker never ends by a signal that asks: terminals and launchers send it to the parent
- * and to every worker, and the parent decides. */
+/* Terminals and launchers signal the parent and every worker. Only the parent ends by that. */
 static int comm__is_forked;
-
 static _Atomic int64_t comm__asked; /* when this process was first asked to stop, in ms, or 0 */
 
 static void comm__note_signal(int number) {
@@ -379,33 +352,15 @@ enum { COMM__SIGNALS = sizeof comm__signals / sizeof comm__signals[0] };
 static void comm__catch_signals(struct sigaction *before) {
     atomic_store(&comm__asked, 0);
     for (int i = 0; i < COMM__SIGNALS; i++) {
-        struct sigaction action = {.sa_flags = SA_RESTART};
-        int asks = comm__signals[i].handler == comm__note_signal;
-        action.sa_handler = comm__signals[i].handler;
+        struct sigaction action = {.sa_flags = SA_RESTART, .sa_handler = comm__signals[i].handler};
         sigaction(comm__signals[i].number, NULL, &before[i]);
-        if (asks && before[i].sa_handler == SIG_IGN) continue;
+        if (action.sa_handler == comm__note_signal && before[i].sa_handler == SIG_IGN) continue;
         sigaction(comm__signals[i].number, &action, NULL);
     }
 }
 
-static void comm__restore_signals(const struct sigaction *before) {
-    for (int i = 0; i < COMM__SIGNALS; i++) sigaction(comm__signals[i].number, &before[i], NULL);
-}
-
 /* ------------------------------------------------------------------------------------------------
  * one worker */
-
-/* Returns 0 or an errno. */
-static int comm__open(Comm *c, CommShared *s, int rank) {
-    *c = (Comm){.rank = rank, .size = s->workers, .shared = s};
-    c->cuts = calloc((size_t)s->workers + 1, sizeof *c->cuts);
-    c->team = calloc(1, sizeof *c->team);
-    int failed = c->cuts && c->team ? team_start(c->team, s->threads, s->spin) : ENOMEM;
-    if (!failed) return 0;
-    free(c->cuts);
-    free(c->team);
-    return failed;
-}
 
 static void comm__close(Comm *c) {
     team_stop(c->team);
@@ -413,17 +368,25 @@ static void comm__close(Comm *c) {
     free(c->cuts);
 }
 
-static int comm__no_threads(const CommShared *s, int rank, int code, char *error, size_t size) {
+/* Returns 0 or COMM_FAILED. */
+static int comm__open(Comm *c, CommShared *s, int rank, char *error, size_t size) {
+    *c = (Comm){.rank = rank, .size = s->workers, .shared = s};
+    c->cuts = calloc((size_t)s->workers + 1, sizeof *c->cuts);
+    c->team = calloc(1, sizeof *c->team);
+    int failed = c->cuts && c->team ? team_start(c->team, s->threads, s->spin) : ENOMEM;
+    if (!failed) return 0;
+    free(c->cuts);
+    free(c->team);
     return base_fail(error, size, COMM_FAILED,
                      "worker %d cannot start its %d compute threads: %s; fewer may do", rank,
-                     s->threads, strerror(code));
+                     s->threads, strerror(failed));
 }
 
 /* ------------------------------------------------------------------------------------------------
  * back end "threads": the workers are a team, and each has its own team of compute threads */
 
 typedef struct CommCrew {
-    Comm *comm; /* by rank */
+    Comm comm[COMM_MAX_WORKERS]; /* by rank */
     CommWorker *worker;
     void *arg;
     int status; /* of worker 0 */
@@ -438,27 +401,28 @@ static void comm__crew_member(void *context, int ith, int nth) {
 
 static int comm__run_threads(CommShared *s, CommWorker *worker, void *arg, char *error,
                              size_t size) {
-    CommCrew crew = {.worker = worker, .arg = arg};
     Team team;
-    int opened = 0, failed = 0;
-    crew.comm = calloc((size_t)s->workers, sizeof *crew.comm);
-    if (!crew.comm) return comm__no_threads(s, 0, ENOMEM, error, size);
-    while (!failed && opened < s->workers) {
-        failed = comm__open(&crew.comm[opened], s, opened);
-        opened += !failed;
+    int opened = 0, status = 0, code;
+    CommCrew *crew = calloc(1, sizeof *crew);
+    if (!crew) return base_fail(error, size, COMM_FAILED, "no memory is left for the workers");
+    crew->worker = worker;
+    crew->arg = arg;
+    while (opened < s->workers && !status) {
+        status = comm__open(&crew->comm[opened], s, opened, error, size);
+        opened += !status;
     }
-    if (failed) crew.status = comm__no_threads(s, opened, failed, error, size);
-    if (!failed && (failed = team_start(&team, s->workers, 0)) != 0)
-        crew.status = base_fail(error, size, COMM_FAILED,
-                                "cannot start %d workers as threads: %s; fewer may do", s->workers,
-                                strerror(failed));
-    if (!failed) {
-        team_run(&team, comm__crew_member, &crew);
+    if (!status && (code = team_start(&team, s->workers, 0)) != 0)
+        status = base_fail(error, size, COMM_FAILED,
+                           "cannot start %d workers as threads: %s; fewer may do", s->workers,
+                           strerror(code));
+    if (!status) {
+        team_run(&team, comm__crew_member, crew);
         team_stop(&team);
+        status = crew->status;
     }
-    while (opened) comm__close(&crew.comm[--opened]);
-    free(crew.comm);
-    return crew.status;
+    while (opened) comm__close(&crew->comm[--opened]);
+    free(crew);
+    return status;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -467,10 +431,10 @@ static int comm__run_threads(CommShared *s, CommWorker *worker, void *arg, char 
 __attribute__((noreturn)) static void comm__child_main(CommShared *s, int rank, CommWorker *worker,
                                                        void *arg) {
     Comm c;
-    int failed = comm__open(&c, s, rank);
-    if (failed) {
+    char error[sizeof s->error];
+    if (comm__open(&c, s, rank, error, sizeof error)) {
         if (atomic_exchange(&s->failed, 1)) comm_wait_for_end();
-        comm__no_threads(s, rank, failed, s->error, sizeof s->error);
+        memcpy(s->error, error, sizeof error);
         _exit(1);
     }
     int status = worker(&c, arg);
@@ -478,35 +442,6 @@ __attribute__((noreturn)) static void comm__child_main(CommShared *s, int rank, 
     s->member[rank].status = status;
     atomic_store(&s->member[rank].returned, 1);
     exit(status);
-}
-
-/* Returns how many workers were forked. Signals wait until a child knows that it is one. */
-static int comm__fork_all(CommShared *s, CommWorker *worker, void *arg) {
-    pid_t parent = getpid();
-    sigset_t all, before;
-    int started = 0;
-    fflush(NULL);
-    sigfillset(&all);
-    pthread_sigmask(SIG_BLOCK, &all, &before);
-    for (; started < s->workers; started++) {
-        pid_t pid = fork();
-        if (pid < 0) break;
-        if (pid > 0) {
-            s->member[started].pid = pid;
-            continue;
-        }
-#ifdef __linux__
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-#endif
-        if (getppid() != parent) _exit(1);
-        comm__is_forked = 1;
-        pthread_sigmask(SIG_SETMASK, &before, NULL);
-        comm__child_main(s, started, worker, arg);
-    }
-    int code = errno;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    errno = code;
-    return started;
 }
 
 /* Kill the workers that others have waited for too long; `passed` seconds after the last call. */
@@ -528,20 +463,6 @@ static void comm__kill_hung(CommShared *s, double passed) {
     }
 }
 
-/* A signal has ended worker r. The sentence names the first such worker. */
-static void comm__note_death(CommShared *s, int r, int number, char *error, size_t size) {
-    long pid = s->member[r].pid;
-    s->death.rank[s->death.count++] = (int16_t)r;
-    if (s->death.count > 1) return;
-    if (s->member[r].hung)
-        base_fail(error, size, 0,
-                  "worker %d (process %ld) kept the others waiting for %g s and was killed", r, pid,
-                  s->timeout);
-    else
-        base_fail(error, size, 0, "worker %d (process %ld) was killed by signal %d (%s)", r, pid,
-                  number, strsignal(number));
-}
-
 /* Until all workers have returned or one has ended otherwise; returns what comm_run does. */
 static int comm__watch(CommShared *s, char *error, size_t size) {
     double before = base_now();
@@ -549,15 +470,24 @@ static int comm__watch(CommShared *s, char *error, size_t size) {
         for (int r = 0; r < s->workers; r++) {
             CommMember *m = &s->member[r];
             int how = 0;
-            pid_t ended = m->pid ? waitpid(m->pid, &how, WNOHANG) : 0;
+            pid_t pid = m->pid, ended = pid ? waitpid(pid, &how, WNOHANG) : 0;
             if (ended == 0 || (ended < 0 && errno == EINTR)) continue;
             if (ended < 0) how = 0; /* the caller has waited for it elsewhere */
-            if (WIFSIGNALED(how))
-                comm__note_death(s, r, WTERMSIG(how), error, size);
-            else if (!atomic_load(&m->returned))
-                exited = WEXITSTATUS(how) ? WEXITSTATUS(how) : 1;
             m->pid = 0;
             left--;
+            if (!WIFSIGNALED(how)) {
+                if (!atomic_load(&m->returned)) exited = WEXITSTATUS(how) ? WEXITSTATUS(how) : 1;
+                continue;
+            }
+            s->death.rank[s->death.count++] = (int16_t)r;
+            if (s->death.count > 1) continue; /* the sentence names the first */
+            if (m->hung)
+                base_fail(error, size, 0,
+                          "worker %d (process %ld) kept the others waiting for %g s and was killed",
+                          r, (long)pid, s->timeout);
+            else
+                base_fail(error, size, 0, "worker %d (process %ld) was killed by signal %d (%s)", r,
+                          (long)pid, WTERMSIG(how), strsignal(WTERMSIG(how)));
         }
         if (exited && atomic_load(&s->failed))
             return base_fail(error, size, COMM_FAILED, "%s", s->error);
@@ -573,12 +503,27 @@ static int comm__watch(CommShared *s, char *error, size_t size) {
 
 static int comm__run_processes(CommShared *s, CommWorker *worker, void *arg, char *error,
                                size_t size) {
-    int started = comm__fork_all(s, worker, arg), status;
+    pid_t parent = getpid(), pid = 0;
+    sigset_t all, before;
+    int started = 0, status = 0;
+    fflush(NULL);
+    sigfillset(&all); /* signals wait until a child knows that it is one */
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+    while (started < s->workers && (pid = fork()) > 0) s->member[started++].pid = pid;
+    if (started < s->workers && pid == 0) {
+#ifdef __linux__
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+#endif
+        if (getppid() != parent) _exit(1);
+        comm__is_forked = 1;
+        pthread_sigmask(SIG_SETMASK, &before, NULL);
+        comm__child_main(s, started, worker, arg);
+    }
     if (started < s->workers)
         status = base_fail(error, size, COMM_FAILED, "cannot fork worker %d: %s; fewer may do",
                            started, strerror(errno));
-    else
-        status = comm__watch(s, error, size);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (!status) status = comm__watch(s, error, size);
     for (int r = 0; r < started; r++)
         if (s->member[r].pid) kill(s->member[r].pid, SIGKILL);
     for (int r = 0; r < started; r++)
@@ -627,13 +572,11 @@ const CommBackend *comm_backend_row(size_t i) {
         {.name = "threads",
          .doc = "workers are threads of this process",
          .run = comm__run_threads,
-         .transport = &comm__memory,
-         .outbox = COMM_OUTBOX},
+         .transport = &comm__memory},
         {.name = "processes",
          .doc = "workers are forked processes over shared memory",
          .run = comm__run_processes,
-         .transport = &comm__memory,
-         .outbox = COMM_OUTBOX},
+         .transport = &comm__memory},
 #ifdef COMM_MPI
         {.name = "mpi",
          .doc = "workers are the ranks of an MPI launch",
@@ -665,7 +608,8 @@ int comm_run(const CommOptions *o, CommWorker *worker, void *arg, CommDeath *dea
 
     size_t head = sizeof(CommShared) + (size_t)o->workers * sizeof(CommMember);
     head = (head + 4095) / 4096 * 4096;
-    size_t bytes = head + (size_t)o->workers * backend->outbox;
+    size_t outbox = backend->transport == &comm__memory ? COMM_OUTBOX : 0;
+    size_t bytes = head + (size_t)o->workers * outbox;
     CommShared *s = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (s == MAP_FAILED)
         return base_fail(error, size, COMM_FAILED,
@@ -683,101 +627,11 @@ int comm_run(const CommOptions *o, CommWorker *worker, void *arg, CommDeath *dea
     comm__shared = s;
     comm__catch_signals(before);
     int status = backend->run(s, worker, arg, error, size);
-    comm__restore_signals(before);
+    for (int i = 0; i < COMM__SIGNALS; i++) sigaction(comm__signals[i].number, &before[i], NULL);
     comm__shared = NULL;
     s->death.stop = atomic_load(&s->stop);
     if (death) *death = s->death;
     munmap(s, bytes);
     return status;
-}
-
-/* ------------------------------------------------------------------------------------------------
- * limits of control groups: a group is a folder, and every group above it limits it too */
-
-/* The number that a file begins with, -1 when there is none ("max"), and the one after it. */
-static int64_t comm__read_number(const char *folder, const char *name, int64_t *second) {
-    char path[BASE_PATH + 64];
-    long long number[2] = {-1, -1};
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    FILE *f = fopen(path, "r");
-    if (!f) return -1;
-    if (fscanf(f, "%lld %lld", &number[0], &number[1]) < 1) number[0] = -1;
-    fclose(f);
-    if (second) *second = number[1];
-    return number[0];
-}
-
-/* Of one group, by the files of version 2, then of version 1. */
-static uint64_t comm__folder_limit(const char *folder, const char *controller) {
-    int64_t period = -1;
-    if (strcmp(controller, "memory") == 0) {
-        int64_t limit = comm__read_number(folder, "memory.max", NULL);
-        if (limit < 0) limit = comm__read_number(folder, "memory.limit_in_bytes", NULL);
-        return limit < 0 ? UINT64_MAX : (uint64_t)limit;
-    }
-    int64_t quota = comm__read_number(folder, "cpu.max", &period);
-    if (quota < 0) {
-        quota = comm__read_number(folder, "cpu.cfs_quota_us", NULL);
-        period = comm__read_number(folder, "cpu.cfs_period_us", NULL);
-    }
-    return quota > 0 && period > 0 ? (uint64_t)(1000 * quota / period) : UINT64_MAX;
-}
-
-/* The least of the group at `path` and of all above it. */
-static uint64_t comm__path_limit(const char *root, const char *mount, const char *path,
-                                 const char *controller) {
-    char folder[BASE_PATH];
-    uint64_t least = UINT64_MAX;
-    int top = snprintf(folder, sizeof folder, "%s/sys/fs/cgroup/%s", root, mount);
-    int length = snprintf(folder, sizeof folder, "%s/sys/fs/cgroup/%s%s", root, mount, path);
-    if (length >= BASE_PATH) return least;
-    for (char *end = folder + length; end; end = strrchr(folder + top, '/')) {
-        *end = 0;
-        uint64_t limit = comm__folder_limit(folder, controller);
-        if (limit < least) least = limit;
-    }
-    return least;
-}
-
-uint64_t comm_group_limit(const char *root, const char *controller) {
-    char line[BASE_PATH];
-    uint64_t least = UINT64_MAX;
-    snprintf(line, sizeof line, "%s/proc/self/cgroup", root);
-    FILE *f = fopen(line, "r");
-    /* "0::/path" of version 2; "4:cpu,cpuacct:/path" of version 1, mounted by all names or one */
-    while (f && fgets(line, sizeof line, f)) {
-        char *names = strchr(line, ':'), *path = names ? strchr(names + 1, ':') : NULL;
-        if (!path) continue;
-        *path++ = 0;
-        path[strcspn(path, "\n")] = 0;
-        const char *mounts[] = {++names, controller};
-        int version = *names ? 1 : 2, ours = version == 2;
-        for (const char *at = names; at; at = strchr(at, ',') ? strchr(at, ',') + 1 : NULL)
-            ours |= strcspn(at, ",") == strlen(controller) &&
-                    strncmp(at, controller, strlen(controller)) == 0;
-        for (int i = 0; ours && i < 3 - version; i++) {
-            uint64_t limit = comm__path_limit(root, mounts[i], path, controller);
-            if (limit < least) least = limit;
-        }
-    }
-    if (f) fclose(f);
-    return least;
-}
-
-int comm_cores(void) {
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-#ifdef __linux__
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) cores = CPU_COUNT(&set);
-#endif
-    uint64_t quota = comm_group_limit("", "cpu") / 1000;
-    if (quota < (uint64_t)cores) cores = (long)quota;
-    return cores > 0 ? (int)cores : 1;
-}
-
-uint64_t comm_memory_limit(void) {
-    uint64_t all = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE),
-             group = comm_group_limit("", "memory");
-    return group < all ? group : all;
 }
 #endif

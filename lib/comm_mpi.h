@@ -21,11 +21,9 @@
 #define COMM_MPI_PIECE ((size_t)1 << 30) /* longest message that MPI is given, in bytes */
 #endif
 
-typedef enum CommPhase { COMM__BEFORE, COMM__RUNNING, COMM__AFTER } CommPhase;
-
 /* One per process, as MPI itself is. */
 static struct CommWorld {
-    CommPhase phase;
+    enum { COMM__BEFORE, COMM__RUNNING, COMM__AFTER } phase;
     pid_t process; /* that started MPI: forked workers of other back ends leave it alone */
     int rank, ranks, sharing;
     char prefix[24];
@@ -37,7 +35,6 @@ static struct CommWorld {
     int failed;         /* this rank has said why it ends the run */
 } comm__world;
 
-/* A failed call of MPI ends the run. */
 static void comm__mpi_check(int code, const char *call) {
     char text[MPI_MAX_ERROR_STRING] = "";
     int length = 0;
@@ -69,23 +66,24 @@ static MPI_Request *comm__mpi_request(void) {
 
 enum { COMM__DATA_TAG = 0, COMM__ROUNDS = 16384 /* tags are at least 15 bits */ };
 
-/* Both cut a message into the same pieces, which arrive in order. */
-static void comm__mpi_send(const char *data, size_t bytes, int to) {
-    for (size_t at = 0; at < bytes; at += COMM_MPI_PIECE)
-        COMM__MPI(MPI_Isend, data + at, (int)comm__least(bytes - at, COMM_MPI_PIECE), MPI_BYTE, to,
-                  COMM__DATA_TAG, MPI_COMM_WORLD, comm__mpi_request());
-}
-
-static void comm__mpi_receive(char *data, size_t bytes, int from) {
-    for (size_t at = 0; at < bytes; at += COMM_MPI_PIECE)
-        COMM__MPI(MPI_Irecv, data + at, (int)comm__least(bytes - at, COMM_MPI_PIECE), MPI_BYTE,
-                  from, COMM__DATA_TAG, MPI_COMM_WORLD, comm__mpi_request());
+/* Begin to send to `rank`, or without `from` to receive. Both cut a message into pieces, which
+ * arrive in order. */
+static void comm__mpi_begin(const char *from, char *to, size_t bytes, int rank) {
+    for (size_t at = 0; at < bytes; at += COMM_MPI_PIECE) {
+        int n = (int)comm__least(bytes - at, COMM_MPI_PIECE);
+        MPI_Request *request = comm__mpi_request();
+        if (from)
+            COMM__MPI(MPI_Isend, from + at, n, MPI_BYTE, rank, COMM__DATA_TAG, MPI_COMM_WORLD,
+                      request);
+        else
+            COMM__MPI(MPI_Irecv, to + at, n, MPI_BYTE, rank, COMM__DATA_TAG, MPI_COMM_WORLD,
+                      request);
+    }
 }
 
 static void comm__mpi_finish(void) {
-    struct CommWorld *w = &comm__world;
-    COMM__MPI(MPI_Waitall, w->requests, w->request, w->ended);
-    w->requests = 0;
+    COMM__MPI(MPI_Waitall, comm__world.requests, comm__world.request, comm__world.ended);
+    comm__world.requests = 0;
 }
 
 static void comm__mpi_barrier(Comm *c) {
@@ -96,12 +94,11 @@ static void comm__mpi_barrier(Comm *c) {
 static void comm__mpi_alltoall(Comm *c, const char *message, const size_t *cuts, char *inbox) {
     size_t mine = cuts[c->rank + 1] - cuts[c->rank];
     for (int j = 0; j < c->size; j++)
-        if (j != c->rank) comm__mpi_receive(inbox + (size_t)j * mine, mine, j);
+        if (j != c->rank) comm__mpi_begin(NULL, inbox + (size_t)j * mine, mine, j);
     for (int i = 1; i < c->size; i++) { /* each rank begins at another one */
         int j = (c->rank + i) % c->size;
-        comm__mpi_send(message + cuts[j], cuts[j + 1] - cuts[j], j);
+        comm__mpi_begin(message + cuts[j], NULL, cuts[j + 1] - cuts[j], j);
     }
-    memcpy(inbox + (size_t)c->rank * mine, message + cuts[c->rank], mine);
     comm__mpi_finish();
 }
 
@@ -129,7 +126,7 @@ static void comm__mpi_neighbours(Comm *c, const char *message, size_t bytes, con
     int tag = 1 + (int)(comm__world.rounds++ % COMM__ROUNDS);
     for (size_t k = 0; k < count; k++) {
         if (sources[k] == c->rank) continue;
-        comm__mpi_receive(inbox + k * bytes, bytes, sources[k]);
+        comm__mpi_begin(NULL, inbox + k * bytes, bytes, sources[k]);
         COMM__MPI(MPI_Isend, message, 0, MPI_BYTE, sources[k], tag, MPI_COMM_WORLD,
                   comm__mpi_request());
     }
@@ -137,7 +134,7 @@ static void comm__mpi_neighbours(Comm *c, const char *message, size_t bytes, con
         MPI_Status asks;
         char nothing;
         COMM__MPI(MPI_Recv, &nothing, 0, MPI_BYTE, MPI_ANY_SOURCE, tag, MPI_COMM_WORLD, &asks);
-        comm__mpi_send(message, bytes, asks.MPI_SOURCE);
+        comm__mpi_begin(message, NULL, bytes, asks.MPI_SOURCE);
     }
     comm__mpi_finish();
 }
@@ -170,8 +167,7 @@ static int comm__run_mpi(CommShared *s, CommWorker *worker, void *arg, char *err
         return base_fail(error, size, COMM_FAILED, "another rank has left before the run");
     w->phase = COMM__RUNNING;
     s->spin = s->threads <= comm_cores() / w->sharing ? TEAM_SPIN : 0;
-    int failed = comm__open(&c, s, w->rank);
-    if (failed) return comm__no_threads(s, w->rank, failed, error, size);
+    if (comm__open(&c, s, w->rank, error, size)) return COMM_FAILED;
     int status = worker(&c, arg);
     comm__close(&c);
     COMM__MPI(MPI_Bcast, &status, 1, MPI_INT, 0, MPI_COMM_WORLD);
@@ -201,29 +197,10 @@ static void comm__mpi_on_exit(int status, void *unused) {
 static void comm__mpi_on_exit(void) { comm__mpi_leave(comm__world.failed); }
 #endif
 
-/* Processes of a node that may run on the same cores as this one. */
-static int comm__mpi_sharing(void) {
-    MPI_Comm node;
-    int size, sharing = 0;
-    COMM__MPI(MPI_Comm_split_type, MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
-    COMM__MPI(MPI_Comm_size, node, &size);
-#ifdef __linux__
-    cpu_set_t mine, *all = comm__mpi_memory(NULL, (size_t)size, sizeof *all);
-    memset(&mine, 0, sizeof mine);
-    sched_getaffinity(0, sizeof mine, &mine);
-    COMM__MPI(MPI_Allgather, &mine, sizeof mine, MPI_BYTE, all, sizeof mine, MPI_BYTE, node);
-    for (int r = 0; r < size; r++) sharing += CPU_EQUAL(&mine, &all[r]);
-    free(all);
-#else
-    sharing = size;
-#endif
-    COMM__MPI(MPI_Comm_free, &node);
-    return sharing;
-}
-
 void comm_init(int *argc, char ***argv, int *rank, int *ranks, int *sharing) {
     struct CommWorld *w = &comm__world;
-    int provided = 0;
+    int provided = 0, size;
+    MPI_Comm node;
     if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) ||
         provided < MPI_THREAD_FUNNELED) {
         fprintf(stderr, "MPI does not start, or not beside threads\n");
@@ -233,7 +210,20 @@ void comm_init(int *argc, char ***argv, int *rank, int *ranks, int *sharing) {
     COMM__MPI(MPI_Comm_rank, MPI_COMM_WORLD, &w->rank);
     COMM__MPI(MPI_Comm_size, MPI_COMM_WORLD, &w->ranks);
     w->process = getpid();
-    w->sharing = comm__mpi_sharing();
+    /* the processes of this node that may run on the same cores as this one */
+    COMM__MPI(MPI_Comm_split_type, MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
+    COMM__MPI(MPI_Comm_size, node, &size);
+#ifdef __linux__
+    cpu_set_t mine, *all = comm__mpi_memory(NULL, (size_t)size, sizeof *all);
+    memset(&mine, 0, sizeof mine);
+    sched_getaffinity(0, sizeof mine, &mine);
+    COMM__MPI(MPI_Allgather, &mine, sizeof mine, MPI_BYTE, all, sizeof mine, MPI_BYTE, node);
+    for (int r = 0; r < size; r++) w->sharing += CPU_EQUAL(&mine, &all[r]);
+    free(all);
+#else
+    w->sharing = size;
+#endif
+    COMM__MPI(MPI_Comm_free, &node);
     w->count = comm__mpi_memory(NULL, (size_t)w->ranks, sizeof *w->count);
     w->first = comm__mpi_memory(NULL, (size_t)w->ranks, sizeof *w->first);
     snprintf(w->prefix, sizeof w->prefix, "rank %d: ", w->rank);

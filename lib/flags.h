@@ -47,9 +47,6 @@ typedef struct Flag {
     int keep; /* the caller's own mark; FLAG_COMMON puts the flag on the first page of help */
 } Flag;
 
-/* ------------------------------------------------------------------------------------------------
- * words: the same, near, listed */
-
 /* Levenshtein distance of two words of at most 63 letters; - and _ and both cases are alike */
 static inline size_t flags__distance(const char *a, const char *b) {
     size_t row[64], n = strlen(b);
@@ -75,10 +72,10 @@ static inline size_t flags_find(const Flag *table, size_t count, const char *nam
     return SIZE_MAX;
 }
 
-/* buffer <- "; did you mean a, b or c?": the names of a table, or the choices, at the smallest
- * distance; "" when none is near */
-static inline const char *flags__suggest(const char *word, const Flag *table, size_t count,
-                                         const char *(*choice)(size_t), char *buffer, size_t size) {
+/* buffer <- "; did you mean a, b or c?": the choices, or without them the names of a table, at the
+ * smallest distance; "" when none is near */
+static inline void flags__suggest(const char *word, const Flag *table, size_t count,
+                                  const char *(*choice)(size_t), char *buffer, size_t size) {
     const char *found[FLAGS_NEAR], *candidate;
     size_t n = 0, used = 0, length = strlen(word);
     for (size_t d = 0; n == 0 && d <= 3 && d <= 1 + length / 3; d++)
@@ -90,98 +87,79 @@ static inline const char *flags__suggest(const char *word, const Flag *table, si
             if (distance == d) found[n++] = candidate;
         }
     *buffer = 0;
-    for (size_t i = 0; i < n && used < size; i++)
-        used += (size_t)snprintf(buffer + used, size - used, "%s%s%s%s",
-                                 !i          ? "; did you mean "
-                                 : i + 1 < n ? ", "
-                                             : " or ",
-                                 choice ? "" : "--", found[i], i + 1 < n ? "" : "?");
-    return buffer;
+    for (size_t i = 0; i < n && used < size; i++) {
+        const char *before = i == 0 ? "; did you mean " : i + 1 < n ? ", " : " or ";
+        used += (size_t)snprintf(buffer + used, size - used, "%s%s%s%s", before, choice ? "" : "--",
+                                 found[i], i + 1 < n ? "" : "?");
+    }
 }
 
-static inline const char *flags_nearest(const char *word, const char *(*choice)(size_t),
-                                        char *buffer, size_t size) {
-    return flags__suggest(word, NULL, 0, choice, buffer, size);
-}
-
-/* buffer <- "a, b, c"; returns how many, or 0 when they do not fit */
+/* buffer <- "a, b, c", as far as there is room; returns the length of all */
 static inline size_t flags__list(const char *(*choice)(size_t), char *buffer, size_t size) {
-    size_t used = 0, i = 0;
-    for (; choice(i) && used < size; i++)
+    size_t used = 0;
+    for (size_t i = 0; choice(i) && used < size; i++)
         used += (size_t)snprintf(buffer + used, size - used, "%s%s", i ? ", " : "", choice(i));
-    return used < size ? i : 0;
+    return used;
 }
 
 /* ------------------------------------------------------------------------------------------------
  * one flag: text -> field -> text */
 
-static inline int flags__set_choice(const Flag *f, const char **field, const char *text,
-                                    char *error, size_t size) {
-    char list[100], hint[256];
-    size_t i = 0;
-    while (f->choice(i) && flags__distance(text, f->choice(i))) i++;
-    if (f->choice(i)) return *field = f->choice(i), 0;
-    int n = 101;
-    if (flags__list(f->choice, list, sizeof list))
-        n = snprintf(error, size, "--%s takes one of %zu: %s; not '%s'", f->name, i, list, text);
-    if (n <= 100) return -1;
-    flags_nearest(text, f->choice, hint, sizeof hint);
-    return base_fail(error, size, -1, "--%s does not know '%.60s', none of its %zu values%s",
-                     f->name, text, i, hint);
+static inline int flags__is_switch(const Flag *f) {
+    return f->kind == FLAG_SWITCH || f->kind == FLAG_AUTO_SWITCH;
 }
 
-static inline int flags__set_number(const Flag *f, void *field, const char *text, char *error,
-                                    size_t size) {
-    char *end, least[32], most[32];
-    int whole = f->kind == FLAG_WHOLE, may = strcmp(f->fallback, "auto") == 0;
-    int is_auto = may && strcmp(text, "auto") == 0;
-    errno = 0;
-    double value = report_value(text, &end);
-    int valid = end > text && !*end && !text[strspn(text, "0123456789.eE+-")] && !errno &&
-                value >= f->least && value <= f->most &&
-                (!whole || (value == floor(value) && fabs(value) < 0x1p63));
-    if (!valid && !is_auto)
-        return base_fail(error, size, -1, "--%s takes a %s from %s to %s%s, not '%.60s'", f->name,
-                         whole ? "whole number" : "number",
-                         report_number(least, sizeof least, "%.15g", f->least),
-                         report_number(most, sizeof most, "%.15g", f->most), may ? " or auto" : "",
-                         text);
-    int digits = !text[strspn(text, "+-0123456789")]; /* exact beyond 2^53 */
-    if (whole) *(long *)field = is_auto ? -1 : digits ? strtol(text, NULL, 10) : (long)value;
-    if (!whole) *(double *)field = is_auto ? NAN : value;
-    return 0;
+static inline int flags__is_text(const Flag *f) {
+    return f->kind == FLAG_TEXT || f->kind == FLAG_CHOICE;
 }
 
 /* Set the field from all of the text. Returns 0, or -1 and what the flag takes. */
 static inline int flags_set(const Flag *f, void *options, const char *text, char *error,
                             size_t size) {
     void *field = (char *)options + f->field;
-    int on = strcmp(text, "on") == 0, off = strcmp(text, "off") == 0, failed = 0;
-    int is_auto = strcmp(text, "auto") == 0 &&
-                  (f->kind == FLAG_AUTO_SWITCH || strcmp(f->fallback, "auto") == 0);
-    if (is_auto && (f->kind == FLAG_TEXT || f->kind == FLAG_CHOICE))
-        return *(const char **)field = NULL, 0;
-    switch (f->kind) {
-    case FLAG_TEXT:
-        *(const char **)field = text;
-        break;
-    case FLAG_CHOICE:
-        failed = flags__set_choice(f, field, text, error, size);
-        break;
-    case FLAG_WHOLE:
-    case FLAG_REAL:
-        failed = flags__set_number(f, field, text, error, size);
-        break;
-    case FLAG_SWITCH:
-    case FLAG_AUTO_SWITCH:
-        if (on || off || is_auto)
-            *(int *)field = is_auto ? -1 : on;
+    int on = strcmp(text, "on") == 0, may_auto = strcmp(f->fallback, "auto") == 0, valid = 1;
+    int is_auto = strcmp(text, "auto") == 0 && (may_auto || f->kind == FLAG_AUTO_SWITCH);
+    if (flags__is_switch(f)) {
+        valid = on || is_auto || strcmp(text, "off") == 0;
+        if (valid) *(int *)field = is_auto ? -1 : on;
+        if (!valid)
+            snprintf(error, size, "--%s takes %son or off, not '%.60s'", f->name,
+                     f->kind == FLAG_SWITCH ? "" : "auto, ", text);
+    } else if (f->kind == FLAG_CHOICE && !is_auto) {
+        char list[100], hint[256];
+        size_t i = 0;
+        while (f->choice(i) && flags__distance(text, f->choice(i))) i++;
+        valid = f->choice(i) != NULL;
+        if (valid) *(const char **)field = f->choice(i);
+        flags__list(f->choice, list, sizeof list);
+        flags__suggest(text, NULL, 0, f->choice, hint, sizeof hint);
+        if (!valid && snprintf(error, size, "--%s takes one of %zu: %s; not '%s'", f->name, i, list,
+                               text) > 100) /* always, when the list was cut off */
+            snprintf(error, size, "--%s does not know '%.60s', none of its %zu values%s", f->name,
+                     text, i, hint);
+    } else if (flags__is_text(f)) {
+        *(const char **)field = is_auto ? NULL : text;
+    } else {
+        char *end, least[32], most[32];
+        int whole = f->kind == FLAG_WHOLE, digits = !text[strspn(text, "+-0123456789")];
+        errno = 0;
+        double value = report_value(text, &end);
+        valid = is_auto || (end > text && !*end && !text[strspn(text, "0123456789.eE+-")] &&
+                            !errno && value >= f->least && value <= f->most &&
+                            (!whole || (value == floor(value) && fabs(value) < 0x1p63)));
+        if (!valid)
+            snprintf(error, size, "--%s takes a %s from %s to %s%s, not '%.60s'", f->name,
+                     whole ? "whole number" : "number",
+                     report_number(least, sizeof least, "%.15g", f->least),
+                     report_number(most, sizeof most, "%.15g", f->most), may_auto ? " or auto" : "",
+                     text);
+        else if (whole) /* strtol is exact beyond 2^53 */
+            *(long *)field = is_auto ? -1 : digits ? strtol(text, NULL, 10) : (long)value;
         else
-            failed = base_fail(error, size, -1, "--%s takes %son or off, not '%.60s'", f->name,
-                               f->kind == FLAG_SWITCH ? "" : "auto, ", text);
+            *(double *)field = is_auto ? NAN : value;
     }
-    if (failed) base_harmless(error);
-    return failed;
+    if (!valid) base_harmless(error);
+    return valid ? 0 : -1;
 }
 
 /* The value as a user would type it, in buffer or elsewhere; reals with the fewest digits that read
@@ -189,18 +167,17 @@ static inline int flags_set(const Flag *f, void *options, const char *text, char
 static inline const char *flags_text(const Flag *f, const void *options, char *buffer,
                                      size_t size) {
     const void *field = (const char *)options + f->field;
-    int may = strcmp(f->fallback, "auto") == 0;
-    if (f->kind == FLAG_TEXT || f->kind == FLAG_CHOICE) {
+    if (flags__is_text(f)) {
         const char *text = *(const char *const *)field;
         return text ? text : "auto";
     }
-    if (f->kind == FLAG_SWITCH || f->kind == FLAG_AUTO_SWITCH) {
+    if (flags__is_switch(f)) {
         int value = *(const int *)field;
         return value < 0 ? "auto" : value ? "on" : "off";
     }
     if (f->kind == FLAG_WHOLE) {
         long value = *(const long *)field;
-        if (may && value == -1) return "auto";
+        if (value == -1 && strcmp(f->fallback, "auto") == 0) return "auto";
         snprintf(buffer, size, "%ld", value);
         return buffer;
     }
@@ -234,35 +211,18 @@ static inline int flags_equal(const Flag *f, const void *options, const char *te
 /* ------------------------------------------------------------------------------------------------
  * all flags: defaults, a command line, help */
 
+/* A default may be a text that is no choice, such as "". */
 static inline void flags_defaults(const Flag *table, size_t count, void *options) {
     char error[256];
-    for (size_t i = 0; i < count; i++) {
-        void *field = (char *)options + table[i].field;
-        int texts = table[i].kind == FLAG_TEXT || table[i].kind == FLAG_CHOICE, failed = 0;
-        int is_auto = strcmp(table[i].fallback, "auto") == 0;
-        if (texts) *(const char **)field = is_auto ? NULL : table[i].fallback;
-        if (!texts) failed = flags_set(&table[i], options, table[i].fallback, error, sizeof error);
+    for (const Flag *f = table; f < table + count; f++) {
+        int is_auto = strcmp(f->fallback, "auto") == 0, failed = 0;
+        if (flags__is_text(f))
+            *(const char **)(void *)((char *)options + f->field) = is_auto ? NULL : f->fallback;
+        else
+            failed = flags_set(f, options, f->fallback, error, sizeof error);
         assert(!failed);
         (void)failed;
     }
-}
-
-/* Why a word is no flag, where it stands after the flag `before` (or NULL). */
-static inline int flags__refuse_word(const Flag *table, size_t count, const Flag *before,
-                                     const char *word, char *error, size_t size) {
-    char hint[256] = "";
-    int dashed = strncmp(word, "--", 2) == 0, follows = before && *word != '-';
-    flags__suggest(word + strspn(word, "-"), table, count, NULL, hint, sizeof hint);
-    if (follows && before->kind == FLAG_TEXT)
-        snprintf(hint, sizeof hint, "; --%s takes one value: quote a pattern or blanks, --%s '...'",
-                 before->name, before->name);
-    else if (follows && (before->kind == FLAG_SWITCH || before->kind == FLAG_AUTO_SWITCH))
-        snprintf(hint, sizeof hint, "; --%s takes on or off", before->name);
-    else if (!*hint && !dashed)
-        snprintf(hint, sizeof hint, ": flags begin with --");
-    snprintf(error, size, "'%.60s' is not a flag%s", word, hint);
-    base_harmless(error);
-    return -1;
 }
 
 /* Read a command line over the values that stand in options; given (count bytes) <- 1 for flags
@@ -272,16 +232,29 @@ static inline int flags_parse(const Flag *table, size_t count, void *options, in
     const Flag *before = NULL;
     memset(given, 0, count);
     for (int a = 1; a < argc; a++) {
-        char name[64];
+        char name[64], hint[256];
         const char *word = argv[a], *value = strchr(word, '=');
         snprintf(name, sizeof name, "%.*s", value ? (int)(value - word) : 64, word);
-        size_t i = strncmp(name, "--", 2) ? SIZE_MAX : flags_find(table, count, name + 2);
-        if (i == SIZE_MAX)
-            return flags__refuse_word(table, count, before, value ? name : word, error, size);
+        int dashed = strncmp(name, "--", 2) == 0;
+        size_t i = dashed ? flags_find(table, count, name + 2) : SIZE_MAX;
+        if (i == SIZE_MAX) {
+            int follows = before && *word != '-';
+            flags__suggest(name + strspn(name, "-"), table, count, NULL, hint, sizeof hint);
+            if (follows && before->kind == FLAG_TEXT)
+                snprintf(hint, sizeof hint,
+                         "; --%s takes one value: quote a pattern or blanks, --%s '...'",
+                         before->name, before->name);
+            else if (follows && flags__is_switch(before))
+                snprintf(hint, sizeof hint, "; --%s takes on or off", before->name);
+            else if (!*hint && !dashed)
+                snprintf(hint, sizeof hint, ": flags begin with --");
+            base_fail(error, size, -1, "'%.60s' is not a flag%s", value ? name : word, hint);
+            base_harmless(error);
+            return -1;
+        }
         const Flag *f = before = &table[i];
         const char *next = a + 1 < argc ? argv[a + 1] : NULL;
-        int is_switch = f->kind == FLAG_SWITCH || f->kind == FLAG_AUTO_SWITCH;
-        int takes = next && strncmp(next, "--", 2) != 0;
+        int takes = next && strncmp(next, "--", 2) != 0, is_switch = flags__is_switch(f);
         if (takes && is_switch)
             takes = !strcmp(next, "on") || !strcmp(next, "off") || !strcmp(next, "auto");
         if (value)
@@ -304,15 +277,17 @@ static inline int flags_parse(const Flag *table, size_t count, void *options, in
 /* Print one flag: name and argument, then help, choices and default under their own column. */
 static inline void flags__help_row(FILE *out, const Flag *f, int columns) {
     char text[1024], list[256] = "";
+    const char *argument = f->argument ? f->argument : "", *fallback = f->fallback;
     int indent = columns >= 2 * FLAGS_INDENT ? FLAGS_INDENT : 8;
-    int used =
-        fprintf(out, "  --%s%s%s", f->name, f->argument ? " " : "", f->argument ? f->argument : "");
-    if (used + 2 > indent) fputc('\n', out);
-    fprintf(out, "%*s", used + 2 > indent ? indent : indent - used, "");
-    int listed = f->kind == FLAG_CHOICE && flags__list(f->choice, list, sizeof list) &&
-                 report__width(list, strlen(list)) + 2 <= columns - indent;
-    int is_switch = f->kind == FLAG_SWITCH || f->kind == FLAG_AUTO_SWITCH;
-    const char *fallback = is_switch && strcmp(f->fallback, "off") == 0 ? "" : f->fallback;
+    int used = fprintf(out, "  --%s%s%s", f->name, *argument ? " " : "", argument);
+    if (used + 2 > indent) {
+        fputc('\n', out);
+        used = 0;
+    }
+    fprintf(out, "%*s", indent - used, "");
+    size_t n = f->kind == FLAG_CHOICE ? flags__list(f->choice, list, sizeof list) : 0;
+    int listed = n > 0 && n < sizeof list && (int)n + 2 <= columns - indent;
+    if (flags__is_switch(f) && strcmp(fallback, "off") == 0) fallback = "";
     if (strcmp(fallback, "\n") == 0) fallback = "a newline";
     snprintf(text, sizeof text, "%s%s%s%s%s%s%s", f->help, listed ? " (" : "", listed ? list : "",
              listed ? ")" : "", *fallback ? " [" : "", fallback, *fallback ? "]" : "");
@@ -326,25 +301,24 @@ static inline void flags__help_row(FILE *out, const Flag *f, int columns) {
 static inline void flags_help(FILE *f, const Flag *table, size_t count, const char *group,
                               int columns) {
     const char *heading = "", *last = "";
-    char groups[512];
-    int first_page = !group || !*group;
-    size_t printed = 0, used = (size_t)snprintf(groups, sizeof groups, "Groups:");
-    for (size_t i = 0; i < count; i++) {
-        int wanted = first_page ? table[i].keep & FLAG_COMMON
-                                : strcasecmp(group, "all") == 0 ||
-                                      strncasecmp(group, table[i].group, strlen(group)) == 0;
-        if (strcmp(last, table[i].group) != 0 && used < sizeof groups)
+    char groups[512] = "Groups:";
+    int first_page = !group || !*group, all = !first_page && strcasecmp(group, "all") == 0;
+    size_t used = strlen(groups);
+    for (const Flag *row = table; row < table + count; row++) {
+        int wanted = first_page ? row->keep & FLAG_COMMON
+                                : all || strncasecmp(group, row->group, strlen(group)) == 0;
+        if (strcmp(last, row->group) != 0 && used < sizeof groups)
             used += (size_t)snprintf(groups + used, sizeof groups - used, " %.*s,",
-                                     (int)strcspn(table[i].group, " "), table[i].group);
-        last = table[i].group;
+                                     (int)strcspn(row->group, " "), row->group);
+        last = row->group;
         if (!wanted) continue;
-        if (strcmp(heading, last) != 0) fprintf(f, "%s%s\n", printed ? "\n" : "", heading = last);
-        flags__help_row(f, &table[i], columns);
-        printed++;
+        if (strcmp(heading, last) != 0) fprintf(f, "%s%s\n", *heading ? "\n" : "", last);
+        heading = last;
+        flags__help_row(f, row, columns);
     }
-    if (!first_page && printed) return;
-    snprintf(groups + used, sizeof groups - used, " all");
-    if (printed) fputc('\n', f);
+    if (!first_page && *heading) return;
+    strncat(groups, " all", sizeof groups - strlen(groups) - 1);
+    if (*heading) fputc('\n', f);
     report_paragraph(f, groups, 0, columns);
 }
 

@@ -1,13 +1,18 @@
 /* gemm.h - matrix products in fp32 or bf16 for one core or a team of threads. Header-only C11, MIT.
 
      C(m,n) = A(m,k) B(k,n)      or      C(m,n) += A(m,k) B(k,n)
-     C is row-major fp32. A and B are fp32 or bf16 in memory, in either orientation, or were packed
-     before: once for many products.
+     C is row-major fp32. A and B are fp32 or bf16, in either orientation, or packed beforehand.
 
    METHOD   Goto and van de Geijn 2008, "Anatomy of High-Performance Matrix Multiplication": five
-     loops around one micro-kernel, which keeps an mr x nr tile of C in registers. There is one
-     micro-kernel per instruction set, chosen at run time. Ragged edges are panels padded with
-     zeros. An operand that already lies as the kernel reads it is not packed.
+     loops around a micro-kernel that keeps an mr x nr tile of C in registers. There is one
+     micro-kernel per instruction set, chosen at run time. Ragged edges are padded with zeros.
+
+   API
+     gemm_select gemm_default       the row of an instruction set; of GEMM_ISA, or the best one here
+     gemm_f32 gemm_bf16 gemm_packed operands, by how they lie in memory
+     gemm_multiply gemm_symmetric gemm_nn gemm_nt       products
+     gemm_pack gemm_pack_depth gemm_packed_floats       an operand as the kernel reads it
+     gemm_naive                     the three loops that all of them mean
 
    USE   Everything is static inline. Compile with -O3; -march is not needed. A whole program:
 
@@ -30,29 +35,13 @@
    THREADS   The caller runs ith = 0..nth-1 on nth threads and then passes a barrier. There are no
              writable globals.
 
-   API
-     gemm_select(name, dtype), gemm_default(dtype)   the row of an instruction set
-     gemm_naive(...)                                 the definition: three loops, sums in double
-     gemm_scratch()                                  floats of scratch of one thread
-     gemm_nn, gemm_nt(...)                           A B and A B^T of fp32 matrices
-     gemm_multiply(...)                              of operands in any form:
-     gemm_f32, gemm_bf16, gemm_packed(x, ...)        the forms of an operand
-     gemm_symmetric(...)                             a symmetric C: half of it is mirrored
-     gemm_packed_floats(g, side, lanes, k)           floats of a packed operand
-     gemm_pack, gemm_pack_depth(...)                 packs B; packs a slice of the depth of A or B
-     gemm_to_bf16, gemm_from_bf16(x)                 rounds to nearest even; back
-
-   KNOBS     GEMM_KC, GEMM_MC, GEMM_NC: sizes of blocks, to be defined before the include.
-
    NUMERICS  An element of C is a sum over blocks of GEMM_KC consecutive k, added in order. In a
-     block it is one chain of fused multiply-adds in order of k (portable row: multiply and add,
-     fused or not as the compiler decides). So the bits of an element depend on the row, GEMM_KC,
-     its row of A and its column of B. They do not depend on nth, m, n, leading dimensions or the
-     form of the operands. NaN and Inf come only from the operands.
+     block it is one chain of fused multiply-adds in order of k (portable row: fused or not as the
+     compiler decides). So its bits depend on the instruction set, its row of A and its column of B.
+     They do not depend on nth, m, n, leading dimensions or the form of the operands.
        A bf16 row rounds both operands to bf16 and sums in fp32. Of each pair (2i, 2i+1) of k it
-     adds the odd product first: this is the order of the instruction vdpbf16ps. A product of two
-     bf16 is exact in fp32, so all bf16 rows give the same bits; only denormals may differ, which
-     vdpbf16ps flushes to zero. */
+     adds the odd product first: this is the order of the instruction vdpbf16ps. All bf16 rows give
+     the same bits; only denormals may differ, which vdpbf16ps flushes to zero. */
 #ifndef GEMM_H
 #define GEMM_H
 
@@ -69,21 +58,10 @@
 #include <arm_neon.h>
 #endif
 
-/* Blocks of A are GEMM_MC x GEMM_KC, blocks of B are GEMM_KC x GEMM_NC; both stay in L2. A panel of
- * B (48 KB at nr = 32) is read from L1 or L2. GEMM_MC is small because each row of C takes an entry
- * of the first-level TLB. */
-#ifndef GEMM_KC
-#define GEMM_KC 384
-#endif
-#ifndef GEMM_MC
-#define GEMM_MC 64
-#endif
-#ifndef GEMM_NC
-#define GEMM_NC 512
-#endif
-_Static_assert(GEMM_KC % 2 == 0, "bf16 is summed in pairs: GEMM_KC is even");
-
-enum { GEMM_MR_MAX = 16, GEMM_NR_MAX = 32 }; /* no row has a larger tile */
+/* Blocks of A are GEMM_MC x GEMM_KC, blocks of B are GEMM_KC x GEMM_NC; both stay in L2. GEMM_MC is
+ * small because each row of C takes an entry of the first-level TLB. GEMM_KC is even because bf16 is
+ * summed in pairs. No row of the table has a larger tile than GEMM_MR_MAX x GEMM_NR_MAX. */
+enum { GEMM_KC = 384, GEMM_MC = 64, GEMM_NC = 512, GEMM_MR_MAX = 16, GEMM_NR_MAX = 32 };
 
 typedef enum GemmDtype { GEMM_F32, GEMM_BF16 } GemmDtype;
 
@@ -132,13 +110,11 @@ static inline GemmOperand gemm_packed(const float *panels, size_t k) {
 }
 
 /* bf16 is the upper half of fp32; rounded to nearest even, NaN stays NaN */
-static inline uint32_t gemm__rounded(float x) {
-    uint32_t u, nan;
+static inline uint16_t gemm_to_bf16(float x) {
+    uint32_t u;
     memcpy(&u, &x, sizeof u);
-    nan = (u & 0x7fffffff) > 0x7f800000;
-    return nan ? 0x7fc0 : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+    return (uint16_t)((u & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
-static inline uint16_t gemm_to_bf16(float x) { return (uint16_t)gemm__rounded(x); }
 static inline float gemm_from_bf16(uint16_t x) {
     uint32_t u = (uint32_t)x << 16;
     float f;
@@ -167,7 +143,7 @@ static inline void gemm_naive(float *c, size_t ldc, const float *a, size_t a_row
 }
 
 /* ------------------------------------------------------------------------------------------------
- * the same, fast: the five loops */
+ * packing: panels of `width` lanes, word p of lane l at panel[p * width + l] */
 
 static inline size_t gemm__min(size_t x, size_t y) { return x < y ? x : y; }
 static inline size_t gemm__tiles(size_t x, size_t width) { return (x + width - 1) / width; }
@@ -185,168 +161,6 @@ static inline size_t gemm__words(const Gemm *g, size_t k) {
 static inline const void *gemm__at(GemmOperand x, size_t l, size_t p) {
     return (const char *)x.x + (l * x.lane + p * x.depth) * (x.form == GEMM_IS_BF16 ? 2 : 4);
 }
-
-/* A block of A or B: some lanes, cut into panels of `width`, over one block of the depth. */
-typedef struct GemmBlock {
-    GemmOperand x; /* begins at the block's first element */
-    size_t lanes, width;
-    size_t k, left; /* words of depth; elements until the operand's end */
-    int in_place;   /* full panels are read where they lie */
-    float *panels;  /* the others are packed here, lane l at panels + l * pitch */
-    size_t pitch;
-} GemmBlock;
-
-/* A panel as the kernel reads it. */
-typedef struct GemmPanel {
-    const float *x;
-    size_t lane, depth;
-} GemmPanel;
-
-/* the block of an operand from lane l and word p on, cut off after `lanes` and GEMM_KC elements */
-static inline GemmBlock gemm__block(const Gemm *g, GemmSide side, GemmOperand x, size_t l,
-                                    size_t lanes, size_t p, size_t k, float *scratch);
-/* the panel at lane l of a block; packs it first when it is fresh and cannot be read in place */
-static inline GemmPanel gemm__panel(const Gemm *g, const GemmBlock *block, size_t l, int fresh);
-/* c(rows,cols) = or += a b by the kernel; the end of a ragged tile is cut off */
-static inline void gemm__tile(const Gemm *g, float *c, size_t ldc, size_t rows, size_t cols,
-                              size_t k, GemmPanel a, GemmPanel b, int accumulate);
-
-enum { GEMM__FEW_B = 8 }; /* so few tiles of rows read B in place rather than pack it */
-#define GEMM__SCRATCH_A ((GEMM_MC + GEMM_MR_MAX) * GEMM_KC)
-#define GEMM__SCRATCH_B ((GEMM_NC + GEMM_NR_MAX) * GEMM_KC)
-
-/* C(m,n) = or += A B on one thread; `upper` leaves out the tiles below the diagonal */
-static inline void gemm__five_loops(const Gemm *g, float *c, size_t ldc, GemmOperand a,
-                                    GemmOperand b, size_t m, size_t n, size_t k, int accumulate,
-                                    int upper, float *scratch) {
-    const size_t mr = g->mr, nr = g->nr, words = gemm__words(g, k);
-    const size_t mc = gemm__tiles(GEMM_MC, mr) * mr, nc = gemm__tiles(GEMM_NC, nr) * nr;
-    const size_t kc = g->word == GEMM_PAIRS ? GEMM_KC / 2 : GEMM_KC; /* in words */
-    const int plain = g->word == GEMM_FLOATS;
-    const int a_in_place = plain && (a.depth == 1 || n <= nr); /* or is it read just once? */
-    const int b_in_place = plain && b.lane == 1 && m <= GEMM__FEW_B * mr;
-    float *scratch_a = scratch + (64 - (uintptr_t)scratch % 64) % 64 / sizeof *scratch;
-    float *scratch_b = scratch_a + GEMM__SCRATCH_A;
-    for (size_t jc = 0; jc < n; jc += nc) {         /* 1: blocks of columns of B and C */
-        for (size_t pc = 0; pc < words; pc += kc) { /* 2: blocks of the depth */
-            GemmBlock bb = gemm__block(g, GEMM_B, b, jc, gemm__min(nc, n - jc), pc, k, scratch_b);
-            bb.in_place = b_in_place;
-            for (size_t ic = 0; ic < m; ic += mc) { /* 3: blocks of rows of A and C */
-                GemmBlock ab =
-                    gemm__block(g, GEMM_A, a, ic, gemm__min(mc, m - ic), pc, k, scratch_a);
-                ab.in_place = a_in_place;
-                for (size_t j = 0; j < bb.lanes; j += nr) { /* 4: panels of B */
-                    GemmPanel bp = gemm__panel(g, &bb, j, ic == 0);
-                    for (size_t i = 0; i < ab.lanes; i += mr) { /* 5: panels of A */
-                        GemmPanel ap = gemm__panel(g, &ab, i, j == 0);
-                        if (upper && ic + i >= jc + j + nr) continue;
-                        gemm__tile(g, c + (ic + i) * ldc + jc + j, ldc, gemm__min(mr, ab.lanes - i),
-                                   gemm__min(nr, bb.lanes - j), ab.k, ap, bp, accumulate || pc > 0);
-                    }
-                }
-            }
-        }
-    }
-}
-
-static inline void gemm__tile(const Gemm *g, float *c, size_t ldc, size_t rows, size_t cols,
-                              size_t k, GemmPanel a, GemmPanel b, int accumulate) {
-    float tile[GEMM_MR_MAX * GEMM_NR_MAX];
-    if (rows == g->mr && cols == g->nr) {
-        g->kernel(k, a.x, a.lane, a.depth, b.x, b.depth, c, ldc, accumulate);
-        return;
-    }
-    g->kernel(k, a.x, a.lane, a.depth, b.x, b.depth, tile, g->nr, 0);
-    for (size_t i = 0; i < rows; i++, c += ldc)
-        for (size_t j = 0; j < cols; j++)
-            c[j] = accumulate ? c[j] + tile[i * g->nr + j] : tile[i * g->nr + j];
-}
-
-/* floats of scratch for one thread: a constant that serves every shape and every row (1 MB) */
-static inline size_t gemm_scratch(void) {
-    return GEMM__SCRATCH_A + GEMM__SCRATCH_B + 16; /* 16 to align by hand */
-}
-
-/* C(m,n) = A(m,k) B(k,n), or += when accumulate; C row-major fp32, ldc >= n
- * cost     2mnk flop, and copies of the panels that cannot be read in place
- * scratch  gemm_scratch() floats, one block per concurrent caller
- * alias    C overlaps neither operand nor scratch; A and B may be the same
- * threads  caller runs ith = 0..nth-1, then a barrier; the slices of C are disjoint, and bits do
- *          not depend on nth
- * edges    k = 0 gives zeros, or leaves C as it was; m = 0 or n = 0 does nothing
- * error    none at run time; shapes are asserted
- */
-static inline void gemm_multiply(const Gemm *g, float *c, size_t ldc, GemmOperand a, GemmOperand b,
-                                 size_t m, size_t n, size_t k, int accumulate, float *scratch,
-                                 int ith, int nth) {
-    assert(nth > 0 && ith >= 0 && ith < nth && ldc >= n);
-    assert(g->word != GEMM_FLOATS || (a.form != GEMM_IS_BF16 && b.form != GEMM_IS_BF16));
-    if (m == 0 || n == 0) return;
-    /* Slices are whole tiles of rows or of columns, whichever makes the longest slice shorter. When
-     * equal, the longer side is cut, so that every thread packs less. */
-    size_t i = (size_t)ith, t = (size_t)nth;
-    size_t mt = gemm__tiles(m, g->mr), nt = gemm__tiles(n, g->nr);
-    size_t by_rows = gemm__tiles(mt, t) * nt, by_cols = gemm__tiles(nt, t) * mt;
-    int rows = by_rows < by_cols || (by_rows == by_cols && m > n);
-    size_t tiles = rows ? mt : nt, width = rows ? g->mr : g->nr, size = rows ? m : n;
-    size_t begin = gemm__min(tiles * i / t * width, size);
-    size_t end = gemm__min(tiles * (i + 1) / t * width, size);
-    if (begin == end) return;
-    c += rows ? begin * ldc : begin;
-    *(rows ? &m : &n) = end - begin;
-    if (k == 0) {
-        for (size_t r = 0; r < m && !accumulate; r++) memset(c + r * ldc, 0, n * sizeof *c);
-        return;
-    }
-    GemmOperand *cut = rows ? &a : &b;
-    cut->x = cut->form == GEMM_IS_PACKED
-                 ? (const float *)cut->x + begin * gemm__words(g, cut->depth)
-                 : gemm__at(*cut, begin, 0);
-    gemm__five_loops(g, c, ldc, a, b, m, n, k, accumulate, 0, scratch);
-}
-
-/* C(m,n) = A(m,k) B(k,n), or +=; row-major, lda >= k, ldb >= n; the rest as gemm_multiply */
-static inline void gemm_nn(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
-                           const float *b, size_t ldb, size_t m, size_t n, size_t k, int accumulate,
-                           float *scratch, int ith, int nth) {
-    assert(lda >= k && ldb >= n);
-    gemm_multiply(g, c, ldc, gemm_f32(a, lda, 1), gemm_f32(b, 1, ldb), m, n, k, accumulate, scratch,
-                  ith, nth);
-}
-
-/* C(m,n) = A(m,k) B(n,k)^T, or +=; row-major, lda, ldb >= k; the rest as gemm_multiply */
-static inline void gemm_nt(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
-                           const float *b, size_t ldb, size_t m, size_t n, size_t k, int accumulate,
-                           float *scratch, int ith, int nth) {
-    assert(lda >= k && ldb >= k);
-    gemm_multiply(g, c, ldc, gemm_f32(a, lda, 1), gemm_f32(b, ldb, 1), m, n, k, accumulate, scratch,
-                  ith, nth);
-}
-
-static inline void gemm__transpose8(float *out, size_t ldo, const float *x, size_t ldx);
-
-/* C(m,m) = A(m,k) B(k,m) of which the caller knows that it is symmetric, as when B is A^T
- * cost     about half of gemm_multiply's: tiles below the diagonal are mirrored
- * bits     those of gemm_multiply, on and above the diagonal; so for a row of GEMM_F32 only
- * threads  one; k > 0; the rest as gemm_multiply
- */
-static inline void gemm_symmetric(const Gemm *g, float *c, size_t ldc, GemmOperand a, GemmOperand b,
-                                  size_t m, size_t k, float *scratch) {
-    assert(ldc >= m && k > 0 && g->word == GEMM_FLOATS);
-    gemm__five_loops(g, c, ldc, a, b, m, m, k, 0, 1, scratch);
-    for (size_t i = 0; i < m; i += 8) {
-        size_t end = i + 8 <= m ? i + 8 : m, whole = end == i + 8 ? m - m % 8 : i;
-        for (size_t j = i + 8; j < whole; j += 8)
-            gemm__transpose8(c + j * ldc + i, ldc, c + i * ldc + j, ldc);
-        for (size_t r = i; r < end; r++) { /* on the diagonal, and in ragged columns */
-            for (size_t j = r + 1; j < end; j++) c[j * ldc + r] = c[r * ldc + j];
-            for (size_t j = whole > end ? whole : end; j < m; j++) c[j * ldc + r] = c[r * ldc + j];
-        }
-    }
-}
-
-/* ------------------------------------------------------------------------------------------------
- * packing: panels of `width` lanes, word p of lane l at panel[p * width + l] */
 
 enum {
     GEMM__STRIP = 16,      /* depth packed at a time: a cache line, where depth is contiguous */
@@ -422,7 +236,7 @@ static inline void gemm__bits(uint32_t *restrict bits, const void *x, size_t n, 
     else if (form == GEMM_IS_BF16)
         for (size_t i = 0; i < n; i++) bits[i] = h[i];
     else
-        for (size_t i = 0; i < n; i++) bits[i] = gemm__rounded(f[i]);
+        for (size_t i = 0; i < n; i++) bits[i] = gemm_to_bf16(f[i]);
 }
 
 /* The same for the rows of GEMM_BF16: k words of depth, made of at most `left` elements and then
@@ -477,12 +291,25 @@ static inline void gemm__pack(const Gemm *g, float *out, size_t width, size_t pi
     }
 }
 
+/* A block of A or B: some lanes, cut into panels of `width`, over one block of the depth. */
+typedef struct GemmBlock {
+    GemmOperand x; /* begins at the block's first element */
+    size_t lanes, width;
+    size_t k, left; /* words of depth; elements until the operand's end */
+    int in_place;   /* full panels are read where they lie */
+    float *panels;  /* the others are packed here, lane l at panels + l * pitch */
+    size_t pitch;
+} GemmBlock;
+
+/* the block of an operand from lane l and word p on, cut off after `lanes` and GEMM_KC elements */
 static inline GemmBlock gemm__block(const Gemm *g, GemmSide side, GemmOperand x, size_t l,
-                                    size_t lanes, size_t p, size_t k, float *scratch) {
+                                    size_t lanes, size_t p, size_t k, int in_place,
+                                    float *scratch) {
     const size_t per_word = g->word == GEMM_PAIRS ? 2 : 1, width = gemm__width(g, side);
     const size_t words = gemm__min(GEMM_KC / per_word, gemm__words(g, k) - p);
-    GemmBlock block = {
-        .x = x, .lanes = lanes, .width = width, .k = words, .left = k - p * per_word};
+    GemmBlock block = {.x = x, .lanes = lanes, .width = width, .k = words};
+    block.left = k - p * per_word;
+    block.in_place = in_place;
     block.panels = scratch;
     block.pitch = words;
     if (x.form == GEMM_IS_PACKED) {
@@ -493,19 +320,19 @@ static inline GemmBlock gemm__block(const Gemm *g, GemmSide side, GemmOperand x,
     return block;
 }
 
-/* Where lanes are contiguous, panels that share cache lines are packed together. */
-static inline GemmPanel gemm__panel(const Gemm *g, const GemmBlock *s, size_t l, int fresh) {
+/* The panel at lane l of a block, as the kernel reads it. It is packed when `fresh` and not read in
+ * place. Where lanes are contiguous, panels that share cache lines are packed together. */
+static inline GemmOperand gemm__panel(const Gemm *g, const GemmBlock *s, size_t l, int fresh) {
     float *panel = s->panels + l * s->pitch;
-    if (s->x.form == GEMM_IS_PACKED) return (GemmPanel){.x = panel, .lane = 1, .depth = s->width};
-    GemmOperand here = s->x;
-    here.x = gemm__at(s->x, l, 0);
+    GemmOperand packed = {.x = panel, .lane = 1, .depth = s->width}, here = s->x;
     size_t rest = s->lanes - l, group = s->width;
-    if (s->in_place && rest >= s->width)
-        return (GemmPanel){.x = here.x, .lane = here.lane, .depth = here.depth};
+    if (s->x.form == GEMM_IS_PACKED) return packed;
+    here.x = gemm__at(s->x, l, 0);
+    if (s->in_place && rest >= s->width) return here;
     if (!s->in_place && s->x.lane == 1) group *= gemm__tiles(GEMM__GROUP, s->width);
     if (fresh && l % group == 0)
         gemm__pack(g, panel, s->width, s->pitch, here, gemm__min(group, rest), s->k, s->left);
-    return (GemmPanel){.x = panel, .lane = 1, .depth = s->width};
+    return packed;
 }
 
 /* floats that `lanes` lanes of A or B take when packed for this row */
@@ -536,6 +363,143 @@ static inline void gemm_pack_depth(const Gemm *g, GemmSide side, float *out, siz
     size_t width = gemm__width(g, side), word = g->word == GEMM_PAIRS ? from / 2 : from;
     assert(from % 2 == 0);
     gemm__pack(g, out + word * width, width, gemm__words(g, all), x, lanes, gemm__words(g, k), k);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * the five loops */
+
+/* c(rows,cols) = or += a b by the kernel; the end of a ragged tile is cut off */
+static inline void gemm__tile(const Gemm *g, float *c, size_t ldc, size_t rows, size_t cols,
+                              size_t k, GemmOperand a, GemmOperand b, int accumulate) {
+    float tile[GEMM_MR_MAX * GEMM_NR_MAX];
+    if (rows == g->mr && cols == g->nr) {
+        g->kernel(k, a.x, a.lane, a.depth, b.x, b.depth, c, ldc, accumulate);
+        return;
+    }
+    g->kernel(k, a.x, a.lane, a.depth, b.x, b.depth, tile, g->nr, 0);
+    for (size_t i = 0; i < rows; i++, c += ldc)
+        for (size_t j = 0; j < cols; j++)
+            c[j] = accumulate ? c[j] + tile[i * g->nr + j] : tile[i * g->nr + j];
+}
+
+enum {
+    GEMM__FEW_B = 8, /* so few tiles of rows read B in place rather than pack it */
+    GEMM__SCRATCH_A = (GEMM_MC + GEMM_MR_MAX) * GEMM_KC,
+    GEMM__SCRATCH_B = (GEMM_NC + GEMM_NR_MAX) * GEMM_KC
+};
+
+/* C(m,n) = or += A B on one thread; `upper` leaves out the tiles below the diagonal */
+static inline void gemm__five_loops(const Gemm *g, float *c, size_t ldc, GemmOperand a,
+                                    GemmOperand b, size_t m, size_t n, size_t k, int accumulate,
+                                    int upper, float *scratch) {
+    const size_t mr = g->mr, nr = g->nr, words = gemm__words(g, k);
+    const size_t mc = gemm__tiles(GEMM_MC, mr) * mr, nc = gemm__tiles(GEMM_NC, nr) * nr;
+    const size_t kc = g->word == GEMM_PAIRS ? GEMM_KC / 2 : GEMM_KC; /* in words */
+    const int plain = g->word == GEMM_FLOATS;
+    const int a_in_place = plain && (a.depth == 1 || n <= nr); /* or is it read just once? */
+    const int b_in_place = plain && b.lane == 1 && m <= GEMM__FEW_B * mr;
+    float *scratch_a = scratch + (64 - (uintptr_t)scratch % 64) % 64 / sizeof *scratch;
+    float *scratch_b = scratch_a + GEMM__SCRATCH_A;
+    for (size_t jc = 0; jc < n; jc += nc) {         /* 1: blocks of columns of B and C */
+        for (size_t pc = 0; pc < words; pc += kc) { /* 2: blocks of the depth */
+            GemmBlock bb =
+                gemm__block(g, GEMM_B, b, jc, gemm__min(nc, n - jc), pc, k, b_in_place, scratch_b);
+            for (size_t ic = 0; ic < m; ic += mc) { /* 3: blocks of rows of A and C */
+                GemmBlock ab = gemm__block(g, GEMM_A, a, ic, gemm__min(mc, m - ic), pc, k,
+                                           a_in_place, scratch_a);
+                for (size_t j = 0; j < bb.lanes; j += nr) { /* 4: panels of B */
+                    GemmOperand bp = gemm__panel(g, &bb, j, ic == 0);
+                    for (size_t i = 0; i < ab.lanes; i += mr) { /* 5: panels of A */
+                        GemmOperand ap = gemm__panel(g, &ab, i, j == 0);
+                        if (upper && ic + i >= jc + j + nr) continue;
+                        gemm__tile(g, c + (ic + i) * ldc + jc + j, ldc, gemm__min(mr, ab.lanes - i),
+                                   gemm__min(nr, bb.lanes - j), ab.k, ap, bp, accumulate || pc > 0);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/* floats of scratch for one thread: a constant that serves every shape and every row (1 MB) */
+static inline size_t gemm_scratch(void) {
+    return GEMM__SCRATCH_A + GEMM__SCRATCH_B + 16; /* 16 to align by hand */
+}
+
+/* C(m,n) = A(m,k) B(k,n), or += when accumulate; C row-major fp32, ldc >= n
+ * cost     2mnk flop, and copies of the panels that cannot be read in place
+ * scratch  gemm_scratch() floats, one block per concurrent caller
+ * alias    C overlaps neither operand nor scratch; A and B may be the same
+ * threads  caller runs ith = 0..nth-1, then a barrier; the slices of C are disjoint, and bits do
+ *          not depend on nth
+ * edges    k = 0 gives zeros, or leaves C as it was; m = 0 or n = 0 does nothing
+ * error    none at run time; shapes are asserted
+ */
+static inline void gemm_multiply(const Gemm *g, float *c, size_t ldc, GemmOperand a, GemmOperand b,
+                                 size_t m, size_t n, size_t k, int accumulate, float *scratch,
+                                 int ith, int nth) {
+    assert(nth > 0 && ith >= 0 && ith < nth && ldc >= n);
+    assert(g->word != GEMM_FLOATS || (a.form != GEMM_IS_BF16 && b.form != GEMM_IS_BF16));
+    if (m == 0 || n == 0) return;
+    /* Slices are whole tiles of rows or of columns, whichever makes the longest slice shorter. When
+     * equal, the longer side is cut, so that every thread packs less. */
+    size_t i = (size_t)ith, t = (size_t)nth;
+    size_t mt = gemm__tiles(m, g->mr), nt = gemm__tiles(n, g->nr);
+    size_t by_rows = gemm__tiles(mt, t) * nt, by_cols = gemm__tiles(nt, t) * mt;
+    int rows = by_rows < by_cols || (by_rows == by_cols && m > n);
+    size_t tiles = rows ? mt : nt, width = rows ? g->mr : g->nr, size = rows ? m : n;
+    size_t begin = gemm__min(tiles * i / t * width, size);
+    size_t end = gemm__min(tiles * (i + 1) / t * width, size);
+    if (begin == end) return;
+    c += rows ? begin * ldc : begin;
+    *(rows ? &m : &n) = end - begin;
+    if (k == 0) {
+        for (size_t r = 0; r < m && !accumulate; r++) memset(c + r * ldc, 0, n * sizeof *c);
+        return;
+    }
+    GemmOperand *cut = rows ? &a : &b;
+    cut->x = cut->form == GEMM_IS_PACKED
+                 ? (const float *)cut->x + begin * gemm__words(g, cut->depth)
+                 : gemm__at(*cut, begin, 0);
+    gemm__five_loops(g, c, ldc, a, b, m, n, k, accumulate, 0, scratch);
+}
+
+/* C(m,n) = A(m,k) B(k,n), or +=; row-major, lda >= k, ldb >= n; the rest as gemm_multiply */
+static inline void gemm_nn(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
+                           const float *b, size_t ldb, size_t m, size_t n, size_t k, int accumulate,
+                           float *scratch, int ith, int nth) {
+    assert(lda >= k && ldb >= n);
+    gemm_multiply(g, c, ldc, gemm_f32(a, lda, 1), gemm_f32(b, 1, ldb), m, n, k, accumulate, scratch,
+                  ith, nth);
+}
+
+/* C(m,n) = A(m,k) B(n,k)^T, or +=; row-major, lda, ldb >= k; the rest as gemm_multiply */
+static inline void gemm_nt(const Gemm *g, float *c, size_t ldc, const float *a, size_t lda,
+                           const float *b, size_t ldb, size_t m, size_t n, size_t k, int accumulate,
+                           float *scratch, int ith, int nth) {
+    assert(lda >= k && ldb >= k);
+    gemm_multiply(g, c, ldc, gemm_f32(a, lda, 1), gemm_f32(b, ldb, 1), m, n, k, accumulate, scratch,
+                  ith, nth);
+}
+
+/* C(m,m) = A(m,k) B(k,m) of which the caller knows that it is symmetric, as when B is A^T
+ * cost     about half of gemm_multiply's: tiles below the diagonal are mirrored
+ * bits     those of gemm_multiply, on and above the diagonal; so for a row of GEMM_F32 only
+ * threads  one; k > 0; the rest as gemm_multiply
+ */
+static inline void gemm_symmetric(const Gemm *g, float *c, size_t ldc, GemmOperand a, GemmOperand b,
+                                  size_t m, size_t k, float *scratch) {
+    assert(ldc >= m && k > 0 && g->word == GEMM_FLOATS);
+    gemm__five_loops(g, c, ldc, a, b, m, m, k, 0, 1, scratch);
+    for (size_t i = 0; i < m; i += 8) {
+        size_t end = i + 8 <= m ? i + 8 : m, whole = end == i + 8 ? m - m % 8 : i;
+        for (size_t j = i + 8; j < whole; j += 8)
+            gemm__transpose8(c + j * ldc + i, ldc, c + i * ldc + j, ldc);
+        for (size_t r = i; r < end; r++) { /* on the diagonal, and in ragged columns */
+            for (size_t j = r + 1; j < end; j++) c[j * ldc + r] = c[r * ldc + j];
+            for (size_t j = whole > end ? whole : end; j < m; j++) c[j * ldc + r] = c[r * ldc + j];
+        }
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -579,7 +543,7 @@ typedef float GemmSixteen __attribute__((vector_size(64)));
 /* The compiler maps four floats to SSE, NEON or scalars. */
 #define GEMM__MULADD(t, x, row) (t) + (x) * (row)
 GEMM__KERNEL(gemm__kernel_portable, , GemmFour, 4, 2, GEMM__MULADD, 0)
-static inline int gemm__always(void) { return 1; }
+static inline int gemm__has_portable(void) { return 1; }
 
 #ifdef GEMM__X86
 static inline int gemm__has_avx2(void) {
@@ -606,45 +570,41 @@ GEMM__KERNEL(gemm__kernel_avx512bf16, __attribute__((target("avx512f,avx512bf16"
 #ifdef __ARM_NEON
 /* 6 x 16: 24 of the 32 registers hold the tile, 4 a row of B, 1 an element of A */
 #define GEMM__FMA4(t, x, row) vfmaq_f32(t, vdupq_n_f32(x), row)
+static inline int gemm__has_neon(void) { return 1; }
 GEMM__KERNEL(gemm__kernel_neon, , GemmFour, 6, 4, GEMM__FMA4, 0)
 #endif
 
 /* ------------------------------------------------------------------------------------------------
  * the table of instruction sets */
 
+/* an instruction set with its tile, and for fp32 and bf16 its kernel and what a word holds */
+#define GEMM__CELL(isa, rows, columns, function, holds)                                            \
+    {                                                                                              \
+        .name = #isa, .supported = gemm__has_##isa, .mr = rows, .nr = columns,                     \
+        .kernel = gemm__kernel_##function, .word = holds                                           \
+    }
+#define GEMM__ROW(isa, rows, columns, f32, bf16, bf16_word)                                        \
+    {                                                                                              \
+        GEMM__CELL(isa, rows, columns, f32, GEMM_FLOATS),                                          \
+            GEMM__CELL(isa, rows, columns, bf16, bf16_word)                                        \
+    }
+
 /* the row of an instruction set and the type that operands are rounded to; cheap, meant for start-up
  * name     "avx512bf16", "avx512", "avx2", "neon" or "portable"; NULL or "": the best one here
  * error    NULL when the name is unknown or this CPU does not support it
  */
 static inline const Gemm *gemm_select(const char *name, GemmDtype dtype) {
-    /* clang-format off */
-    static const Gemm rows[][2] = { /* best first */
+    static const Gemm rows[][2] = {
 #ifdef GEMM__X86
-        {[GEMM_F32] = {.name = "avx512bf16", .supported = gemm__has_avx512bf16, .mr = 8, .nr = 32,
-                       .kernel = gemm__kernel_avx512, .word = GEMM_FLOATS},
-         [GEMM_BF16] = {.name = "avx512bf16", .supported = gemm__has_avx512bf16, .mr = 8, .nr = 32,
-                        .kernel = gemm__kernel_avx512bf16, .word = GEMM_PAIRS}},
-        {[GEMM_F32] = {.name = "avx512", .supported = gemm__has_avx512, .mr = 8, .nr = 32,
-                       .kernel = gemm__kernel_avx512, .word = GEMM_FLOATS},
-         [GEMM_BF16] = {.name = "avx512", .supported = gemm__has_avx512, .mr = 8, .nr = 32,
-                        .kernel = gemm__kernel_avx512, .word = GEMM_ROUNDED}},
-        {[GEMM_F32] = {.name = "avx2", .supported = gemm__has_avx2, .mr = 6, .nr = 16,
-                       .kernel = gemm__kernel_avx2, .word = GEMM_FLOATS},
-         [GEMM_BF16] = {.name = "avx2", .supported = gemm__has_avx2, .mr = 6, .nr = 16,
-                        .kernel = gemm__kernel_avx2, .word = GEMM_ROUNDED}},
+        GEMM__ROW(avx512bf16, 8, 32, avx512, avx512bf16, GEMM_PAIRS),
+        GEMM__ROW(avx512, 8, 32, avx512, avx512, GEMM_ROUNDED),
+        GEMM__ROW(avx2, 6, 16, avx2, avx2, GEMM_ROUNDED),
 #endif
 #ifdef __ARM_NEON
-        {[GEMM_F32] = {.name = "neon", .supported = gemm__always, .mr = 6, .nr = 16,
-                       .kernel = gemm__kernel_neon, .word = GEMM_FLOATS},
-         [GEMM_BF16] = {.name = "neon", .supported = gemm__always, .mr = 6, .nr = 16,
-                        .kernel = gemm__kernel_neon, .word = GEMM_ROUNDED}},
+        GEMM__ROW(neon, 6, 16, neon, neon, GEMM_ROUNDED),
 #endif
-        {[GEMM_F32] = {.name = "portable", .supported = gemm__always, .mr = 4, .nr = 8,
-                       .kernel = gemm__kernel_portable, .word = GEMM_FLOATS},
-         [GEMM_BF16] = {.name = "portable", .supported = gemm__always, .mr = 4, .nr = 8,
-                        .kernel = gemm__kernel_portable, .word = GEMM_ROUNDED}},
+        GEMM__ROW(portable, 4, 8, portable, portable, GEMM_ROUNDED),
     };
-    /* clang-format on */
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const Gemm *g = &rows[i][dtype];
         if ((!name || !*name || !strcmp(name, g->name)) && g->supported()) return g;

@@ -5,17 +5,17 @@
      layout    report_table, report_paragraph, report_wrap: text within a width
      text      report_duration, report_number, report_value, report_text_put
 
-   Errors: the log answers 0, or -1 and a sentence. Progress and notes never fail: a reader that has
-   left costs the line and nothing else, and SIGPIPE is held back while they write.
-   Numbers have a decimal point in every locale. A width counts characters, one column each.
-   Threads: one thread at a time per stream. ReportLog and ReportText belong to the caller; nothing
-   else is kept between calls. */
+   ERRORS   The log answers 0, or -1 and a sentence. Progress and notes never fail: when the reader has
+            left, only the line is lost, and SIGPIPE is blocked while they write.
+   NUMBERS  have a decimal point in every locale. A width counts characters, one column each.
+   THREADS  One thread at a time per stream. ReportLog and ReportText belong to the caller. */
 #ifndef REPORT_H
 #define REPORT_H
 
 #include "base.h"
 
 #include <assert.h>
+#include <limits.h>
 #include <locale.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -45,15 +45,13 @@ static inline double report_value(const char *text, char **end) {
 
 /* text <- 1:23 or 1:02:03; "-" for what is no duration */
 static inline void report_duration(char *text, size_t size, double seconds) {
-    if (!(seconds >= 0 && seconds < 1e12)) {
+    long long s = seconds >= 0 && seconds < 1e12 ? (long long)(seconds + 0.5) : -1;
+    if (s < 0)
         snprintf(text, size, "-");
-        return;
-    }
-    long long s = (long long)(seconds + 0.5);
-    if (s >= 3600)
-        snprintf(text, size, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
-    else
+    else if (s < 3600)
         snprintf(text, size, "%lld:%02lld", s / 60, s % 60);
+    else
+        snprintf(text, size, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -71,22 +69,17 @@ typedef struct ReportLog {
     char path[BASE_PATH];
 } ReportLog;
 
-/* Is this line a whole row? A killed run or a power cut leaves half rows and zero bytes. */
-static inline int report__is_row(const char *line, size_t n, size_t columns) {
-    size_t commas = 0;
-    for (size_t i = 0; i < n; i++) commas += line[i] == ',';
-    return line[n - 1] == '\n' && commas + 1 == columns &&
-           strspn(line, "0123456789+-.,einf") == n - 1;
-}
-
-/* Copy the rows up to keep_until, if the old log has the same first line; 0, or -1 and errno. */
+/* Copy the rows up to `until`, if the old log has the same header. A killed run or a power cut leaves
+ * partial rows and zero bytes: these are dropped. Returns 0, or -1 with errno set. */
 static inline int report__keep_rows(ReportLog *log, FILE *old, const char *header, double until) {
     char *line = NULL, *end;
     size_t room = 0;
     ssize_t n = getline(&line, &room, old);
     int same = n > 0 && strcmp(line, header) == 0;
     while (same && (n = getline(&line, &room, old)) > 0) {
-        if (!report__is_row(line, (size_t)n, log->count)) continue;
+        size_t fields = 1, values = strspn(line, "0123456789+-.,einf");
+        for (size_t i = 0; i < values; i++) fields += line[i] == ',';
+        if (strcmp(line + values, "\n") != 0 || fields != log->count) continue;
         double first = report_value(line, &end);
         if (end > line && first <= until) fwrite(line, 1, (size_t)n, log->file);
     }
@@ -131,7 +124,7 @@ static inline int report_open_log(ReportLog *log, const char *folder, const Repo
     return base_fail(error, size, -1, "%s: cannot be written: %s", log->path, strerror(code));
 }
 
-/* Append a row of count values; a log that is not open takes it and does nothing. */
+/* Append a row of count values; a log that is not open ignores it. */
 static inline int report_row(ReportLog *log, const double *values, char *error, size_t size) {
     char text[128];
     if (!log->file) return 0;
@@ -173,24 +166,24 @@ static inline int report__width(const char *text, size_t n) {
     return width;
 }
 
-/* Write a text in one call. Failures are ignored; a SIGPIPE of this call's is taken back. */
-static inline void report__send(FILE *f, const char *text) {
+/* Write a line in one call, in place of a progress line on a terminal. Failures are ignored, and a
+ * SIGPIPE of this call is discarded. */
+static inline void report__send(FILE *f, char *line, int ends) {
     const struct timespec at_once = {0};
+    const char *term = getenv("TERM");
+    int rewrites = isatty(fileno(f)) && term && strcmp(term, "dumb") != 0;
+    char all[2 * BASE_PATH + 8];
     sigset_t pipe_signal, pending, before;
+    int n = snprintf(all, sizeof all, "%s%s%s", rewrites ? "\r\033[K" : "", base_harmless(line),
+                     ends || !rewrites ? "\n" : "");
     sigemptyset(&pipe_signal);
     sigaddset(&pipe_signal, SIGPIPE);
     pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
     sigpending(&pending);
     fflush(f);
-    base_write(fileno(f), text, strlen(text));
+    base_write(fileno(f), all, (size_t)n);
     if (!sigismember(&pending, SIGPIPE)) sigtimedwait(&pipe_signal, NULL, &at_once);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
-/* Can a line be rewritten in place? */
-static inline int report__rewrites(FILE *f) {
-    const char *term = getenv("TERM");
-    return isatty(fileno(f)) && term && strcmp(term, "dumb") != 0;
 }
 
 /* importance: the least is dropped first; fields without text are left out */
@@ -202,72 +195,66 @@ typedef struct ReportField {
 /* One line of fields, two blanks apart, narrower than the terminal: the least important fields are
  * dropped until it fits. A terminal's line is rewritten by the next call unless it `ends`. */
 static inline void report_progress(FILE *f, const ReportField *fields, size_t count, int ends) {
-    char line[REPORT_FIELDS * 66 + 1], all[sizeof line + 8];
-    int dropped[REPORT_FIELDS] = {0}, columns = report_columns(f), rewrites = report__rewrites(f);
+    char line[REPORT_FIELDS * 66 + 1];
+    int dropped[REPORT_FIELDS] = {0}, columns = report_columns(f);
     size_t used, least, shown;
     assert(count <= REPORT_FIELDS);
     do {
-        used = shown = 0;
-        least = count;
+        used = least = shown = 0;
         line[0] = 0;
         for (size_t i = 0; i < count; i++) {
             if (dropped[i] || !*fields[i].text) continue;
             used += (size_t)snprintf(line + used, sizeof line - used, "%s%s", used ? "  " : "",
                                      fields[i].text);
-            if (least == count || fields[i].importance <= fields[least].importance) least = i;
-            shown++;
+            if (!shown++ || fields[i].importance <= fields[least].importance) least = i;
         }
         if (shown > 1) dropped[least] = 1;
     } while (shown > 1 && report__width(line, used) >= columns);
     while (used && report__width(line, used) >= columns) used--; /* one field too wide */
     line[used] = 0;
-    snprintf(all, sizeof all, "%s%s%s", rewrites ? "\r\033[K" : "", base_harmless(line),
-             ends || !rewrites ? "\n" : "");
-    report__send(f, all);
+    report__send(f, line, ends);
 }
 
 /* One sentence on a line of its own, in place of a progress line that stands there. */
 __attribute__((format(printf, 2, 3))) static inline void report_note(FILE *f, const char *format,
                                                                      ...) {
-    char text[2 * BASE_PATH], all[sizeof text + 8];
+    char text[2 * BASE_PATH];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    snprintf(all, sizeof all, "%s%s\n", report__rewrites(f) ? "\r\033[K" : "", base_harmless(text));
-    report__send(f, all);
+    report__send(f, text, 1);
 }
 
 /* ------------------------------------------------------------------------------------------------
  * text within a width */
 
-/* Print the words of a text from column `at`; lines begin at column `indent`. A word is never
+/* Print the words of a text from column `at`; later lines begin at column `indent`. A word is never
  * broken; a newline in the text ends a line. */
 static inline void report_wrap(FILE *f, const char *text, int at, int indent, int width) {
-    int begins = 1, breaks = 0;
-    for (const char *word = text; *word;) {
-        size_t n = strcspn(word, " \n");
-        int w = report__width(word, n);
-        if (n && !breaks && !begins && at + 1 + w > width) breaks = 1;
-        if (n && breaks) {
-            for (; breaks; breaks--) fputc('\n', f);
-            fprintf(f, "%*s", indent, "");
-            at = indent;
-            begins = 1;
+    int words = 0; /* of this line */
+    for (size_t n; *text; text += n + (text[n] != 0)) {
+        n = strcspn(text, " \n");
+        int w = report__width(text, n);
+        if (n && words && at + 1 + w > width) {
+            fputc('\n', f);
+            at = words = 0;
         }
         if (n) {
-            fprintf(f, "%s%.*s", begins ? "" : " ", (int)n, word);
-            at += w + !begins;
-            begins = 0;
+            int blanks = words ? 1 : at ? 0 : indent;
+            fprintf(f, "%*s%.*s", blanks, "", (int)n, text);
+            at += blanks + w;
+            words++;
         }
-        breaks += word[n] == '\n';
-        word += n + (word[n] != 0);
+        if (text[n] == '\n') {
+            fputc('\n', f);
+            at = words = 0;
+        }
     }
 }
 
 static inline void report_paragraph(FILE *f, const char *text, int indent, int width) {
-    fprintf(f, "%*s", indent, "");
-    report_wrap(f, text, indent, indent, width);
+    report_wrap(f, text, 0, indent, width);
     fputc('\n', f);
 }
 
@@ -280,8 +267,7 @@ static inline void report_table(FILE *f, const char *const *cells, size_t rows, 
     for (size_t c = 0; c < columns; c++) {
         int widest = 0;
         for (size_t r = 0; r < rows; r++) {
-            const char *cell = cells[r * columns + c];
-            int w = report__width(cell, strlen(cell));
+            int w = report__width(cells[r * columns + c], strlen(cells[r * columns + c]));
             widest = w > widest ? w : widest;
         }
         int least = c + 1 == columns && widest > REPORT_NARROW ? REPORT_NARROW : widest;
@@ -289,19 +275,17 @@ static inline void report_table(FILE *f, const char *const *cells, size_t rows, 
         start[c] = below[c] ? 4 : at;
         at = start[c] + widest + 2;
     }
-    for (size_t r = 0; r < rows; r++) {
-        const char *const *row = cells + r * columns;
+    for (const char *const *row = cells; row < cells + rows * columns; row += columns) {
         size_t filled = columns;
-        int used = 0;
         while (filled && !*row[filled - 1]) filled--;
+        at = 0;
         for (size_t c = 0; c < filled; c++) {
             if (below[c]) fputc('\n', f);
-            if (below[c]) used = 0;
+            if (below[c]) at = 0;
             if (!*row[c]) continue;
-            fprintf(f, "%*s", start[c] - used, "");
-            if (c + 1 == columns) report_wrap(f, row[c], start[c], start[c], width);
-            if (c + 1 < columns) fputs(row[c], f);
-            used = start[c] + report__width(row[c], strlen(row[c]));
+            fprintf(f, "%*s", start[c] - at, "");
+            report_wrap(f, row[c], start[c], start[c], c + 1 < columns ? INT_MAX : width);
+            at = start[c] + report__width(row[c], strlen(row[c]));
         }
         fputc('\n', f);
     }
@@ -314,20 +298,19 @@ static inline void report_table(FILE *f, const char *const *cells, size_t rows, 
 typedef struct ReportText {
     int terminal;
     size_t held;
-    char bytes[32];
+    char bytes[8];
 } ReportText;
 
-/* Write n bytes, of which characters may come in pieces; `last` ends the text. A terminal never
- * receives control characters other than newline and tab: they become '?'. */
+/* Write n bytes; characters may come in pieces, and `last` ends the text. A terminal never receives
+ * control characters other than newline and tab: they become '?'. */
 static inline void report_text_put(ReportText *t, FILE *f, const char *text, size_t n, int last) {
     if (!t->terminal) fwrite(text, 1, n, f);
     for (size_t i = 0; t->terminal && i < n + !!last; i++) {
         if (i < n) t->bytes[t->held++] = text[i];
         while (t->held) {
             unsigned char c = (unsigned char)t->bytes[0];
-            size_t whole = c < 0xc2 ? 1 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 1;
             size_t length = base_printable(t->bytes, t->held);
-            if (!length && t->held < whole && i < n) break;
+            if (!length && c >= 0xc2 && t->held < 4 && i < n) break; /* may become a character */
             if (!length && c != '\n' && c != '\t') t->bytes[0] = '?';
             if (!length) length = 1;
             fwrite(t->bytes, 1, length, f);

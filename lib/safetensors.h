@@ -9,18 +9,18 @@
    carries a checksum in its metadata, so that a flipped bit or a missing byte is noticed.
 
    API      st_write         file from tensors and metadata; after a failure the old file stands
-            st_open          read the header, check it, verify the checksum, map the tensors
+            st_open          read a file, check its header, verify its checksum
             st_find          a tensor's entry, or NULL
             st_data          where its bytes are (perhaps unaligned)
             st_meta          a metadata value, or NULL
             st_read_f32      copy an F32 tensor of a known number of elements
             st_close         also for an StFile of zeros, or after a failed st_open
-   MEMORY   The caller owns what goes into st_write. What an StFile gives out lives until st_close.
-            Beyond the map of the file, reading allocates a few times the header's size.
+   MEMORY   The caller owns what goes into st_write. What an StFile gives out lives until st_close:
+            the whole file, and a few times its header.
    THREADS  Any thread may read an open StFile. Two writers of one path must take turns.
    ERRORS   0, or -1 and a sentence that names the path and the reason.
    LIMITS   Little-endian hosts, ST_RANK dimensions, headers of ST_HEADER_MAX bytes. Text is UTF-8
-            without NUL. Escaped UTF-16 surrogates are refused. Nobody may cut a mapped file short. */
+            without NUL. Escaped UTF-16 surrogates are refused. */
 #ifndef SAFETENSORS_H
 #define SAFETENSORS_H
 
@@ -35,66 +35,52 @@
 enum { ST_HEADER_MAX = 100000000, ST_RANK = 4 };
 
 typedef struct StTensor {
-    const char *name;
-    const char *dtype; /* "F32", "U64", "U8", ... as the format spells them */
+    const char *name, *dtype; /* "F32", "U64", "U8", ... as the format spells them */
     size_t shape[ST_RANK];
     int rank;
     const void *data;
 } StTensor;
 
 typedef struct StPair {
-    const char *key;
-    const char *value;
+    const char *key, *value;
 } StPair;
 
 typedef struct StEntry {
-    const char *name;
-    const char *dtype;
+    const char *name, *dtype;
     size_t shape[ST_RANK];
     int rank;
-    size_t count; /* elements */
-    size_t begin; /* bytes from the start of the tensors */
-    size_t end;
+    size_t count, begin, end; /* elements; bytes from the start of the tensors */
 } StEntry;
 
 typedef struct StFile {
     StEntry *entries; /* sorted by name; this allocation also holds meta and text */
-    size_t n;
-    StPair *meta; /* sorted by key */
-    size_t n_meta;
+    StPair *meta;     /* sorted by key */
+    size_t n, n_meta;
     int verified;              /* 1: the file carries a checksum, and it matched */
-    const unsigned char *map;  /* the whole file */
+    unsigned char *map;        /* the whole file */
     const unsigned char *data; /* its tensors */
     size_t size;               /* of the whole file, bytes */
-    char *path;
-    char *text;  /* the header, its strings decoded in place */
-    char *at;    /* private while st_open runs: the parser's place in the text */
-    char *end;   /* its end */
-    char *error; /* where the first failure is told */
+    char *path, *text;         /* text: the header, its strings decoded in place */
+    char *at, *end, *error;    /* while st_open runs: the parser's place; where a failure is told */
     size_t error_size;
     int failed;
 } StFile;
 
-/* Tell a failure of which the file is the cause: errno becomes 0. Only the first one is told. */
-__attribute__((format(printf, 2, 3))) static inline int st__fail(StFile *f, const char *format,
-                                                                 ...) {
+/* Tell a failure, only the first one; errno becomes `code`: the system's reason, or 0 when the file
+ * is to blame. */
+__attribute__((format(printf, 3, 4))) static inline int st__fail(StFile *f, int code,
+                                                                 const char *format, ...) {
     char reason[512];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(reason, sizeof reason, format, arguments);
     va_end(arguments);
-    if (!f->failed) base_fail(f->error, f->error_size, -1, "%s: %s", f->path, reason);
+    if (!f->failed)
+        base_fail(f->error, f->error_size, -1, code ? "%s: %s: %s" : "%s: %s", f->path, reason,
+                  strerror(code));
     if (!f->failed) base_harmless(f->error);
-    errno = 0;
-    return f->failed = -1;
-}
-
-/* Tell a failure of which errno is the cause. */
-static inline int st__fail_system(StFile *f, const char *what) {
-    int code = errno;
-    st__fail(f, "%s: %s", what, strerror(code));
     errno = code;
-    return -1;
+    return f->failed = -1;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -106,9 +92,7 @@ static inline int st__fail_system(StFile *f, const char *what) {
 #define ST__DIGITS "0000000000000000" /* stands for the checksum while it is computed */
 
 typedef struct StHash {
-    uint64_t lane[4];
-    uint64_t bytes;
-    uint64_t block[4];
+    uint64_t lane[4], bytes, block[4];
 } StHash;
 
 static inline StHash st__hash_start(void) { return (StHash){.lane = {1, 2, 3, 4}}; }
@@ -117,7 +101,7 @@ static inline void st__hash_add(StHash *h, const void *data, size_t n) {
     for (const unsigned char *p = data; n;) {
         size_t have = h->bytes % 32, take = n < 32 - have ? n : 32 - have;
         if (take == 32)
-            memcpy(h->block, p, 32); /* of a constant size, this is two moves */
+            memcpy(h->block, p, 32); /* of a constant size, it is two moves */
         else
             memcpy((unsigned char *)h->block + have, p, take);
         h->bytes += take;
@@ -149,67 +133,52 @@ static inline void st__hash_digits(StHash *h, char digits[17]) {
  * decoded in place: no escape is shorter than what it stands for. */
 
 static inline void st__bad(StFile *f, const char *reason) {
-    st__fail(f, "byte %zu of the header: %s", (size_t)(f->at - f->text), reason);
+    st__fail(f, 0, "byte %zu of the header: %s", (size_t)(f->at - f->text), reason);
     f->at = f->end;
 }
 
-/* Read the character c, if it comes next. */
-static inline int st__accept(StFile *f, char c) {
-    f->at += strspn(f->at, " \t\n\r");
-    if (*f->at != c) return 0;
-    f->at++;
-    return 1;
-}
-
-static inline void st__expect(StFile *f, char c) {
+/* Read the character c if it comes next, or fail where it must come. */
+static inline int st__read(StFile *f, char c, int must) {
     char reason[] = "expected ' '";
     reason[10] = c;
-    if (!st__accept(f, c)) st__bad(f, reason);
+    f->at += strspn(f->at, " \t\n\r");
+    int found = *f->at == c && f->at < f->end;
+    if (found) f->at++;
+    if (!found && must) st__bad(f, reason);
+    return found;
 }
 
 /* Does an object or array go on after its first n elements? */
 static inline int st__more(StFile *f, char close, size_t n) {
-    if (st__accept(f, close)) return 0;
-    if (n) st__expect(f, ',');
+    if (st__read(f, close, 0)) return 0;
+    if (n) st__read(f, ',', 1);
     return !f->failed;
 }
 
-/* Decode what follows a backslash; returns the place behind the decoded bytes. */
-static inline char *st__escape(StFile *f, char *to) {
-    static const char names[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
-    const char *found = *f->at ? strchr(names, *f->at) : NULL;
-    if (found) {
-        *to = values[found - names];
-        f->at++;
-        return to + 1;
-    }
-    char digits[5] = "";
-    if (*f->at != 'u' || strspn(f->at + 1, "0123456789abcdefABCDEF") < 4)
-        return st__bad(f, "unknown escape in a string"), to;
-    memcpy(digits, f->at + 1, 4);
-    unsigned code = (unsigned)strtoul(digits, NULL, 16);
-    if (!code) return st__bad(f, "NUL in a string"), to;
-    if (code >> 11 == 27) return st__bad(f, "an escaped UTF-16 surrogate is not supported"), to;
-    f->at += 5;
-    if (code >= 0x800) *to++ = (char)(0xe0 | code >> 12);
-    if (code >= 0x80) *to++ = (char)(code >= 0x800 ? 0x80 | (code >> 6 & 0x3f) : 0xc0 | code >> 6);
-    *to++ = (char)(code >= 0x80 ? 0x80 | (code & 0x3f) : code);
-    return to;
-}
-
 static inline const char *st__string(StFile *f) {
-    st__expect(f, '"');
-    char *start = f->at, *to = f->at;
+    static const char names[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
+    st__read(f, '"', 1);
+    char *start = f->at, *to = f->at, *found, digits[5] = "";
     while (*f->at != '"' && !f->failed) {
         if (f->at == f->end) {
             st__bad(f, "a string does not end");
         } else if ((unsigned char)*f->at < 0x20) {
             st__bad(f, "a control character in a string");
-        } else if (*f->at == '\\') {
-            f->at++;
-            to = st__escape(f, to);
-        } else {
+        } else if (*f->at != '\\') {
             *to++ = *f->at++;
+        } else if (f->at[1] && (found = strchr(names, f->at[1])) != NULL) {
+            *to++ = values[found - names];
+            f->at += 2;
+        } else if (f->at[1] != 'u' || strspn(f->at + 2, "0123456789abcdefABCDEF") < 4) {
+            st__bad(f, "unknown escape in a string");
+        } else {
+            unsigned code = (unsigned)strtoul(memcpy(digits, f->at + 2, 4), NULL, 16);
+            if (!code) st__bad(f, "NUL in a string");
+            if (code >> 11 == 27) st__bad(f, "an escaped UTF-16 surrogate is not supported");
+            if (!f->failed) f->at += 6;
+            if (code >= 0x800) *to++ = (char)(0xe0 | code >> 12);
+            if (code >= 0x80) *to++ = (char)((code < 0x800 ? 0xc0 : 0x80) | (code >> 6 & 0x3f));
+            *to++ = (char)(code >= 0x80 ? 0x80 | (code & 0x3f) : code);
         }
     }
     if (f->failed) return start;
@@ -221,16 +190,15 @@ static inline const char *st__string(StFile *f) {
 
 /* The key after the first n of an object, its colon read too, or NULL. */
 static inline const char *st__key(StFile *f, size_t n) {
-    if (!st__more(f, '}', n)) return NULL;
-    const char *key = st__string(f);
-    st__expect(f, ':');
+    const char *key = st__more(f, '}', n) ? st__string(f) : NULL;
+    if (key) st__read(f, ':', 1);
     return f->failed ? NULL : key;
 }
 
 /* Read an array of at most `max` numbers; returns how many there are. */
 static inline int st__array(StFile *f, size_t *values, int max) {
     int n = 0;
-    st__expect(f, '[');
+    st__read(f, '[', 1);
     for (; st__more(f, ']', (size_t)n); n++) {
         char *first = f->at += strspn(f->at, " \t\n\r");
         unsigned long long x = 0;
@@ -268,12 +236,12 @@ static inline int st__parse_entry(StFile *f, StEntry *e) {
     static const char *const fields[] = {"dtype", "shape", "data_offsets"};
     size_t offsets[2] = {0, 0}, bytes;
     int seen = 0, n = 0;
-    st__expect(f, '{');
+    st__read(f, '{', 1);
     for (const char *key; (key = st__key(f, (size_t)seen));) {
         int i = 0;
         while (i < 3 && strcmp(key, fields[i])) i++;
         if (i == 3 || seen & 1 << i)
-            return st__fail(f, "tensor '%s' has %s key '%s'", e->name,
+            return st__fail(f, 0, "tensor '%s' has %s key '%s'", e->name,
                             i < 3 ? "twice the" : "the unknown", key);
         seen |= 1 << i;
         if (i == 0) e->dtype = st__string(f);
@@ -282,15 +250,14 @@ static inline int st__parse_entry(StFile *f, StEntry *e) {
     }
     if (f->failed) return -1;
     if (seen != 7 || n != 2)
-        return st__fail(f, "tensor '%s' needs dtype, shape and two data_offsets", e->name);
+        return st__fail(f, 0, "tensor '%s' needs dtype, shape and two data_offsets", e->name);
     e->begin = offsets[0];
     e->end = offsets[1];
     const char *wrong = st__measure(e->dtype, e->shape, e->rank, &e->count, &bytes);
-    if (wrong) return st__fail(f, "tensor '%s' %s", e->name, wrong);
-    if (e->begin > e->end || e->end - e->begin != bytes)
-        return st__fail(f, "tensor '%s' needs %zu bytes, its data_offsets are %zu and %zu", e->name,
-                        bytes, e->begin, e->end);
-    return 0;
+    if (wrong) return st__fail(f, 0, "tensor '%s' %s", e->name, wrong);
+    if (e->begin <= e->end && e->end - e->begin == bytes) return 0;
+    return st__fail(f, 0, "tensor '%s' needs %zu bytes, its data_offsets are %zu and %zu", e->name,
+                    bytes, e->begin, e->end);
 }
 
 static inline int st__by_offset(const void *a, const void *b) {
@@ -312,21 +279,27 @@ static inline const char *st__sort(void *rows, size_t n, size_t size) {
     return NULL;
 }
 
-/* The header f->text (n bytes) -> entries and metadata. The tensors must fill the data_size bytes
- * after it from end to end, and no name or key may come twice. */
-static inline int st__parse(StFile *f, size_t n, size_t data_size) {
-    size_t metas = 0, end = 0;
+/* A header (n bytes) -> entries and metadata. The tensors must fill the data_size bytes after it,
+ * end to end, and no name or key may come twice. */
+static inline int st__parse(StFile *f, const void *header, size_t n, size_t data_size) {
+    /* an entry has at least 32 bytes of text, a pair at least 4 */
+    size_t entries = n / 32 + 1, pairs = n / 4 + 1, metas = 0, end = 0;
+    f->entries = malloc(entries * sizeof *f->entries + pairs * sizeof *f->meta + n + 1);
+    if (!f->entries) return st__fail(f, ENOMEM, "cannot hold the header");
+    f->meta = (StPair *)(f->entries + entries);
+    f->text = memcpy(f->meta + pairs, header, n);
+    f->text[n] = 0;
     f->at = f->text + 1;
     f->end = f->text + n;
-    if (*f->text != '{') return st__fail(f, "there is no header");
+    if (*f->text != '{') return st__fail(f, 0, "there is no header");
     for (const char *key; (key = st__key(f, f->n + metas));) {
         if (strcmp(key, "__metadata__")) {
             f->entries[f->n] = (StEntry){.name = key};
             if (st__parse_entry(f, &f->entries[f->n++])) return -1;
             continue;
         }
-        if (metas++) return st__fail(f, "the header has two __metadata__");
-        st__expect(f, '{');
+        if (metas++) return st__fail(f, 0, "the header has two __metadata__");
+        st__read(f, '{', 1);
         while ((key = st__key(f, f->n_meta))) {
             f->meta[f->n_meta].key = key;
             f->meta[f->n_meta++].value = st__string(f);
@@ -336,24 +309,23 @@ static inline int st__parse(StFile *f, size_t n, size_t data_size) {
     if (f->at != f->end) st__bad(f, "something follows the end");
     if (f->failed) return -1;
     if (f->n) qsort(f->entries, f->n, sizeof *f->entries, st__by_offset);
-    for (size_t i = 0; i < f->n; end = f->entries[i++].end)
-        if (f->entries[i].begin != end)
-            return st__fail(f, "tensor '%s' %s", f->entries[i].name,
-                            f->entries[i].begin < end ? "overlaps another one"
-                                                      : "leaves a hole before it");
+    for (const StEntry *e = f->entries; e < f->entries + f->n; end = e++->end)
+        if (e->begin != end)
+            return st__fail(f, 0, "tensor '%s' %s", e->name,
+                            e->begin < end ? "overlaps another one" : "leaves a hole before it");
     if (end != data_size)
-        return st__fail(f, "the tensors take %zu bytes, the file has %zu", end, data_size);
-    const char *twice = st__sort(f->entries, f->n, sizeof *f->entries);
-    if (twice) return st__fail(f, "two tensors are named '%s'", twice);
-    twice = st__sort(f->meta, f->n_meta, sizeof *f->meta);
-    return twice ? st__fail(f, "the metadata has '%s' twice", twice) : 0;
+        return st__fail(f, 0, "the tensors take %zu bytes, the file has %zu", end, data_size);
+    const char *name = st__sort(f->entries, f->n, sizeof *f->entries);
+    const char *key = st__sort(f->meta, f->n_meta, sizeof *f->meta);
+    if (name) return st__fail(f, 0, "two tensors are named '%s'", name);
+    return key ? st__fail(f, 0, "the metadata has '%s' twice", key) : 0;
 }
 
 /* ------------------------------------------------------------------------------------------------
  * reading */
 
 static inline void st_close(StFile *f) {
-    if (f->map) munmap((void *)(uintptr_t)f->map, f->size);
+    free(f->map);
     free(f->entries);
     free(f->path);
     *f = (StFile){0};
@@ -373,6 +345,25 @@ static inline const char *st_meta(const StFile *f, const char *key) {
     return found ? found->value : NULL;
 }
 
+/* Compare the checksum. The key "checksum_kind" beside it makes damage to either key noticed. */
+static inline int st__verify(StFile *f) {
+    const char *stored = st_meta(f, "checksum"), *kind = st_meta(f, "checksum_kind");
+    char digits[17] = "";
+    if (!stored && !kind) return 0;
+    if (!stored || !kind || strcmp(kind, ST__KIND))
+        return st__fail(f, 0, "the checksum is of an unknown kind, or the file is damaged");
+    if (strlen(stored) == 16) {
+        size_t first = 8 + (size_t)(stored - f->text); /* decoding did not move the digits */
+        StHash hash = st__hash_start();
+        st__hash_add(&hash, f->map, first);
+        st__hash_add(&hash, ST__DIGITS, 16);
+        st__hash_add(&hash, f->map + first + 16, f->size - first - 16);
+        st__hash_digits(&hash, digits);
+    }
+    f->verified = strcmp(digits, stored) == 0 && *stored;
+    return f->verified ? 0 : st__fail(f, 0, "checksum does not match: the file is damaged");
+}
+
 /* n bytes from an offset; -1 with errno set (0: the file ends before) */
 static inline int st__read_at(int fd, void *out, size_t n, size_t offset) {
     for (char *to = out; n;) {
@@ -387,77 +378,38 @@ static inline int st__read_at(int fd, void *out, size_t n, size_t offset) {
     return 0;
 }
 
-/* Compare the checksum. The file is read, not mapped: a bad disk then gives EIO instead of SIGBUS.
- * The key "checksum_kind" beside "checksum" makes damage to either key noticed. */
-static inline int st__verify(StFile *f, int fd) {
-    enum { PIECE = 1 << 18 };
-    const char *stored = st_meta(f, "checksum"), *kind = st_meta(f, "checksum_kind");
-    if (!stored && !kind) return 0;
-    if (!stored || !kind || strcmp(kind, ST__KIND))
-        return st__fail(f, "the checksum is of an unknown kind, or the file is damaged");
-    char digits[17], *piece = malloc(PIECE);
-    if (!piece) return st__fail_system(f, "cannot verify");
-    size_t first = 8 + (size_t)(stored - f->text); /* decoding in place did not move the digits */
-    StHash hash = st__hash_start();
-    int failed = 0;
-    for (size_t at = 0, n; at < f->size && !failed; at += n) {
-        n = f->size - at < PIECE ? f->size - at : PIECE;
-        failed = st__read_at(fd, piece, n, at);
-        for (size_t i = first; i < first + 16; i++)
-            if (i >= at && i < at + n) piece[i - at] = '0';
-        if (!failed) st__hash_add(&hash, piece, n);
-    }
-    free(piece);
-    if (failed) return st__fail_system(f, "cannot read");
-    st__hash_digits(&hash, digits);
-    f->verified = strcmp(digits, stored) == 0;
-    return f->verified ? 0 : st__fail(f, "checksum does not match: the file is damaged");
-}
-
-static inline int st__load(StFile *f, int fd, int verify) {
-    struct stat info;
-    uint64_t length;
-    if (fd < 0 && (errno == ENODEV || errno == EISDIR || errno == ENXIO))
-        return st__fail(f, "not a regular file");
-    if (fd < 0 || fstat(fd, &info)) return st__fail_system(f, "cannot open");
-    if (info.st_size < 8) return st__fail(f, "too short for a safetensors file");
-    f->size = (size_t)info.st_size;
-    if (st__read_at(fd, &length, 8, 0)) return st__fail_system(f, "cannot read");
-    if (length > f->size - 8)
-        return st__fail(f, "not a safetensors file, or cut short: its header does not fit in it");
-    if (length > ST_HEADER_MAX) return st__fail(f, "the header is too long");
-
-    /* an entry has at least 32 bytes of text, a pair at least 4 */
-    size_t n = (size_t)length, entries = n / 32 + 1, pairs = n / 4 + 1;
-    f->entries = malloc(entries * sizeof *f->entries + pairs * sizeof *f->meta + n + 1);
-    if (!f->entries) return st__fail_system(f, "cannot hold the header");
-    f->meta = (StPair *)(f->entries + entries);
-    f->text = (char *)(f->meta + pairs);
-    f->text[n] = 0;
-    if (st__read_at(fd, f->text, n, 8)) return st__fail_system(f, "cannot read");
-    if (st__parse(f, n, f->size - 8 - n) || (verify && st__verify(f, fd))) return -1;
-    void *map = mmap(NULL, f->size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (map == MAP_FAILED) return st__fail_system(f, "cannot map");
-    f->map = map;
-    f->data = f->map + 8 + n;
-    return 0;
-}
-
-static inline int st__open(StFile *f, const char *path, int verify, char *error, size_t size) {
-    *f = (StFile){.path = strdup(path), .error = error, .error_size = size};
-    if (!f->path) return base_fail(error, size, -1, "%s: out of memory", path);
-    int fd = base_open(path, O_RDONLY), failed = st__load(f, fd, verify), code = errno;
-    if (fd >= 0) close(fd);
-    if (failed) st_close(f);
-    errno = code;
-    return failed;
-}
-
-/* Open a file for reading; every header that breaks a rule of the format is refused.
- * cost     one pass over a file that carries a checksum; of another only the header is read
+/* Read a file; every header that breaks a rule of the format is refused.
  * error    -1, f is closed, and errno is the system's reason, or 0 when the file is to blame */
 static inline int st_open(StFile *f, const char *path, char *error, size_t size) {
-    return st__open(f, path, 1, error, size);
+    struct stat info = {0};
+    size_t n = 0; /* bytes of the header */
+    *f = (StFile){.path = strdup(path), .error = error, .error_size = size};
+    if (!f->path) return base_fail(error, size, -1, "%s: out of memory", path);
+    int fd = base_open(path, O_RDONLY);
+    if (fd < 0 && (errno == ENODEV || errno == EISDIR || errno == ENXIO))
+        st__fail(f, 0, "not a regular file");
+    else if (fd < 0 || fstat(fd, &info))
+        st__fail(f, errno, "cannot open");
+    else if (info.st_size < 8)
+        st__fail(f, 0, "too short for a safetensors file");
+    else if (st__read_at(fd, &n, 8, 0))
+        st__fail(f, errno, "cannot read");
+    else if (n > (size_t)info.st_size - 8)
+        st__fail(f, 0, "not a safetensors file, or cut short: its header does not fit in it");
+    else if (n > ST_HEADER_MAX)
+        st__fail(f, 0, "the header is too long");
+    else if (!(f->map = base_allocate(f->size = (size_t)info.st_size)))
+        st__fail(f, ENOMEM, "cannot be held in memory");
+    else if (st__read_at(fd, f->map, f->size, 0))
+        st__fail(f, errno, "cannot read");
+    else if (!st__parse(f, f->map + 8, n, f->size - 8 - n) && !st__verify(f))
+        f->data = f->map + 8 + n;
+    int code = errno;
+    if (fd >= 0) close(fd);
+    if (!f->failed) return 0;
+    st_close(f);
+    errno = code;
+    return -1;
 }
 
 /* Copy an F32 tensor of exactly this number of elements; nothing is converted. */
@@ -490,7 +442,7 @@ static inline void st__put_string(FILE *out, const char *before, const char *s) 
 
 #define ST__START "{\"__metadata__\":{\"checksum\":\""
 
-/* Length and header of the file (*size bytes, to be freed), or NULL. bytes[i] <- those of tensor i */
+/* Length and header (*size bytes, to be freed) of a file, or NULL. bytes[i] <- those of tensor i */
 static inline char *st__compose(size_t *size, size_t *bytes, const StTensor *t, size_t n,
                                 const StPair *meta, size_t n_meta) {
     char *text = NULL;
@@ -529,59 +481,57 @@ static inline int st__write_file(const char *path, const char *text, size_t size
     char digits[17];
     StHash hash = st__hash_start();
     unlink(path); /* an interrupted run may have left one */
-    int fd = base_open(path, O_WRONLY | O_CREAT | O_EXCL);
-    if (fd < 0) return -1;
-    int failed = base_write(fd, text, size);
-    st__hash_add(&hash, text, size);
-    for (size_t i = 0; i < n && !failed; i++) {
-        failed = base_write(fd, t[i].data, bytes[i]);
-        st__hash_add(&hash, t[i].data, bytes[i]);
+    int fd = base_open(path, O_WRONLY | O_CREAT | O_EXCL), failed = fd < 0;
+    for (size_t i = 0; i <= n && !failed; i++) { /* the header, then the tensors */
+        const void *data = i ? t[i - 1].data : text;
+        size_t length = i ? bytes[i - 1] : size;
+        failed = base_write(fd, data, length);
+        st__hash_add(&hash, data, length);
     }
     st__hash_digits(&hash, digits);
     failed = failed || lseek(fd, 8 + sizeof ST__START - 1, SEEK_SET) < 0 ||
              base_write(fd, digits, 16) || base_sync(fd);
     int code = errno;
-    if (close(fd) && errno != EINTR && !failed) return -1;
+    if (fd >= 0 && close(fd) && errno != EINTR && !failed) return -1;
     errno = code;
     return failed ? -1 : 0;
 }
 
-/* Write n tensors, in the order given, and n_meta pairs to `path`; equal input, equal bytes. The
- * file is written as path.tmp, its header is read back, and it is renamed.
+/* Write n tensors, in the order given, and n_meta pairs to `path`; equal input, equal bytes. A file
+ * that st_open would refuse is not written. Any other is path.tmp until it is synced.
  * keys     "checksum", "checksum_kind" and a tensor named "__metadata__" belong to the format
  * order    with a U8 tensor of odd size last, every tensor stays aligned in the file
  * error    -1; `path` keeps its content and path.tmp is gone. Only when its directory cannot be
  *          synced is the new file in place all the same. Wrong dtypes and shapes are asserted. */
 static inline int st_write(const char *path, const StTensor *t, size_t n, const StPair *meta,
                            size_t n_meta, char *error, size_t size) {
-    StFile check;
-    size_t length = strlen(path), header = 0, *bytes = calloc(n + 1, sizeof *bytes);
-    char *temporary = malloc(length + sizeof ".tmp"), *text = NULL;
-    if (bytes && temporary) text = st__compose(&header, bytes, t, n, meta, n_meta);
-    int failed = !text;
-    if (text) {
-        sprintf(temporary, "%s.tmp", path);
-        failed = st__write_file(temporary, text, header, t, bytes, n);
-    }
-    if (failed) base_fail(error, size, -1, "%s: cannot write: %s", path, strerror(errno));
-    if (!failed && !(failed = st__open(&check, temporary, 0, error, size))) {
-        st_close(&check);
-        failed = rename(temporary, path);
-        if (failed) base_fail(error, size, -1, "%s: cannot replace: %s", path, strerror(errno));
-    }
-    if (failed && text) unlink(temporary);
+    StFile check = {.path = strdup(path), .error = error, .error_size = size};
+    size_t header = 0, all = 0, *bytes = calloc(n + 1, sizeof *bytes);
+    char *name = malloc(strlen(path) + sizeof ".tmp"), *text = NULL, *slash;
+    const char *wrong = "cannot write"; /* NULL: it is told */
+    if (bytes && name && check.path) text = st__compose(&header, bytes, t, n, meta, n_meta);
+    for (size_t i = 0; i < n && text; i++) all += bytes[i];
+    if (text && st__parse(&check, text + 8, header - 8, all)) wrong = NULL;
+    int failed = !text || !wrong;
     if (!failed) {
-        const char *slash = strrchr(path, '/');
-        sprintf(temporary, "%.*s", slash && slash > path ? (int)(slash - path) : 1,
-                slash ? path : ".");
-        failed = base_sync_directory(temporary);
-        if (failed)
-            base_fail(error, size, -1, "%s: its directory cannot be synced: %s", path,
-                      strerror(errno));
+        sprintf(name, "%s.tmp", path);
+        failed = st__write_file(name, text, header, t, bytes, n);
+        if (!failed && (failed = rename(name, path)) != 0) wrong = "cannot replace";
+        int code = errno;
+        if (failed) unlink(name);
+        errno = code;
     }
+    if (!failed) {
+        slash = strrchr(strcpy(name, path), '/');
+        if (slash) slash[slash == name] = 0; /* its directory */
+        failed = base_sync_directory(slash ? name : ".");
+        wrong = "its directory cannot be synced";
+    }
+    if (failed && wrong) base_fail(error, size, -1, "%s: %s: %s", path, wrong, strerror(errno));
+    st_close(&check);
     free(bytes);
     free(text);
-    free(temporary);
+    free(name);
     return failed ? -1 : 0;
 }
 

@@ -1,17 +1,18 @@
 /* team.h - the compute threads of one worker, and the barrier they meet at. C11 + pthreads, MIT.
 
      Team team;
-     team_start(&team, 4, TEAM_SPIN);       // three helpers; the caller is thread 0
-     team_run(&team, function, context);    // function(context, ith, nth) on all four
-     team_stop(&team);
+     team_start(&team, 4, TEAM_SPIN);       // three helpers; the caller is thread 0. 0 or an errno
+     team_run(&team, function, context);    // function(context, ith, nth) on all four, to its end
+     team_barrier(&team);                   // inside `function`: returns when all four are here
+     team_stop(&team);                      // ends the helpers
 
    One file of a program defines TEAM_IMPLEMENTATION before it includes this header.
 
    MEMORY    team_start allocates, team_stop frees; the Team is the caller's and stays in place
-   THREADS   one thread starts, runs and stops a team; only team_barrier belongs inside `function`
+   THREADS   one thread starts, runs and stops a team
    WAITING   a thread looks at a barrier `spin` times and then sleeps in the kernel. Spin only where
              every thread has a core of its own
-   ERRORS    team_start returns 0 or an errno; no thread is left behind then
+   ERRORS    a team_start that fails leaves no thread behind
    NUMERICS  every thread of a team rounds to nearest and flushes denormals, the caller's included
 */
 #ifndef TEAM_H
@@ -41,16 +42,9 @@ typedef struct Team {
     struct TeamHelper *helper;
 } Team;
 
-/* The caller and threads - 1 helpers, threads >= 1. Returns 0 or an errno. */
 int team_start(Team *t, int threads, int spin);
-
-/* Run function(context, ith, nth) on every thread; returns when all are done. */
 void team_run(Team *t, void (*function)(void *context, int ith, int nth), void *context);
-
-/* Inside a function that team_run runs: returns when all threads are here. */
 void team_barrier(Team *t);
-
-/* End the helpers and free what team_start allocated. */
 void team_stop(Team *t);
 
 /* Return when n threads, of any process, are here. */
@@ -94,39 +88,29 @@ void team_float_environment(void) {
 /* futex(2), shared between processes. <linux/futex.h> is a package of its own under musl. */
 enum { TEAM__FUTEX_WAIT = 0, TEAM__FUTEX_WAKE = 1 };
 
-static void team__sleep_while(_Atomic uint32_t *word, uint32_t value) {
-#ifdef __linux__
-    syscall(SYS_futex, word, TEAM__FUTEX_WAIT, value, NULL, NULL, 0);
-#else
-    if (atomic_load(word) == value) nanosleep(&(struct timespec){0, 50000}, NULL);
-#endif
-}
-
-static void team__wake_all(_Atomic uint32_t *word) {
-#ifdef __linux__
-    syscall(SYS_futex, word, TEAM__FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
-#else
-    (void)word;
-#endif
-}
-
 void team_wait(TeamBarrier *b, int n, int spin) {
     if (n == 1) return;
     uint32_t before = atomic_load_explicit(&b->round, memory_order_acquire), now = before;
     if (atomic_fetch_add_explicit(&b->arrived, 1, memory_order_acq_rel) + 1 == (uint32_t)n) {
         atomic_store_explicit(&b->arrived, 0, memory_order_relaxed);
         atomic_store_explicit(&b->round, before + 1, memory_order_release);
-        team__wake_all(&b->round);
+#ifdef __linux__
+        syscall(SYS_futex, &b->round, TEAM__FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+#endif
         return;
     }
-    for (int i = 0; i < spin && now == before; i++) {
-        now = atomic_load_explicit(&b->round, memory_order_acquire);
+    for (int looks = 0; now == before; looks++) {
+        if (looks < spin) {
 #if defined(__x86_64__) || defined(__i386__)
-        _mm_pause();
+            _mm_pause();
 #endif
-    }
-    while (now == before) {
-        team__sleep_while(&b->round, before);
+        } else {
+#ifdef __linux__
+            syscall(SYS_futex, &b->round, TEAM__FUTEX_WAIT, before, NULL, NULL, 0);
+#else
+            nanosleep(&(struct timespec){0, 50000}, NULL);
+#endif
+        }
         now = atomic_load_explicit(&b->round, memory_order_acquire);
     }
 }
@@ -151,20 +135,18 @@ static void *team__help(void *arg) {
 
 int team_start(Team *t, int threads, int spin) {
     pthread_attr_t attributes;
-    int started = 0;
     *t = (Team){.threads = threads, .spin = spin};
     team_float_environment();
     if (threads == 1) return 0;
     t->helper = calloc((size_t)threads, sizeof *t->helper);
     if (!t->helper) return ENOMEM;
     pthread_attr_init(&attributes);
-    int failed = pthread_attr_setstacksize(&attributes, TEAM_STACK);
-    for (int i = 1; i < threads && !failed; i++) {
-        struct TeamHelper *h = &t->helper[i];
-        h->team = t;
-        h->ith = i;
+    int started = 0, failed = pthread_attr_setstacksize(&attributes, TEAM_STACK);
+    while (started < threads - 1 && !failed) {
+        struct TeamHelper *h = &t->helper[started + 1];
+        *h = (struct TeamHelper){.team = t, .ith = started + 1};
         failed = pthread_create(&h->thread, &attributes, team__help, h);
-        if (!failed) started++;
+        started += !failed;
     }
     pthread_attr_destroy(&attributes);
     if (!failed) return 0;

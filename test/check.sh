@@ -5,6 +5,7 @@
 #   tsan         ThreadSanitizer on trainings              tidy   clang-tidy with .clang-tidy
 #   valgrind     small trainings                           mpi    both MPIs, where they are installed
 #   faults       calls to the outside world fail: once for every place that calls, or "all"
+#   musl         Alpine's libc, where musl-gcc is installed
 #   fuzz         libFuzzer on every reader of foreign bytes, ARGUMENT seconds each
 set -eu
 cd "$(dirname "$0")/.."
@@ -31,14 +32,14 @@ isa)
     make -s test_signmuon train_gpt data/play all
     for isa in avx2 portable; do
         echo "GEMM_ISA=$isa"
-        GEMM_ISA=$isa ./test_signmuon gemm product gradient model method
+        GEMM_ISA=$isa ./test_signmuon gemm gradient model_ method polar
     done
     ;;
 neon)
     copy
     cc -std=c11 -D_GNU_SOURCE -I. -o play data/play.c -lm && ./play text 30000 >/dev/null
     make -s CC=aarch64-linux-gnu-gcc NATIVE=0 EXTRA='-Werror -static' test_signmuon train_gpt
-    for t in product bf16 newton gradient vote; do qemu-aarch64 ./test_signmuon $t; done
+    for t in gemm_ bf16 newton gradient vote_equals; do qemu-aarch64 ./test_signmuon $t; done
     # shellcheck disable=SC2086
     GEMM_ISA=neon qemu-aarch64 ./train_gpt --data text $small --workers 3 --aux sign --steps 5 --out o
     ;;

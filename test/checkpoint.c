@@ -1,4 +1,4 @@
-/* checkpoint.c - proofs of lib/checkpoint.h: nothing complete is lost, nothing is mixed, who may write. */
+/* checkpoint.c - lib/checkpoint.h: nothing complete is lost, nothing is mixed, who may write. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -43,19 +43,14 @@ static int hook_rename(const char *from, const char *to) {
     CHECK(!dirty, "%s is renamed before it is synced", from);
     return stop_here() ? -1 : rename(from, to);
 }
-static int hook_mkdir(const char *path, mode_t mode) {
-    return stop_here() ? -1 : mkdir(path, mode);
-}
-static int hook_rmdir(const char *path) { return stop_here() ? -1 : rmdir(path); }
-static int hook_unlink(const char *path) { return stop_here() ? -1 : unlink(path); }
 
 #define open hook_open
 #define write hook_write
 #define fsync hook_fsync
 #define rename hook_rename
-#define mkdir hook_mkdir
-#define rmdir hook_rmdir
-#define unlink hook_unlink
+#define mkdir(path, mode) (stop_here() ? -1 : mkdir(path, mode))
+#define rmdir(path) (stop_here() ? -1 : rmdir(path))
+#define unlink(path) (stop_here() ? -1 : unlink(path))
 #include "../lib/checkpoint.h"
 #undef open
 #undef write
@@ -67,6 +62,7 @@ static int hook_unlink(const char *path) { return stop_here() ? -1 : unlink(path
 
 enum { WORKERS = 2, X = 0xa1, Y = 0xb2 };
 #define COUNT(rows) (sizeof(rows) / sizeof *(rows))
+#define ERROR error, sizeof error
 
 static char error[2048], note[2048];
 
@@ -81,36 +77,36 @@ static int write_part(const char *run, const char *name, CheckpointStamp s, int 
     StTensor t = {.name = "x", .dtype = "F32", .shape = {3}, .rank = 1, .data = x};
     StPair pair = {.key = "color", .value = "red"};
     snprintf(text, sizeof text, part ? "worker-%d" : "model", part - 1);
-    return checkpoint_write(run, name, text, &s, &t, 1, &pair, 1, error, sizeof error);
+    return checkpoint_write(run, name, text, &s, &t, 1, &pair, 1, ERROR);
 }
 
 static int save(const char *run, const char *name, uint64_t identity, uint64_t step) {
-    int failed = checkpoint_begin(run, name, error, sizeof error);
+    int failed = checkpoint_begin(run, name, ERROR);
     CheckpointStamp s = {
         .run = identity, .step = step, .parts = strcmp(name, "best") ? WORKERS + 1 : 1};
     for (int part = s.parts; part-- > 0 && !failed;) failed = write_part(run, name, s, part);
-    return failed ? failed : checkpoint_commit(run, name, 1, error, sizeof error);
+    return failed ? failed : checkpoint_commit(run, name, 1, ERROR);
 }
 
-/* The step of the save that a reader finds, all of whose parts hold that step's numbers; or -code. */
+/* The step of the save that a reader finds, and that all of its parts hold; or a negative code. */
 static long found(const char *run, const char *name, int whole) {
     Checkpoint c;
     StFile f;
     float x[3] = {0};
-    int code = checkpoint_open(run, name, whole, &c, note, sizeof note, error, sizeof error);
+    int code = checkpoint_open(run, name, whole, &c, note, sizeof note, ERROR);
     if (code) {
         CHECK(*error && !c.model.map);
         return code;
     }
     CheckpointStamp s = c.stamp;
     long step = (long)s.step;
-    st_read_f32(&c.model, "x", x, 3, error, sizeof error);
+    st_read_f32(&c.model, "x", x, 3, ERROR);
     if (x[0] != value_of(s.run, s.step, 0)) step = -99;
     for (int r = 0; whole && r < s.parts - 1; r++) {
         char part[32];
         snprintf(part, sizeof part, "worker-%d", r);
-        if (checkpoint_open_part(&c, part, &f, error, sizeof error)) return -98;
-        st_read_f32(&f, "x", x, 3, error, sizeof error);
+        if (checkpoint_open_part(&c, part, &f, ERROR)) return -98;
+        st_read_f32(&f, "x", x, 3, ERROR);
         if (x[0] != value_of(s.run, s.step, r + 1)) step = -97;
         st_close(&f);
     }
@@ -129,6 +125,23 @@ static const char *new_run(void) {
 /* Run a command in a folder. */
 static int shell(const char *folder, const char *command) {
     return test_command("cd '%s' && { %s; }", folder, command)->status;
+}
+
+/* Set the limit of open files, or of a file's size; returns what it was. */
+static rlim_t limit(int files, rlim_t value) {
+    struct rlimit all;
+    CHECK(!(files ? getrlimit(RLIMIT_NOFILE, &all) : getrlimit(RLIMIT_FSIZE, &all)));
+    rlim_t old = all.rlim_cur;
+    all.rlim_cur = value;
+    CHECK(!(files ? setrlimit(RLIMIT_NOFILE, &all) : setrlimit(RLIMIT_FSIZE, &all)));
+    return old;
+}
+
+/* Root may write anywhere: be another user, or again root. */
+static void be_root(int root) {
+    static int started_as_root = -1;
+    if (started_as_root < 0) started_as_root = geteuid() == 0;
+    if (started_as_root) CHECK(seteuid(root ? 0 : 65534) == 0);
 }
 
 static void flip(const char *path) {
@@ -156,17 +169,17 @@ TEST(checkpoint_round_trip_keeps_parts_and_pairs) {
     for (uint64_t step = 1; step <= 3; step++) CHECK(save(run, "last", X, step) == 0, "%s", error);
     CHECK(found(run, "last", 1) == 3 && !*note && found(run, "best", 1) == 1 && !*note);
     CHECK(found(test_path("run/previous"), "last", 1) == 2 && !*note, "a folder named directly");
-    CHECK(checkpoint_open(run, "last", 1, &c, note, sizeof note, error, sizeof error) == 0);
+    CHECK(checkpoint_open(run, "last", 1, &c, note, sizeof note, ERROR) == 0);
     CHECK(c.stamp.run == X && c.stamp.parts == WORKERS + 1 && c.model.verified);
     CHECK(strcmp(st_meta(&c.model, "color"), "red") == 0);
-    CHECK(checkpoint_open_part(&c, "worker-7", &f, error, sizeof error) == -1);
+    CHECK(checkpoint_open_part(&c, "worker-7", &f, ERROR) == -1);
     CHECK(strstr(error, "worker-7.safetensors: cannot open"), "%s", error);
     checkpoint_close(&c);
     checkpoint_close(&c);
-    CHECK(checkpoint_begin(run, "last", error, sizeof error) == 0);
-    CHECK(checkpoint_commit(run, "last", 1, error, sizeof error) == -1, "no model was written");
+    CHECK(checkpoint_begin(run, "last", ERROR) == 0);
+    CHECK(checkpoint_commit(run, "last", 1, ERROR) == -1, "no model was written");
     write_part(run, "last", (CheckpointStamp){.run = X, .step = 4, .parts = WORKERS + 1}, 0);
-    CHECK(checkpoint_commit(run, "last", 1, error, sizeof error) == -1, "one part of three");
+    CHECK(checkpoint_commit(run, "last", 1, ERROR) == -1, "one part of three");
     CHECK(strstr(error, "holds 1 of the 3 parts"), "%s", error);
     CHECK(found(run, "last", 1) == 3 && !*note);
     CHECK(save(run, "last", X, 5) == 0 && found(run, "last", 1) == 5);
@@ -198,69 +211,32 @@ static volatile long *shared_numbers(void) {
     return mmap(NULL, 2 * sizeof(long), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 }
 
-/* Is the save that a reader finds the newest committed one, or the one after it? Returns its step. */
-static long newest(const char *run, const char *name, volatile const long *done, long call) {
-    long step = found(run, name, 1);
-    if (step == -1 && *done == 0) return 0; /* nothing was committed */
-    CHECK(step >= *done, "call %ld: %s is %ld, committed was %ld", call, name, step, *done);
-    return step;
-}
-
-TEST(checkpoint_kill_at_any_call_loses_nothing) {
-    const char *run = new_run();
+/* Three saves in a child. At its n-th call it ends, or the call fails; n grows, in the folder that
+ * the child before left. After a child's end, a second one ends while it recovers. */
+TEST(checkpoint_stop_at_any_call_loses_nothing) {
     volatile long *done = shared_numbers();
-    int stopped = 1;
-    long n = 1;
-    /* one more call each time, in the folder that the process before left; then a second process is
-     * killed while it recovers */
-    for (; stopped; n++)
-        for (int recovery = 0; recovery < 2; recovery++) {
-            long call = recovery ? 1 + (long)(test_hash(1, (uint64_t)n) & 63) : n;
-            int code = save_in_child(run, done[0] + 1, call, 0, done);
-            if (!recovery) stopped = code;
-            long committed = done[0];
-            done[0] = newest(run, "last", done, call);
-            CHECK(done[0] <= committed + 1, "step %ld, committed %ld", done[0], committed);
-            done[1] = newest(run, "best", done + 1, call);
-        }
-    CHECK(n > 100, "only %ld calls", n);
-    CHECK(save(run, "last", X, 9000) == 0 && found(run, "last", 1) == 9000 && !*note);
-    CHECK(!is_there(run, "last.new") && !is_there(run, "last.kept-1"));
-}
-
-TEST(checkpoint_failing_call_loses_nothing) {
-    static const int codes[] = {ENOSPC, EIO};
-    const char *run = new_run();
-    volatile long *done = shared_numbers();
-    long n = 1, step = 0;
-    for (int stopped = 1; stopped; n++) {
-        *done = step;
-        stopped = save_in_child(run, step + 1, n, codes[n & 1], done);
-        long now = found(run, "last", 1);
-        CHECK(now >= *done && now <= step + 3, "call %ld: step %ld, committed %ld", n, now, *done);
-        CHECK(*done == 0 || *done >= step + 2, "call %ld: one failure stopped two saves", n);
-        step = now > 0 ? now : 0;
-    }
-    CHECK(n > 100, "only %ld calls", n);
-}
-
-TEST(checkpoint_sigkill_between_saves_loses_nothing) {
-    const char *run = new_run();
-    volatile long *done = shared_numbers();
-    long step = 0;
-    for (uint64_t round = 0; round < 12; round++) {
-        *done = step;
-        pid_t pid = fork();
-        if (pid == 0)
-            for (uint64_t next = (uint64_t)step + 1;; next++)
-                if (save(run, "last", X, next) == 0) *done = (long)next;
-        for (long goal = step + 1; *done < goal;) usleep(100);
-        usleep((useconds_t)(test_hash(2, round) & 2047));
-        kill(pid, SIGKILL);
-        waitpid(pid, NULL, 0);
-        long now = found(run, "last", 1);
-        CHECK(now >= *done && now <= *done + 1, "step %ld, committed %ld", now, *done);
-        step = now;
+    for (int fails = 0; fails < 2; fails++) {
+        const char *run = new_run();
+        long n = 1, step[2] = {0}; /* of the save that a reader finds: "last", "best" */
+        for (int stopped = 1; stopped; n++)
+            for (int recovery = 0; recovery < 2 - fails; recovery++) {
+                long call = recovery ? 1 + (long)(test_hash(1, (uint64_t)n) & 63) : n;
+                long first = step[0] + 1;
+                done[0] = step[0], done[1] = step[1];
+                int code = save_in_child(run, first, call, fails ? n & 1 ? EIO : ENOSPC : 0, done);
+                if (!recovery) stopped = code;
+                for (int best = 0; best < 2; best++) {
+                    step[best] = found(run, best ? "best" : "last", 1);
+                    if (step[best] == -1 && done[best] == 0) step[best] = 0;
+                    CHECK(step[best] >= done[best], "call %ld: step %ld, committed %ld", call,
+                          step[best], done[best]);
+                }
+                CHECK(step[0] <= done[0] + 1, "call %ld: step %ld is not committed", call, step[0]);
+                CHECK(!fails || done[0] > first, "call %ld: one failure stopped two saves", call);
+            }
+        CHECK(n > 100, "only %ld calls", n);
+        CHECK(save(run, "last", X, 9000) == 0 && found(run, "last", 1) == 9000 && !*note);
+        CHECK(!is_there(run, "last.new") && !is_there(run, "last.kept-1"));
     }
 }
 
@@ -308,11 +284,11 @@ TEST(checkpoint_parts_of_two_runs_are_refused) {
     CheckpointStamp strange[] = {y, fewer};
     CHECK(save(run, "last", X, 4) == 0);
     for (size_t i = 0; i < COUNT(strange); i++) {
-        CHECK(checkpoint_begin(run, "last", error, sizeof error) == 0);
+        CHECK(checkpoint_begin(run, "last", ERROR) == 0);
         write_part(run, "last", x, 0);
         write_part(run, "last", x, 1);
         write_part(run, "last", strange[i], 2);
-        CHECK(checkpoint_commit(run, "last", 1, error, sizeof error) == -1);
+        CHECK(checkpoint_commit(run, "last", 1, ERROR) == -1);
         CHECK(strstr(error, "worker-1.safetensors: belongs to step 5 of run"), "%s", error);
         CHECK(found(run, "last", 1) == 4 && !*note);
     }
@@ -347,7 +323,7 @@ TEST(checkpoint_forged_stamp_is_refused) {
         for (size_t k = 0; k < 4; k++)
             if (strcmp(pairs[k].key, rows[i].key) == 0) pairs[k] = rows[i];
         if (strcmp(rows[i].key, "other") == 0) pairs[2] = rows[i]; /* no step at all */
-        st_write(test_path("run/model.safetensors"), NULL, 0, pairs, 4, error, sizeof error);
+        st_write(test_path("run/model.safetensors"), NULL, 0, pairs, 4, ERROR);
         CHECK(found(run, "last", 0) == -1, "%s = %s", rows[i].key, rows[i].value);
     }
 }
@@ -368,9 +344,9 @@ TEST(checkpoint_new_run_replaces_old_saves) {
     /* without keep_previous only one save stays */
     CHECK(save(run, "last", Y, 3) == 0 && save(run, "last", Y, 4) == 0 &&
           is_there(run, "previous"));
-    CHECK(checkpoint_begin(run, "last", error, sizeof error) == 0);
+    CHECK(checkpoint_begin(run, "last", ERROR) == 0);
     write_part(run, "last", (CheckpointStamp){.run = Y, .step = 5, .parts = 1}, 0);
-    CHECK(checkpoint_commit(run, "last", 0, error, sizeof error) == 0, "%s", error);
+    CHECK(checkpoint_commit(run, "last", 0, ERROR) == 0, "%s", error);
     CHECK(found(run, "last", 1) == 5 && !is_there(run, "previous"));
 }
 
@@ -387,7 +363,7 @@ TEST(checkpoint_links_are_followed_and_replaced) {
         char path[512];
         int fd;
         snprintf(path, sizeof path, "%s", one);
-        CHECK(checkpoint_lock(path, &fd, error, sizeof error) == 0, "%s", error);
+        CHECK(checkpoint_lock(path, &fd, ERROR) == 0, "%s", error);
         CHECK(save(path, "last", X, 2) == 0 && save(path, "best", X, 2) == 0, "%s", error);
         CHECK(found(path, "last", 1) == 2 && found(path, "best", 1) == 2 && !*note);
         CHECK(save(path, "last", X, 3) == 0 && found(path, "last", 1) == 3);
@@ -429,24 +405,18 @@ TEST(checkpoint_foreign_files_are_kept) {
 TEST(checkpoint_unreadable_file_stops_without_change) {
     const char *run = new_run();
     CHECK(save(run, "last", X, 1) == 0 && save(run, "last", X, 2) == 0);
-    struct rlimit old, limit;
-    getrlimit(RLIMIT_NOFILE, &old);
-    limit = old;
     int next = dup(0);
     close(next);
-    limit.rlim_cur = (rlim_t)next; /* no file can be opened */
-    setrlimit(RLIMIT_NOFILE, &limit);
-    long step = found(run, "last", 1), begun = checkpoint_begin(run, "last", error, sizeof error);
-    setrlimit(RLIMIT_NOFILE, &old);
+    rlim_t old = limit(1, (rlim_t)next); /* no file can be opened */
+    long step = found(run, "last", 1), begun = checkpoint_begin(run, "last", ERROR);
+    limit(1, old);
     CHECK(step == -2 && begun == -2 && strstr(error, strerror(EMFILE)), "%ld: %s", step, error);
     shell(run, "mv last last.new"); /* complete: begin must not empty it */
-    CHECK(chmod(test_path("run/last.new/worker-1.safetensors"), 0) == 0);
-    uid_t user = geteuid();
-    if (user || (chmod(test_folder(), 0777) == 0 && seteuid(65534) == 0)) {
-        CHECK(found(run, "last", 1) == -2 && strstr(error, "worker-1"), "%s", error);
-        CHECK(checkpoint_begin(run, "last", error, sizeof error) == -2);
-        if (!user) CHECK(seteuid(0) == 0);
-    }
+    shell(test_folder(), "chmod 777 .; chmod 0 run/last.new/worker-1.safetensors");
+    be_root(0);
+    CHECK(found(run, "last", 1) == -2 && strstr(error, "worker-1"), "%s", error);
+    CHECK(checkpoint_begin(run, "last", ERROR) == -2);
+    be_root(1);
     CHECK(chmod(test_path("run/last.new/worker-1.safetensors"), 0644) == 0);
     CHECK(found(run, "last", 1) == 2 && strstr(note, "last.new"), "%s", error);
 }
@@ -457,7 +427,7 @@ static pid_t hold_lock(const char *run, int grandchild) {
     pid_t pid = fork();
     if (pid == 0) {
         int fd;
-        if (checkpoint_lock(run, &fd, error, sizeof error)) _exit(1);
+        if (checkpoint_lock(run, &fd, ERROR)) _exit(1);
         if (grandchild && fork() == 0) {
             close(fd); /* releases nothing */
             _exit(0);
@@ -481,19 +451,19 @@ TEST(checkpoint_lock_names_its_holder) {
     for (int way = 0; way < 3; way++) {
         pid_t pid = hold_lock(run, way);
         snprintf(word, sizeof word, "is in use by process %ld on ", (long)pid);
-        CHECK(checkpoint_lock(run, &fd, error, sizeof error) == -1 && fd == -1);
+        CHECK(checkpoint_lock(run, &fd, ERROR) == -1 && fd == -1);
         CHECK(strstr(error, run) && strstr(error, word), "%s", error);
         kill(pid, SIGKILL);
         waitpid(pid, NULL, 0);
-        CHECK(checkpoint_lock(run, &fd, error, sizeof error) == 0, "way %d: %s", way, error);
+        CHECK(checkpoint_lock(run, &fd, ERROR) == 0, "way %d: %s", way, error);
         checkpoint_unlock(fd);
     }
-    CHECK(checkpoint_lock(run, &fd, error, sizeof error) == 0);
-    CHECK(checkpoint_lock(run, &second, error, sizeof error) == -1, "also from the same process");
+    CHECK(checkpoint_lock(run, &fd, ERROR) == 0);
+    CHECK(checkpoint_lock(run, &second, ERROR) == -1, "also from the same process");
     pid_t child = fork(); /* a child that is still there when its parent unlocks */
     if (child == 0) pause();
     checkpoint_unlock(fd);
-    CHECK(checkpoint_lock(run, &fd, error, sizeof error) == 0, "%s", error);
+    CHECK(checkpoint_lock(run, &fd, ERROR) == 0, "%s", error);
     kill(child, SIGKILL);
     waitpid(child, NULL, 0);
     checkpoint_unlock(fd);
@@ -515,49 +485,42 @@ TEST(checkpoint_lock_finds_what_prevents_saving) {
         {"mkdir -p r; chmod 555 r", "r", "r/lock: cannot be written: Permission denied"},
         {"mkdir -p r/last; chmod 555 r/last; chmod 777 r", "r", "r/last: cannot be replaced"},
     };
-    uid_t user = geteuid();
+    int fd;
     CHECK(chmod(test_folder(), 0777) == 0);
-    int fd, other = user || seteuid(65534) == 0; /* root may write anywhere */
     for (size_t i = 0; i < COUNT(rows); i++) {
+        const char *command = rows[i].command;
         char run[512];
-        if (!user) CHECK(seteuid(0) == 0);
         shell(test_folder(), "chmod -R u+w r; rm -rf r file");
-        CHECK(shell(test_folder(), rows[i].command) == 0);
-        if (!user && strstr(rows[i].command, "chmod")) other = seteuid(65534) == 0;
+        CHECK(shell(test_folder(), command) == 0);
+        be_root(strstr(command, "chmod") == NULL);
         snprintf(run, sizeof run, "%s", test_path("%s", rows[i].run));
-        int code = checkpoint_lock(run, &fd, error, sizeof error);
-        CHECK(code == -2 && fd == -1 && strstr(error, rows[i].word), "%s: %s", rows[i].command,
-              error);
+        int code = checkpoint_lock(run, &fd, ERROR);
+        CHECK(code == -2 && fd == -1 && strstr(error, rows[i].word), "%s: %s", command, error);
+        be_root(1);
     }
-    if (!user) CHECK(seteuid(0) == 0);
-    (void)other;
     char *longest = calloc(1, 5000), *component = longest + 4200;
     for (int i = 0; i < 4199; i++) longest[i] = "/tmp/x"[i < 6 ? i : 4 + (i & 1)];
     memset(component, 'y', 300);
     const char *paths[] = {longest, component};
     for (int i = 0; i < 2; i++) {
-        CHECK(checkpoint_lock(paths[i], &fd, error, sizeof error) == -2);
+        CHECK(checkpoint_lock(paths[i], &fd, ERROR) == -2);
         CHECK(strstr(error, strerror(ENAMETOOLONG)), "%s", error);
         CHECK(found(paths[i], "last", 1) == -2 && strstr(error, strerror(ENAMETOOLONG)), "%s",
               error);
-        CHECK(checkpoint_begin(paths[i], "last", error, sizeof error) == -2);
+        CHECK(checkpoint_begin(paths[i], "last", ERROR) == -2);
     }
     free(longest);
     /* a full disk, seen by the file that the trial writes */
     const char *run = new_run();
-    struct rlimit old, limit;
     CHECK(save(run, "last", X, 1) == 0 && save(run, "last", X, 2) == 0);
-    getrlimit(RLIMIT_FSIZE, &old);
-    limit = old;
-    limit.rlim_cur = 100;
     void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
-    setrlimit(RLIMIT_FSIZE, &limit);
-    int code = checkpoint_lock(run, &fd, error, sizeof error);
-    setrlimit(RLIMIT_FSIZE, &old);
+    rlim_t old = limit(0, 100);
+    int code = checkpoint_lock(run, &fd, ERROR);
+    limit(0, old);
     signal(SIGXFSZ, handler);
     CHECK(code == -2 && strstr(error, "File too large") && !is_there(run, ".trial.new"), "%s",
           error);
-    CHECK(checkpoint_lock(run, &fd, error, sizeof error) == 0, "%s", error);
+    CHECK(checkpoint_lock(run, &fd, ERROR) == 0, "%s", error);
     CHECK(!is_there(run, ".trial") && !is_there(run, ".trial.new"));
     CHECK(found(run, "last", 1) == 2 && found(test_path("run/previous"), "", 1) == 1);
     checkpoint_unlock(fd);

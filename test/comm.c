@@ -63,13 +63,17 @@ static size_t wrong_bytes(const unsigned char *data, size_t n, int from, size_t 
     return wrong;
 }
 
-/* message and inbox end with a byte that must stay. */
+static size_t wrong_counts(const Comm *c, CommKind kind, size_t sent, size_t received,
+                           size_t messages) {
+    return c->sent[kind] != sent || c->received[kind] != received || c->messages[kind] != messages;
+}
+
+/* Two collectives over uneven shards, the first one empty. A byte behind each buffer must stay. */
 static size_t check_shards(Comm *c, size_t unit, unsigned char *message, unsigned char *inbox) {
     size_t cuts[6] = {0}, n = (size_t)c->size, rank = (size_t)c->rank, wrong = 0;
-    for (size_t j = 0; j < n; j++) /* uneven; the first is empty */
-        cuts[j + 1] = cuts[j] + unit * (j * 7 % 5) / 5 + j % 2;
+    for (size_t j = 0; j < n; j++) cuts[j + 1] = cuts[j] + unit * (j * 7 % 5) / 5 + j % 2;
     cuts[n] += unit;
-    size_t total = cuts[n], mine = cuts[rank + 1] - cuts[rank], others = (n - 1) * mine;
+    size_t total = cuts[n], mine = cuts[rank + 1] - cuts[rank], rest = total - mine;
     fill_bytes(message, total, c->rank);
     message[total] = inbox[n * mine] = 42;
     comm_alltoall(c, message, cuts, inbox, COMM_MATRICES);
@@ -80,27 +84,26 @@ static size_t check_shards(Comm *c, size_t unit, unsigned char *message, unsigne
     for (size_t j = 0; j < n; j++)
         wrong += wrong_bytes(message + cuts[j], cuts[j + 1] - cuts[j], (int)j, cuts[j]);
     wrong += message[total] != 42 || inbox[n * mine] != 42;
-    wrong += c->sent[COMM_MATRICES] != total - mine + others;
-    wrong += c->received[COMM_MATRICES] != others + total - mine;
-    wrong += c->up[COMM_MATRICES] != total - mine || c->down[COMM_MATRICES] != total - mine;
-    return wrong + (c->messages[COMM_MATRICES] != 2 * (n - 1));
+    wrong += c->up[COMM_MATRICES] != rest || c->down[COMM_MATRICES] != rest;
+    return wrong + wrong_counts(c, COMM_MATRICES, rest + (n - 1) * mine, rest + (n - 1) * mine,
+                                2 * (n - 1));
 }
 
+/* A gather, and a broadcast of every worker. */
 static size_t check_gather(Comm *c, size_t bytes, unsigned char *own, unsigned char *all) {
     size_t n = (size_t)c->size, wrong = 0;
-    uint64_t control = c->sent[COMM_CONTROL], other = c->sent[COMM_OTHER];
-    fill_bytes(own, bytes, c->rank + 50);
+    uint64_t before = c->sent[COMM_CONTROL];
+    fill_bytes(own, bytes, c->rank);
     all[n * bytes] = 42;
     comm_gather(c, own, bytes, all, COMM_CONTROL);
-    for (size_t j = 0; j < n; j++) wrong += wrong_bytes(all + j * bytes, bytes, (int)j + 50, 0);
-    wrong += all[n * bytes] != 42 || c->sent[COMM_CONTROL] != control + (n - 1) * bytes;
+    for (size_t j = 0; j < n; j++) wrong += wrong_bytes(all + j * bytes, bytes, (int)j, 0);
     for (int root = 0; root < c->size; root++) {
         memset(own, 0, bytes);
         if (c->rank == root) fill_bytes(own, bytes, root + 90);
-        comm_broadcast(c, own, bytes, root, COMM_OTHER);
+        comm_broadcast(c, own, bytes, root, COMM_CONTROL);
         wrong += wrong_bytes(own, bytes, root + 90, 0);
     }
-    return wrong + (c->sent[COMM_OTHER] != other + (n - 1) * bytes);
+    return wrong + (all[n * bytes] != 42) + (c->sent[COMM_CONTROL] != before + 2 * (n - 1) * bytes);
 }
 
 /* Worker 0 hears all in falling order, itself included; worker j > 0 hears worker j - 1 alone. */
@@ -113,9 +116,8 @@ static size_t check_neighbours(Comm *c, size_t bytes, unsigned char *own, unsign
     inbox[n * bytes] = 42;
     comm_neighbours(c, own, bytes, sources, n, hear_me, inbox, COMM_AUXILIARY);
     for (size_t k = 0; k < n; k++) wrong += wrong_bytes(inbox + k * bytes, bytes, sources[k], 0);
-    wrong += inbox[n * bytes] != 42 || c->messages[COMM_AUXILIARY] != hear_me;
-    wrong += c->sent[COMM_AUXILIARY] != hear_me * bytes;
-    return wrong + (c->received[COMM_AUXILIARY] != (n - (c->rank == 0)) * bytes);
+    return wrong + (inbox[n * bytes] != 42) +
+           wrong_counts(c, COMM_AUXILIARY, hear_me * bytes, (n - (c->rank == 0)) * bytes, hear_me);
 }
 
 static int deliver(Comm *c, void *arg) {
@@ -132,41 +134,32 @@ static int deliver(Comm *c, void *arg) {
     return 0;
 }
 
-TEST(collectives_deliver_every_byte_of_uneven_messages) {
+static void *deliver_on_this_stack(void *arg) {
     static const size_t units[] = {1, 10, 1000, COMM_OUTBOX / 3 + 1, 2 * COMM_OUTBOX + 101};
-    Delivery *d = shared_memory(sizeof *d);
+    Delivery *d = arg;
     for (int i = 0; i < 50; i++) { /* every back end, number of workers, unit */
-        const char *backend = comm_both[i & 1];
         int workers = i / 2 % 5 + 1, u = i / 10;
         if (u > 2 && workers != (u == 3 ? 5 : 3)) continue;
         d->unit = units[u];
-        CHECK(run_workers(backend, workers, 0, deliver, d) == 0 && !*comm_error, "%s", comm_error);
-        CHECK(d->wrong == 0, "%s, %d workers, unit %zu", backend, workers, d->unit);
+        CommOptions o = {.backend = comm_both[i & 1], .workers = workers, .threads = 1 + u % 2};
+        int status = comm_run(&o, deliver, d, NULL, comm_error, sizeof comm_error);
+        CHECK(status == 0, "%s", comm_error);
+        CHECK(d->wrong == 0, "%s, %d workers, unit %zu", o.backend, workers, d->unit);
         d->wrong = 0;
-    }
-    munmap(d, sizeof *d);
-}
-
-static void *deliver_on_this_stack(void *arg) {
-    for (size_t b = 0; b < 2; b++) {
-        CommOptions o = {.backend = comm_both[b], .workers = 4, .threads = 2, .timeout = 60};
-        CHECK(comm_run(&o, deliver, arg, NULL, comm_error, sizeof comm_error) == 0);
     }
     CHECK(comm_cores() >= 1 && comm_memory_limit() > 1 << 20);
     return NULL;
 }
 
-TEST(runs_work_on_stacks_of_128_kb) {
+TEST(collectives_deliver_every_byte_on_small_stacks) {
     Delivery *d = shared_memory(sizeof *d);
     pthread_attr_t attributes;
     pthread_t thread;
-    d->unit = 1000;
     pthread_attr_init(&attributes);
     CHECK(pthread_attr_setstacksize(&attributes, 128 << 10) == 0);
     CHECK(pthread_create(&thread, &attributes, deliver_on_this_stack, d) == 0);
     pthread_join(thread, NULL);
     pthread_attr_destroy(&attributes);
-    CHECK(d->wrong == 0);
     munmap(d, sizeof *d);
 }
 
@@ -186,14 +179,11 @@ static int exit_in_worker_1(Comm *c, void *arg) {
     return 0;
 }
 
-TEST(run_returns_the_status_of_worker_0) {
+TEST(run_returns_status_or_refuses_with_sentence) {
     for (size_t b = 0; b < 2; b++) CHECK(run_workers(comm_both[b], 3, 0, return_rank, NULL) == 5);
     CHECK(run_workers("processes", 3, 0, exit_in_worker_1, &(int){7}) == 7);
     CHECK(run_workers("processes", 3, 0, exit_in_worker_1, &(int){0}) == 1);
     CHECK(comm_death.count == 0 && !*comm_error);
-}
-
-TEST(wrong_options_are_refused_with_a_sentence) {
     CHECK(run_workers("pigeons", 2, 0, return_rank, NULL) == COMM_FAILED);
     CHECK(strstr(comm_error, "pigeons"));
     CHECK(run_workers("threads", 0, 0, return_rank, NULL) == COMM_FAILED && *comm_error);
@@ -202,19 +192,19 @@ TEST(wrong_options_are_refused_with_a_sentence) {
 }
 
 typedef struct Attempt { /* shared by the workers */
-    int workers, lost, by,
-        next; /* worker `lost` dies by a signal, or hangs; `next` dies 0.5 s later */
+    int workers;
+    int lost, by; /* worker `lost` dies by a signal, or hangs; the next one dies 0.5 s later */
     _Atomic int next_died;
 } Attempt;
 
-/* Ten rounds; deaths are in the fourth. Each worker in turn comes 60 ms late. */
+/* Ten rounds; the death is in the fourth. Each worker in turn comes 60 ms late. */
 static int take_rounds(Comm *c, void *arg) {
     Attempt *a = arg;
     uint64_t mine = 1, all[8];
     for (int round = 0; round < 10; round++) {
         if (round == 3 && c->rank == a->lost && a->by) raise(a->by);
         while (round == 3 && c->rank == a->lost) pause();
-        if (round == 3 && a->next && c->rank == a->next) {
+        if (round == 3 && a->lost > 0 && c->rank == a->lost + 1 && a->by) {
             sleep_ms(500);
             a->next_died = 1;
             raise(SIGKILL);
@@ -227,7 +217,7 @@ static int take_rounds(Comm *c, void *arg) {
 
 TEST(attempts_see_deaths_and_hangs_anew) {
     static const Attempt rows[] = {
-        {.workers = 4, .lost = 1, .by = SIGKILL, .next = 2},
+        {.workers = 4, .lost = 1, .by = SIGKILL},
         {.workers = 4, .lost = 0, .by = SIGUSR2},
         {.workers = 4, .lost = 3}, /* hangs */
         {.workers = 2, .lost = 0},
@@ -263,37 +253,25 @@ static int wait_for_go(Comm *c, void *arg) {
     return 6;
 }
 
-static pid_t start_pids(Pids *p, double timeout) {
-    memset(p, 0, sizeof *p);
-    fflush(NULL);
-    pid_t pid = fork();
-    if (pid == 0) _exit(run_workers("processes", 3, timeout, wait_for_go, p) & 255);
-    while (!p->pid[0] || !p->pid[1] || !p->pid[2]) sleep_ms(2);
-    return pid;
-}
-
-/* Worker 1 waits for longer than the timeout, but its parent is stopped too, as by Ctrl-Z. */
-TEST(stopped_parent_kills_no_healthy_worker) {
-    Pids *p = shared_memory(sizeof *p);
-    pid_t pid = start_pids(p, 0.8);
-    kill(pid, SIGSTOP);
-    sleep_ms(1500);
-    p->go = 1;
-    kill(pid, SIGCONT);
-    CHECK(wait_status(pid) == 6);
-    munmap(p, sizeof *p);
-}
-
-TEST(workers_die_with_their_parent) {
+/* Worker 1 waits for longer than the timeout, but a parent stopped by Ctrl-Z kills nobody. Workers
+ * whose parent is killed die with it. */
+TEST(workers_outlive_stopped_but_not_killed_parent) {
 #ifdef __linux__
     Pids *p = shared_memory(sizeof *p);
     prctl(PR_SET_CHILD_SUBREAPER, 1); /* orphans become this process's children */
-    pid_t pid = start_pids(p, 0);
-    kill(pid, SIGKILL);
-    CHECK(wait_status(pid) == 128 + SIGKILL);
-    sleep_ms(200);
-    p->go = 1; /* too late */
-    for (int r = 0; r < 3; r++) CHECK(wait_status(p->pid[r]) == 128 + SIGKILL, "worker %d", r);
+    for (int killed = 0; killed < 2; killed++) {
+        memset(p, 0, sizeof *p);
+        fflush(NULL);
+        pid_t pid = fork();
+        if (pid == 0) _exit(run_workers("processes", 3, 0.8, wait_for_go, p) & 255);
+        while (!p->pid[0] || !p->pid[1] || !p->pid[2]) sleep_ms(2);
+        kill(pid, killed ? SIGKILL : SIGSTOP);
+        sleep_ms(killed ? 200 : 1500);
+        p->go = 1; /* too late for orphans */
+        kill(pid, SIGCONT);
+        CHECK(wait_status(pid) == (killed ? 128 + SIGKILL : 6));
+        for (int r = 0; r < 3 && killed; r++) CHECK(wait_status(p->pid[r]) == 128 + SIGKILL);
+    }
     prctl(PR_SET_CHILD_SUBREAPER, 0);
     munmap(p, sizeof *p);
 #endif
@@ -308,6 +286,15 @@ typedef struct Asked { /* shared by the workers */
     long between;      /* ms */
     pid_t caller;
 } Asked;
+
+static int write_to_nobody(void) {
+    int ends[2];
+    if (pipe(ends)) return 0;
+    close(ends[0]);
+    int refused = write(ends[1], "x", 1) < 0 && errno == EPIPE;
+    close(ends[1]);
+    return refused;
+}
 
 /* Returns the signal that every worker has seen, or 99. */
 static int ask_to_stop(Comm *c, void *arg) {
@@ -326,25 +313,27 @@ static int ask_to_stop(Comm *c, void *arg) {
     comm_gather(c, &stop, sizeof stop, all, COMM_CONTROL);
     for (int j = 0; j < c->size; j++)
         if (all[j] != stop) return 99;
-    return stop;
+    return write_to_nobody() ? stop : 98;
 }
 
 static volatile sig_atomic_t handled;
 static void note_handled(int number) { handled = number; }
 
-TEST(stop_signals_are_noted_and_handlers_restored) {
-    static const int asking[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
-    for (size_t k = 0; k < 8; k++) {
-        int number = asking[k % 4];
-        struct sigaction own = {.sa_handler = note_handled}, before;
+TEST(signals_ask_unless_ignored_and_handlers_return) {
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGCHLD};
+    for (size_t k = 0; k < 20; k++) {
+        int number = numbers[k % 5], ignored = k / 5 % 2, asks = !ignored && number != SIGCHLD;
+        struct sigaction own = {.sa_handler = ignored ? SIG_IGN : note_handled}, before, after;
         Asked a = {.first = number, .second = number, .caller = getpid()};
         sigaction(number, &own, &before);
         handled = 0;
-        CHECK(run_workers(comm_both[k / 4], 3, 0, ask_to_stop, &a) == number, "%d", number);
-        CHECK(comm_death.stop == number && handled == 0);
-        raise(number);
-        CHECK(handled == number);
-        sigaction(number, &before, NULL);
+        int status = run_workers(comm_both[k / 10], 3, 0, ask_to_stop, &a);
+        CHECK(status == (asks ? number : 0), "signal %d: %d", number, status);
+        CHECK(comm_death.stop == status && handled == 0);
+        sigaction(number, &before, &after);
+        CHECK(after.sa_handler == own.sa_handler, "signal %d", number);
+        sigaction(SIGPIPE, NULL, &after);
+        CHECK(after.sa_handler == SIG_DFL);
     }
 }
 
@@ -370,32 +359,6 @@ TEST(later_urgent_signal_ends_the_program) {
     for (size_t i = 0; i < ROWS; i++) {
         int status = wait_status(pid[i]);
         CHECK(status == rows[i].status, "row %zu: %d", i, status);
-    }
-}
-
-static int write_to_nobody(Comm *c, void *arg) {
-    int ends[2];
-    (void)c, (void)arg;
-    if (pipe(ends)) return 1;
-    close(ends[0]);
-    int failed = write(ends[1], "x", 1) < 0 && errno == EPIPE;
-    close(ends[1]);
-    return failed ? 8 : 2;
-}
-
-TEST(ignored_signals_and_lost_readers_change_nothing) {
-    static const int ignored[] = {SIGINT, SIGTERM, SIGHUP, SIGCHLD};
-    for (size_t k = 0; k < 8; k++) {
-        Asked a = {.first = ignored[k % 4], .second = ignored[k % 4], .caller = getpid()};
-        struct sigaction before, after;
-        signal(ignored[k % 4], SIG_IGN);
-        CHECK(run_workers(comm_both[k / 4], 2, 0, ask_to_stop, &a) == 0, "%zu", k);
-        sigaction(ignored[k % 4], NULL, &before);
-        CHECK(before.sa_handler == SIG_IGN);
-        signal(ignored[k % 4], SIG_DFL);
-        CHECK(run_workers(comm_both[k / 4], 2, 0, write_to_nobody, NULL) == 8);
-        sigaction(SIGPIPE, NULL, &after);
-        CHECK(after.sa_handler == SIG_DFL);
     }
 }
 

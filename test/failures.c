@@ -46,16 +46,18 @@ TEST(failure_full_disk_keeps_save_before) {
 }
 
 TEST(failure_cut_data_ends_with_sentence) {
+    static int32_t header[256] = {20240520, 1, 60000};
+    static uint16_t shard[512 + 60000]; /* a token file, which is mapped */
     setup();
+    memcpy(shard, header, sizeof header);
+    for (size_t i = 512; i < sizeof shard / sizeof *shard; i++) shard[i] = (uint16_t)(i * i % 97);
     for (int k = 0; k < 2; k++) {
-        write_text("long.txt", 120000);
-        pid_t pid = begin(ENDLESS "--data long.txt --val-data text.txt --workers 2 --out a "
-                                  "--backend %s",
-                          backend[k]);
+        test_write(test_path("long.bin"), shard, sizeof shard);
+        pid_t pid = begin(ENDLESS "--data long.bin --workers 2 --out a --backend %s", backend[k]);
         await(pid, "a/log.csv", "\n5,");
-        CHECK(truncate(test_path("long.txt"), 50) == 0);
+        CHECK(truncate(test_path("long.bin"), 1100) == 0);
         finish(pid);
-        check_ended(1, strstr(ended.err, "long.txt") ? "long.txt" : "cut short");
+        check_ended(1, strstr(ended.err, "long.bin") ? "long.bin" : "cut short");
     }
 }
 
@@ -214,7 +216,7 @@ TEST(failure_lost_readers_end_no_run) {
 }
 
 TEST(failure_killed_worker_stops_the_others) {
-    static const int how[] = {SIGKILL, SIGSEGV, SIGKILL};
+    static const int how[] = {SIGKILL, SIGALRM, SIGKILL}; /* no sanitizer catches these */
     char word[64];
     setup();
     for (int victim = 0; victim < 4; victim++) { /* 3 is the parent */

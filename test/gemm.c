@@ -111,7 +111,7 @@ TEST(gemm_naive_is_the_sum_of_products) {
  * read in place. */
 TEST(gemm_agrees_with_naive_on_ragged_shapes) {
     static const size_t shapes[][4] = {
-        {0, 5, 7, 0},        {5, 0, 7, 0},       {5, 7, 0, 0},     {1, 1, 1, 0},
+        {0, 5, 7, 0},        {5, 0, 7, 0},       {19, 45, 0, 1},   {1, 1, 1, 0},
         {1, 33, 19, 1},      {33, 1, 19, 2},     {2, 3, 5, 3},     {3, 7, 4, 4},
         {4, 8, 16, 5},       {5, 9, 17, 1},      {5, 15, 3, 2},    {6, 16, 33, 3},
         {7, 17, 15, 4},      {7, 31, 9, 5},      {8, 32, 24, 1},   {9, 33, 1, 2},
@@ -122,33 +122,30 @@ TEST(gemm_agrees_with_naive_on_ragged_shapes) {
         const size_t *s = shapes[i / 4 / LAYOUTS];
         int accumulate = i & 1;
         Case t = case_of(&layouts[i / 4 % LAYOUTS], s[0], s[1], s[2], i & 2 ? s[3] : 0, 100 + i);
+        size_t size = t.m * t.ldc * sizeof *t.c;
+        float *start = memcpy(floats(t.m * t.ldc), t.start, size);
         expect_naive(&t, accumulate);
         for (size_t isa = 0; isa < ISAS; isa++) {
             const Gemm *g = gemm_select(isa_names[isa], GEMM_F32);
             if (!g) continue;
             run(g, &t, accumulate, 1);
             compare(g, &t, accumulate);
+            if (t.layout->a_transposed) continue;
+            memcpy(t.start, start, size);
+            for (int ith = 0; ith < 2; ith++)
+                (t.layout->b_transposed ? gemm_nt : gemm_nn)(g, t.start, t.ldc, t.a, t.lda, t.b,
+                                                             t.ldb, t.m, t.n, t.k, accumulate,
+                                                             t.scratch, ith, 2);
+            CHECK(!memcmp(t.start, t.c, size), "%s case %zu", g->name, i);
+            memcpy(t.start, start, size);
         }
-        case_free(&t);
-    }
-}
-
-TEST(gemm_nn_and_nt_pass_their_operands_on) {
-    const Gemm *g = gemm_select(NULL, GEMM_F32);
-    for (size_t i = 0; i < 2; i++) {
-        Case t = case_of(&layouts[i], 19, 45, 23, 2, 50);
-        run(g, &t, 1, 1);
-        memcpy(t.expect, t.start, t.m * t.ldc * sizeof *t.c);
-        for (int ith = 0; ith < 2; ith++)
-            (i ? gemm_nt : gemm_nn)(g, t.expect, t.ldc, t.a, t.lda, t.b, t.ldb, t.m, t.n, t.k, 1,
-                                    t.scratch, ith, 2);
-        CHECK(same_bits(&t), "layout %zu", i);
+        free(start);
         case_free(&t);
     }
 }
 
 TEST(gemm_bits_do_not_depend_on_slices) {
-    static const size_t shapes[][3] = {{67, 70, 400}, {1, 130, 50}, {150, 9, 33}, {23, 300, 391}};
+    static const size_t shapes[][3] = {{67, 70, 400}, {1, 130, 50}, {19, 45, 0}, {23, 300, 391}};
     static const int slices[] = {2, 3, 5, 7, 64};
     for (size_t i = 0; i < 4 * LAYOUTS * ISAS * 2; i++) {
         const size_t *s = shapes[i % 4];
@@ -198,19 +195,6 @@ TEST(gemm_bits_do_not_depend_on_layout) {
         }
         case_free(&first);
     }
-}
-
-TEST(gemm_empty_depth_gives_zeros_or_nothing) {
-    const Gemm *g = gemm_select(NULL, GEMM_F32);
-    Case t = case_of(&layouts[0], 19, 45, 0, 1, 900);
-    for (int accumulate = 0; accumulate < 2; accumulate++) {
-        run(g, &t, accumulate, 3);
-        for (size_t i = 0; i < t.m * t.ldc; i++) {
-            int zero = !accumulate && i % t.ldc < t.n;
-            CHECK(t.c[i] == (zero ? 0 : t.start[i]), "element %zu", i);
-        }
-    }
-    case_free(&t);
 }
 
 TEST(gemm_symmetric_has_the_bits_of_full) {

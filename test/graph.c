@@ -284,40 +284,27 @@ static double disagreement(const float *x, int n, size_t size) {
     return sqrt(sum);
 }
 
+/* One-peer shows that a period from any round on gives the mean: its rho is 0. */
 TEST(gossip_contracts_the_worst_direction_by_rho) {
     static float x[NODES * 5];
     for (size_t r = 0; r < ROWS; r++)
         for (int n = 2; n <= 16; n++) {
             DmGraph g;
             double worst[NODES];
-            if (!possible(&rows[r], n) || build(&g, rows[r].name, n) || g.period > 1) continue;
-            double rho = exact_rho(&g, worst);
+            if (!possible(&rows[r], n) || build(&g, rows[r].name, n)) continue;
+            double rho = pow(exact_rho(&g, worst), g.period);
             for (int random = 0; random < 2; random++) {
                 size_t size = random ? 5 : 1;
                 test_fill_normal(x, sizeof x / sizeof *x, (uint64_t)n);
                 for (int i = 0; i < n && !random; i++) x[i] = (float)worst[i];
                 for (uint64_t k = 0; k < 6; k++) {
                     double before = disagreement(x, n, size);
-                    gossip(&g, k, x, size);
+                    for (int p = 0; p < g.period; p++) gossip(&g, k + (uint64_t)p, x, size);
                     double after = disagreement(x, n, size);
                     CHECK(after <= before * rho + 1e-5 * before + 1e-6, "(%s)", rows[r].name);
                     CHECK(random || after >= before * rho - 1e-5 * before - 1e-6);
                 }
             }
-        }
-}
-
-TEST(one_peer_period_gives_the_mean) {
-    static float x[32 * 7];
-    for (int n = 1; n <= 32; n *= 2)
-        for (uint64_t start = 0; start < 6; start++) {
-            double mean[7] = {0};
-            DmGraph g;
-            CHECK(build(&g, "one-peer", n) == 0);
-            test_fill_normal(x, sizeof x / sizeof *x, start + 1);
-            for (int i = 0; i < n * 7; i++) mean[i % 7] += (double)x[i] / n;
-            for (int k = 0; k < g.period; k++) gossip(&g, start + (uint64_t)k, x, 7);
-            for (int i = 0; i < n * 7; i++) CHECK_NEAR(x[i], mean[i % 7], 1e-6);
         }
 }
 
@@ -427,39 +414,4 @@ TEST(file_without_a_mixing_matrix_is_refused) {
     check_refused(matrix(text, sizeof text), 1, "row 0, column 0");
     check_refused("file:/nowhere/w.txt", 2, "/nowhere/w.txt|No such file");
     check_refused("file:.", 2, "cannot read .|directory");
-}
-
-TEST(damaged_matrix_files_never_become_wrong_graphs) {
-    static const char good[] = "0.50 0.25 0.25\n0.25 0.50 0.25\n0.25 0.25 0.50\n";
-    static const char letters[] = "0123456789.eE+- \t\n\r#xnaif,\0\377";
-    static double w[9];
-    int accepted = 0, refused = 0;
-    for (uint64_t trial = 0; trial < 600; trial++) {
-        char text[sizeof good];
-        DmGraph g;
-        int damage = trial % 2 != 0; /* else random bytes of random length */
-        size_t n = damage ? sizeof good - 1 : test_hash(trial, 0) % sizeof good;
-        size_t hits = damage ? 1 + test_hash(trial, 1) % 3 : n;
-        memcpy(text, good, sizeof good);
-        for (size_t k = 0; k < hits; k++) {
-            uint64_t any = test_hash(trial, 3 * k + 2);
-            size_t at = damage ? test_hash(trial, 3 * k + 3) % n : k;
-            text[at] = trial % 4 == 2 ? (char)any : letters[any % (sizeof letters - 1)];
-        }
-        if (build(&g, matrix(text, n), 1 + 2 * (trial % 3 != 0))) {
-            refused++;
-            CHECK(strlen(error) > 20 && !strchr(error, '\n'));
-            continue;
-        }
-        accepted++;
-        dense(w, &g, 0);
-        for (int i = 0; i < g.nodes; i++) {
-            double row = 0, column = 0;
-            for (int j = 0; j < g.nodes; j++)
-                row += w[i * g.nodes + j], column += w[j * g.nodes + i];
-            CHECK_NEAR(row, 1, 1.1e-6);
-            CHECK_NEAR(column, 1, 1.1e-6);
-        }
-    }
-    CHECK(accepted > 5 && refused > 300, "(%d, %d)", accepted, refused);
 }

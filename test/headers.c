@@ -6,9 +6,10 @@
 
 /* The first PUBLIC ones are for every program; the others are the trainer's own and need POSIX. */
 static const char *const headers[] = {
-    "signmuon.h",   "ef21muon.h",   "demuon.h",     "optimizer.h",       "options.h",
-    "dataloader.h", "lib/attack.h", "lib/base.h",   "lib/checkpoint.h",  "lib/comm.h",
-    "lib/flags.h",  "lib/gemm.h",   "lib/report.h", "lib/safetensors.h", "lib/team.h",
+    "signmuon.h",       "ef21muon.h",   "demuon.h",          "optimizer.h",
+    "options.h",        "dataloader.h", "lib/attack.h",      "lib/base.h",
+    "lib/checkpoint.h", "lib/comm.h",   "lib/machine.h",     "lib/flags.h",
+    "lib/gemm.h",       "lib/report.h", "lib/safetensors.h", "lib/team.h",
 };
 enum { PUBLIC = 4, HEADERS = sizeof headers / sizeof *headers };
 
@@ -43,97 +44,70 @@ static void add_include(char *text, size_t size, const char *header) {
     snprintf(text + n, size - n, "#include \"%s\"\n", header);
 }
 
-TEST(headers_compile_alone_and_link_in_two_units) {
-    const char *const compilers[] = {variable("CC", "cc"), "gcc", "clang"};
-    char all[1024] = "", twice[1024];
+TEST(headers_compile_alone) {
     for (size_t i = 0; i < HEADERS; i++) {
-        snprintf(twice, sizeof twice, "typedef int not_empty;\n");
+        char twice[200] = "typedef int not_empty;\n";
         add_include(twice, sizeof twice, headers[i]);
         add_include(twice, sizeof twice, headers[i]);
         write_text(test_path("alone.c"), twice);
-        is_silent(test_command("%s " C11 " %s -fsyntax-only -I. '%s'", compilers[0],
+        is_silent(test_command("%s " C11 " %s -fsyntax-only -I. '%s'", variable("CC", "cc"),
                                i < PUBLIC ? "" : "-D_GNU_SOURCE", test_path("alone.c")),
                   headers[i]);
-        if (strcmp(headers[i], "options.h") != 0) /* this one links with the optimizer only */
-            add_include(all, sizeof all, headers[i]);
-    }
-    write_text(test_path("first.c"), all);
-    strcat(all, "int main(void) { return 0; }\n");
-    write_text(test_path("second.c"), all);
-    for (size_t c = 0; c < 3; c++) {
-        if (c > 0 && (strcmp(compilers[c], compilers[0]) == 0 || !available(compilers[c])))
-            continue;
-        is_silent(test_command("cd '%s' && %s " C11
-                               " -D_GNU_SOURCE -I\"$OLDPWD\" -o both first.c second.c -lm -pthread",
-                               test_folder(), compilers[c]),
-                  compilers[c]);
     }
 }
 
-TEST(public_headers_compile_as_cpp_in_two_units) {
-    const char *cxx = variable("CXX", "c++");
-    char all[400] = "";
-    if (!available(cxx)) return;
-    for (size_t i = 0; i < 2 * PUBLIC; i++) add_include(all, sizeof all, headers[i % PUBLIC]);
-    write_text(test_path("first.cpp"), all);
-    strcat(all, "int main() { return sm_words(65) == 2 && dm_topology_row(0) ? 0 : 1; }\n");
-    write_text(test_path("second.cpp"), all);
-    is_silent(test_command("cd '%s' && %s " CPP17
-                           " -I\"$OLDPWD\" -o both first.cpp second.cpp -lm -pthread && ./both",
-                           test_folder(), cxx),
-              cxx);
-}
-
-/* Compile the program that stands in a header's first comment, from the line `first` to the line
- * that begins with MEMORY, as C11 without anything that the program does not define itself. */
-static int build_example(const char *header, const char *first, const char *name) {
-    char *text = test_read(header, NULL);
-    char *begin = text ? strstr(text, first) : NULL;
-    char *end = begin ? strstr(begin, "\n   MEMORY") : NULL;
-    int built = end != NULL;
-    CHECK(built, "%s has no program in its first comment", header);
-    if (built) {
-        test_write(test_path("%s.c", name), begin, (size_t)(end - begin + 1));
-        built = is_silent(test_command("%s " C11 " -I. -Ilib -o '%s' '%s' -lm -pthread",
-                                       variable("CC", "cc"), test_path("%s", name),
-                                       test_path("%s.c", name)),
-                          header);
+/* All headers as C, the public ones as C++ too; options.h links with the optimizer only. */
+TEST(headers_link_in_two_units) {
+    const char *const cc = variable("CC", "cc");
+    const char *const compilers[] = {cc, "gcc", "clang", variable("CXX", "c++")};
+    for (size_t c = 0; c < 4; c++) {
+        char all[1024] = "";
+        if (c > 0 && (strcmp(compilers[c], cc) == 0 || !available(compilers[c]))) continue;
+        for (size_t i = 0; i < (c < 3 ? HEADERS : PUBLIC); i++)
+            if (strcmp(headers[i], "options.h") != 0) add_include(all, sizeof all, headers[i]);
+        write_text(test_path("first.c"), all);
+        strcat(all, "int main(void) { return sm_words(65) == 2 && dm_topology_row(0) ? 0 : 1; }\n");
+        write_text(test_path("second.c"), all);
+        is_silent(
+            test_command("cd '%s' && %s %s -I\"$OLDPWD\" -o both first.c second.c -lm -pthread "
+                         "&& ./both",
+                         test_folder(), compilers[c], c < 3 ? C11 " -D_GNU_SOURCE" : CPP17),
+            compilers[c]);
     }
-    free(text);
-    return built;
 }
 
+/* The program in a header's first comment, from the line `first` to the line that begins with
+ * MEMORY, compiles as C11 without anything that it does not define itself. The number that it prints behind
+ * `label` is near `value`, and its output holds `also`. */
 TEST(programs_in_first_comments_print_their_targets) {
-    double found = 0, target = 0, rho = 0;
-    int bytes = 0;
-    if (build_example("signmuon.h", "\n#define _DEFAULT_SOURCE", "signmuon")) {
-        const TestResult *threads = test_command("'%s'", test_path("signmuon"));
-        int read = sscanf(threads->out, "w[4] = %lf (target %lf)", &found, &target);
-        CHECK(read == 2, "%s", threads->out);
-        CHECK_NEAR(target, 0.4, 1e-6);
-        CHECK_NEAR(found, target, 0.03);
-        const TestResult *processes = test_command("'%s' processes", test_path("signmuon"));
-        CHECK(strcmp(threads->out, processes->out) == 0, "%s", processes->out);
-    }
-    if (build_example("ef21muon.h", "\n#include <stdio.h>", "ef21muon")) {
-        const TestResult *r = test_command("'%s'", test_path("ef21muon"));
-        int read =
-            sscanf(r->out, "w[6] = %lf (mean target %lf), %d bytes up", &found, &target, &bytes);
-        CHECK(read == 3, "%s", r->out);
-        CHECK_NEAR(target, 0.2, 1e-6);
-        CHECK_NEAR(found, target, 0.03);
-        CHECK(bytes == 7);
-    }
-    if (build_example("demuon.h", "\n#include <stdio.h>", "demuon")) {
-        const TestResult *r = test_command("'%s'", test_path("demuon"));
-        int read = sscanf(r->out, "rho %lf, x[0] = %lf (mean 3.00, median 0)", &rho, &found);
-        CHECK(read == 2, "%s", r->out);
-        CHECK_NEAR(rho, 2.0 / 3, 1e-4);
-        CHECK_NEAR(found, 3, 0.02);
-    }
-    if (build_example("lib/gemm.h", "\n     #include \"gemm.h\"", "gemm")) {
-        const TestResult *r = test_command("'%s'", test_path("gemm"));
-        CHECK(r->status == 0 && strstr(r->out, ": 4 5 10 11\n"), "%s", r->out);
+    static const struct {
+        const char *header, *first, *label, *also;
+        double value;
+    } rows[] = {
+        {"signmuon.h", "\n#define _DEFAULT_SOURCE", "w[4] = ", "(target 0.4", 0.4},
+        {"ef21muon.h", "\n#include <stdio.h>", "w[6] = ", ", 7 bytes up", 0.2},
+        {"demuon.h", "\n#include <stdio.h>", "x[0] = ", "rho 0.6667", 3},
+        {"lib/gemm.h", "\n     #include \"gemm.h\"", ": ", ": 4 5 10 11\n", 4},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        char *text = test_read(rows[i].header, NULL);
+        char *begin = text ? strstr(text, rows[i].first) : NULL;
+        char *end = begin ? strstr(begin, "\n   MEMORY") : NULL;
+        CHECK(end, "%s has no program in its first comment", rows[i].header);
+        if (end) test_write(test_path("example.c"), begin, (size_t)(end - begin + 1));
+        free(text);
+        if (!end || !is_silent(test_command("%s " C11 " -I. -Ilib -o '%s' '%s' -lm -pthread",
+                                            variable("CC", "cc"), test_path("example"),
+                                            test_path("example.c")),
+                               rows[i].header))
+            continue;
+        const TestResult *once = test_command("'%s'", test_path("example"));
+        const char *found = strstr(once->out, rows[i].label);
+        CHECK(once->status == 0 && found && strstr(once->out, rows[i].also), "%s", once->out);
+        if (found) CHECK_NEAR(atof(found + strlen(rows[i].label)), rows[i].value, 0.03);
+        if (i) continue;
+        const TestResult *processes = test_command("'%s' processes", test_path("example"));
+        CHECK(strcmp(once->out, processes->out) == 0, "%s", processes->out);
     }
 }
 

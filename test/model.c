@@ -24,9 +24,9 @@ static void model_open(Model *m, GptConfig c, size_t batch, int threads) {
     if (!m->g) abort();
     gpt_init(m->g);
     m->tensors = gpt_tensors(m->g, &m->count);
-    m->size = gpt_size(m->g);
-    m->params = gpt_params(m->g);
-    m->grads = gpt_grads(m->g);
+    m->size = m->g->parameters;
+    m->params = m->g->params;
+    m->grads = m->g->grads;
 }
 
 static void model_close(Model *m) {
@@ -367,7 +367,7 @@ TEST(model_losses_independent_of_other_sequences) {
     float *params = copy_of(m.params, m.size); /* and of the model's own parameters */
     for (size_t i = 0; i < m.size; i++) params[i] *= 1.5f;
     gpt_losses(m.g, params, in, target, B3, T70, 0, other);
-    CHECK(gpt_params(m.g) == m.params && memcmp(all, other, sizeof all));
+    CHECK(m.g->params == m.params && memcmp(all, other, sizeof all));
     memcpy(m.params, params, m.size * sizeof *params);
     for (size_t i = 0; i < B3 * T70; i++) sum += (double)other[i];
     CHECK_NEAR(gpt_gradient(m.g, in, target, B3, T70, 0), sum, 1e-12);
@@ -483,8 +483,8 @@ TEST(model_table_without_memory_initial_parameters_nanogpt) {
     GptConfig c = {.layers = 4, .heads = 4, .width = 128, .context = 64, .vocab = 65, .seed = 1337};
     size_t count;
     Gpt *table = gpt_create(&c, 0, 0, NULL);
-    CHECK(gpt_size(table) == 804096); /* nanoGPT's CPU recipe, positions included */
-    CHECK(!gpt_params(table) && !gpt_grads(table));
+    CHECK(table->parameters == 804096); /* nanoGPT's CPU recipe, positions included */
+    CHECK(!table->params && !table->grads);
     const SmTensor *t = gpt_tensors(table, &count);
     CHECK(count == 2 + 4 * 6 + 1 && !strcmp(t[3].name, "transformer.h.0.attn.c_attn.weight"));
     CHECK(t[3].blocks == 3 && t[3].rows == 128 && t[3].role == SM_HIDDEN && t[3].decay);

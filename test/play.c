@@ -128,28 +128,16 @@ TEST(play_entropy_agrees_with_the_text) {
         for (int v = 0; v < PLAY_VOICES; v++) CHECK(play_sweep(&grammar, symbol, v) < 1e-14);
 }
 
+/* The tables hold integers only, so the text is the same on every machine. */
 TEST(play_text_depends_on_the_seed_only) {
     const PlayGrammar *g = compiled();
-    PlayText a, b, c;
-    unsigned char seen[256] = {0};
-    int distinct = 0;
+    PlayText a, b;
     uint64_t hash = 14695981039346656037u; /* FNV-1a */
     play_write(g, &a, 200000, 1);
-    play_write(g, &b, 200000, 1);
-    play_write(g, &c, 200000, 2);
-    CHECK(a.length == b.length && !memcmp(a.bytes, b.bytes, a.length) && a.nats == b.nats);
-    CHECK(memcmp(a.bytes, c.bytes, 100000) != 0);
-    for (size_t i = 0; i < a.length; i++) {
-        unsigned char byte = (unsigned char)a.bytes[i];
-        hash = (hash ^ byte) * 1099511628211u;
-        distinct += !seen[byte];
-        seen[byte] = 1;
-        CHECK(byte == '\n' || (byte >= ' ' && byte < 127), "byte %d", byte);
-    }
-    CHECK(distinct >= 40 && distinct <= 65, "%d", distinct);
-    /* the same on every machine: the tables hold integers only */
+    play_write(g, &b, 200000, 2);
+    for (size_t i = 0; i < a.length; i++) hash = (hash ^ (uint64_t)a.bytes[i]) * 1099511628211u;
     CHECK(hash == 0x8744fcc055d99ef2u, "the text of seed 1 has hash 0x%016" PRIx64, hash);
+    CHECK(memcmp(a.bytes, b.bytes, 100000) != 0);
     free(a.bytes);
     free(b.bytes);
-    free(c.bytes);
 }

@@ -1,5 +1,6 @@
-/* reference.h - the oracle of the optimizer: every method's equation, and its transcription in double. It
-   knows the methods' names and sm_resolve's numbers, and nothing of signmuon.c's rows and stages. */
+/* reference.h - the oracle of the optimizer: every method's equation, transcribed in double. It
+   knows the methods' names, sm_resolve's numbers, and signmuon.h's tables of gains and polynomials,
+   which test/math.c proves; and nothing of signmuon.c's rows and stages. */
 #ifndef REFERENCE_H
 #define REFERENCE_H
 
@@ -15,32 +16,17 @@ enum { WORKERS = 5, STEPS = 20, SIZE = 800 };
 
 /* A small model of all roles and shapes. Tensors lie apart, so that a write between them shows. */
 enum { TENSORS = 7 };
+#define MATRIX .role = SM_HIDDEN, .decay = 1
 static const SmTensor tensors[TENSORS] = {
     {.name = "wte", .offset = 5, .rows = 30, .cols = 3, .blocks = 1, .role = SM_OUTPUT, .decay = 1},
     {.name = "wpe", .offset = 100, .rows = 8, .cols = 5, .blocks = 1, .role = SM_INPUT, .decay = 1},
-    {.name = "qkv",
-     .offset = 150,
-     .rows = 6,
-     .cols = 10,
-     .blocks = 3,
-     .role = SM_HIDDEN,
-     .decay = 1},
+    {.name = "qkv", .offset = 150, .rows = 6, .cols = 10, .blocks = 3, MATRIX},
     {.name = "norm", .offset = 340, .rows = 1, .cols = 10, .blocks = 1, .role = SM_VECTOR},
-    {.name = "tall",
-     .offset = 360,
-     .rows = 14,
-     .cols = 6,
-     .blocks = 1,
-     .role = SM_HIDDEN,
-     .decay = 1},
-    {.name = "wide",
-     .offset = 450,
-     .rows = 5,
-     .cols = 12,
-     .blocks = 1,
-     .role = SM_HIDDEN,
-     .decay = 1},
+    {.name = "tall", .offset = 360, .rows = 14, .cols = 6, .blocks = 1, MATRIX},
+    {.name = "wide", .offset = 450, .rows = 5, .cols = 12, .blocks = 1, MATRIX},
     {.name = "bias", .offset = 520, .rows = 1, .cols = 67, .blocks = 1, .role = SM_VECTOR}};
+
+static size_t size_of(const SmTensor *t) { return t->rows * t->cols * t->blocks; }
 
 /* ------------------------------------------------------------------------------------------------
  * the equations: one line per method, read from left to right for one block. Worker j holds u_j.
@@ -84,6 +70,7 @@ static const struct {
 };
 
 static int is(const char *a, const char *b) { return strcmp(a, b) == 0; }
+static int begins(const char *a, const char *b) { return strncmp(a, b, strlen(b)) == 0; }
 
 static const char *equation_of(const char *method) {
     for (size_t i = 0; i < sizeof equations / sizeof *equations; i++)
@@ -99,7 +86,7 @@ typedef struct Reference {
     SmConfig config; /* resolved */
     int workers, step;
     double lr[2];
-    /* how near a number came to where its sign or rounding would differ, relative to its block's RMS */
+    /* how near a number came to where its sign or rounding would differ, by its block's RMS */
     double margin;
     double w[WORKERS][SIZE], x[WORKERS][SIZE], u[WORKERS][SIZE];
     double m[WORKERS][SIZE], v[WORKERS][SIZE], last[WORKERS][SIZE], tracker[WORKERS][SIZE];
@@ -213,17 +200,6 @@ static void ref_mix(const Reference *r, double x[][SIZE], size_t at, size_t n) {
     }
 }
 
-/* intsystems/SignMuon's lr_scaling; torch.optim.Muon's adjust_lr_fn */
-static double ref_gain(const char *name, double m, double n, int sign) {
-    double aspect = sqrt(fmax(1, m / n));
-    if (is(name, "none")) return 1;
-    if (is(name, "fro")) return 1 / sqrt(m * n);
-    if (is(name, "unit-gain")) return sign ? 1 / sqrt(n) : aspect;
-    if (is(name, "aspect")) return aspect;
-    CHECK(is(name, "rms"), "gain %s has no formula here", name);
-    return 0.2 * (sign ? 1 : sqrt(fmax(m, n)));
-}
-
 /* u_j <- what worker j holds; its gradient stands in u_j */
 static void ref_estimate(Reference *r, const Place *p, const char *word) {
     const SmConfig *c = &r->config;
@@ -262,8 +238,10 @@ static void ref_uplink(Reference *r, const Place *p, const char *link) {
         ref_attack(r, u, j, p->n);
         for (size_t i = 0; i < p->n; i++) u[i] -= g[i];
         ref_compress(r, u, p, link);
-        for (size_t i = 0; i < p->n; i++) g[i] += u[i];
-        for (size_t i = 0; i < p->n; i++) r->aggregate[p->at + i] += u[i] / r->workers;
+        for (size_t i = 0; i < p->n; i++) {
+            g[i] += u[i];
+            r->aggregate[p->at + i] += u[i] / r->workers;
+        }
     }
     for (int j = 0; j < r->workers; j++)
         memcpy(r->u[j] + p->at, r->aggregate + p->at, p->n * sizeof(double));
@@ -271,25 +249,23 @@ static void ref_uplink(Reference *r, const Place *p, const char *link) {
 
 static void ref_track(Reference *r, const Place *p) {
     for (int j = 0; j < r->workers; j++) {
-        for (size_t i = p->at; i < p->at + p->n; i++) {
+        for (size_t i = p->at; i < p->at + p->n; i++)
             r->tracker[j][i] += r->u[j][i] - r->last[j][i];
-            r->last[j][i] = r->u[j][i];
-        }
+        memcpy(r->last[j] + p->at, r->u[j] + p->at, p->n * sizeof(double));
         ref_attack(r, r->tracker[j] + p->at, j, p->n);
     }
     ref_mix(r, r->tracker, p->at, p->n);
-    for (int j = 0; j < r->workers; j++)
-        for (size_t i = p->at; i < p->at + p->n; i++) {
-            r->u[j][i] = r->tracker[j][i];
-            r->length[j] += r->u[j][i] * r->u[j][i];
-        }
+    for (int j = 0; j < r->workers; j++) {
+        memcpy(r->u[j] + p->at, r->tracker[j] + p->at, p->n * sizeof(double));
+        for (size_t i = p->at; i < p->at + p->n; i++) r->length[j] += r->u[j][i] * r->u[j][i];
+    }
 }
 
 static void ref_move(Reference *r, const Place *p, const char *word) {
     const SmConfig *c = &r->config;
     double lr = r->lr[p->k], decay = p->t->decay && !c->coupled_decay ? c->weight_decay : 0;
     double gain = c->radius[p->t->role];
-    if (p->k == 0) gain *= ref_gain(c->gain, (double)p->t->rows, (double)p->t->cols, p->sign);
+    if (p->k == 0) gain *= sm_gain(c->gain)->gain(p->t->rows, p->t->cols, p->sign);
     if (is(word, "ball")) decay = 1;
     for (int j = 0; j < r->workers; j++)
         for (size_t i = p->at; i < p->at + p->n; i++) {
@@ -308,60 +284,55 @@ static void ref_move(Reference *r, const Place *p, const char *word) {
         }
 }
 
-/* One word of an equation. Returns 0 when it is not known. */
-static int ref_word(Reference *r, Place *p, const char *word) {
-    int polar = is(word, "polar"), map = polar || is(word, "lmo");
-    if (map) {
-        for (int j = 0; j < r->workers && (p->k == 0 || p->lmo); j++)
-            ref_lmo(r, p, r->u[j] + p->at, !polar);
-        p->sign = 0;
-    } else if (is(word, "vote")) {
+/* One word of an equation. */
+static void ref_word(Reference *r, Place *p, const char *word) {
+    int polar = is(word, "polar"), map = polar || is(word, "lmo"), vote = is(word, "vote");
+    if (map) p->sign = 0;
+    if (vote || is(word, "sign")) p->sign = 1;
+    if (vote || (is(word, "mean") && !p->gossips)) { /* AdamW beside gossip is local */
         ref_merge(r, p, word);
-        p->sign = 1;
-    } else if (is(word, "sign")) {
-        for (int j = 0; j < r->workers; j++) ref_sign(r, r->u[j] + p->at, p->n, 1, 1);
-        p->sign = 1;
-    } else if (is(word, "mean")) {
-        if (!p->gossips) ref_merge(r, p, word); /* AdamW beside gossip is local */
-    } else if (strncmp(word, "up=", 3) == 0) {
+    } else if (begins(word, "up=")) {
         ref_uplink(r, p, word + 3);
         p->feedback = 1;
     } else if (is(word, "track")) {
         ref_track(r, p);
         p->tracks = 1;
-    } else if (strncmp(word, "down=", 5) == 0) {
-        for (int j = 0; j < r->workers; j++) {
-            double shift[SIZE], *w = r->w[j] + p->at, *x = r->x[j] + p->at;
-            for (size_t i = 0; i < p->n; i++) shift[i] = x[i] - w[i];
-            ref_compress(r, shift, p, word + 5);
-            for (size_t i = 0; i < p->n; i++) w[i] += shift[i];
-        }
-    } else if (is(word, "mix")) {
-        for (int j = 0; j < r->workers && !p->tracks; j++) ref_attack(r, r->w[j] + p->at, j, p->n);
-        ref_mix(r, r->w, p->at, p->n);
-        if (p->gossips == 1) ref_mix(r, r->m, p->at, p->n), ref_mix(r, r->v, p->at, p->n);
     } else if (is(word, "step") || is(word, "ball") || is(word, "unit") || is(word, "adamw")) {
         ref_move(r, p, word);
     } else if (is(word, "gradient") || is(word, "momentum") || is(word, "lion") ||
                is(word, "gluon")) {
         ref_estimate(r, p, word);
     } else {
-        return strncmp(word, "clip=", 5) == 0;
+        int known = map || is(word, "sign") || is(word, "mean") || is(word, "mix");
+        CHECK(known || begins(word, "down=") || begins(word, "clip="), "'%s' is no word", word);
     }
-    return 1;
+    for (int j = 0; j < r->workers; j++) {
+        double shift[SIZE], *u = r->u[j] + p->at, *w = r->w[j] + p->at, *x = r->x[j] + p->at;
+        if (map && (p->k == 0 || p->lmo)) ref_lmo(r, p, u, !polar);
+        if (is(word, "sign")) ref_sign(r, u, p->n, 1, 1);
+        if (is(word, "mix") && !p->tracks) ref_attack(r, w, j, p->n);
+        if (!begins(word, "down=")) continue;
+        for (size_t i = 0; i < p->n; i++) shift[i] = x[i] - w[i];
+        ref_compress(r, shift, p, word + 5);
+        for (size_t i = 0; i < p->n; i++) w[i] += shift[i];
+    }
+    if (is(word, "mix")) ref_mix(r, r->w, p->at, p->n);
+    if (is(word, "mix") && p->gossips == 1) { /* AdamW beside gossip mixes its moments too */
+        ref_mix(r, r->m, p->at, p->n);
+        ref_mix(r, r->v, p->at, p->n);
+    }
 }
 
 /* The words of a block's equation up to "track" (phase 0), or those after it. */
 static void ref_block(Reference *r, Place *p, const char *equation, int phase) {
     char words[256];
     int past = strstr(equation, "track") == NULL;
-    /* AdamW beside gossip mixes its moments too */
     snprintf(words, sizeof words, "%s%s", equation, p->gossips == 1 ? " mix" : "");
     for (char *save, *word = strtok_r(words, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
         int mine = past == phase;
         past |= is(word, "track");
         p->tracks |= past && strstr(equation, "track");
-        if (mine && !ref_word(r, p, word)) CHECK(0, "'%s' is no word of an equation", word);
+        if (mine) ref_word(r, p, word);
     }
 }
 
@@ -381,7 +352,7 @@ static void ref_step(Reference *r, float g[][SIZE]) {
     for (int j = 0; j < r->workers; j++) {
         double square = 0;
         for (int t = 0; t < TENSORS; t++)
-            for (size_t i = 0; i < tensors[t].rows * tensors[t].cols * tensors[t].blocks; i++)
+            for (size_t i = 0; i < size_of(&tensors[t]); i++)
                 square += pow((double)g[j][tensors[t].offset + i], 2);
         double left = fmin(1, clip * pow(r->step + 1, power) / sqrt(square));
         for (size_t i = 0; i < SIZE; i++) r->u[j][i] = left * (double)g[j][i];

@@ -106,25 +106,6 @@ TEST(zero_is_a_fair_coin_keyed_by_rank) {
     CHECK(memcmp(bits[0], again, sizeof again) == 0);
 }
 
-TEST(tie_is_a_coin_of_the_key_alone) {
-    enum { WORDS = 300, FIRST = 11 };
-    static uint64_t yes[WORDS], no[WORDS], vote[WORDS], other[WORDS];
-    const uint64_t *signs[2] = {yes, no}, *swapped[2] = {no, yes};
-    double plus = 0;
-    fill_random(yes, WORDS, 8);
-    for (size_t w = 0; w < WORDS; w++) no[w] = ~yes[w];
-    sm_vote(vote, NULL, signs, NULL, 2, WORDS, SM_COIN, 5, FIRST);
-    sm_vote(other, NULL, swapped, NULL, 2, WORDS, SM_COIN, 5, FIRST);
-    CHECK(memcmp(vote, other, sizeof vote) == 0); /* whoever is who */
-    for (size_t i = 0; i < WORDS * 64; i++) {
-        CHECK(bit(vote, i) == coin(5, i + FIRST * 64));
-        plus += bit(vote, i);
-    }
-    CHECK_NEAR(plus / (WORDS * 64), 0.5, 2 / sqrt(WORDS * 64));
-    sm_vote(other, NULL, signs, NULL, 2, WORDS, SM_COIN, 6, FIRST);
-    CHECK(memcmp(vote, other, sizeof vote) != 0);
-}
-
 /* ------------------------------------------------------------------------------------------------
  * the vote */
 
@@ -149,7 +130,8 @@ static void draw_signs(size_t workers, size_t words, int abstain, uint64_t key) 
         }
 }
 
-/* sm_vote against the sum of the signs, for every rule; returns how many entries were tied. */
+/* sm_vote against the sum of the signs, for every rule; returns how many entries were tied. The
+ * words may be a shard of a vote, which begins at word `first` of the whole. */
 static size_t check_vote(size_t workers, size_t words, int abstain, uint64_t key, size_t first) {
     const uint64_t *signs[MOST], *presents[MOST];
     size_t tied = 0;
@@ -208,64 +190,6 @@ TEST(vote_of_65535_workers_counts_all) {
         sm_vote(&vote, NULL, signs, abstain ? presents : NULL, 65535, 1, SM_PLUS, 0, 0);
         CHECK(vote == 0);
         signs[0] = yes;
-    }
-}
-
-TEST(vote_of_shards_equals_vote_of_whole) {
-    enum { WORDS = 19, WORKERS = 4 };
-    uint64_t whole[WORDS], sure[WORDS], part[WORDS], part_sure[WORDS];
-    const uint64_t *b[WORKERS], *p[WORKERS];
-    draw_signs(WORKERS, WORDS, 1, 9);
-    for (int rule = 0; rule < 6; rule++)
-        for (size_t cut = 0; cut < WORDS; cut++) {
-            SmZero ties = (SmZero)(rule / 2);
-            for (size_t side = 0; side < 2; side++) {
-                size_t first = side ? cut : 0, n = side ? WORDS - cut : cut;
-                for (size_t v = 0; v < WORKERS; v++)
-                    b[v] = bits[v] + first, p[v] = present[v] + first;
-                sm_vote(part + first, part_sure + first, b, rule & 1 ? p : NULL, WORKERS, n, ties,
-                        9, first);
-            }
-            if (cut == 0) memcpy(whole, part, sizeof part), memcpy(sure, part_sure, sizeof sure);
-            CHECK(memcmp(part, whole, sizeof whole) == 0);
-            CHECK(memcmp(part_sure, sure, sizeof sure) == 0);
-        }
-}
-
-/* Pr(k of n) */
-static double binomial(int n, int k, double p) {
-    return exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) + k * log(p) +
-               (n - k) * log(1 - p));
-}
-
-/* Pr(right) - Pr(wrong) of a vote whose workers are right with probability 0.65 each */
-TEST(vote_alignment_follows_the_binomial) {
-    static const struct {
-        int workers;
-        double alignment;
-    } table[] = {{1, .300},   {3, .4365},  {5, .5297},  {7, .6003}, {9, .6566},
-                 {10, .6566}, {11, .7026}, {15, .7735}, {21, .8456}};
-    enum { WORDS = 1000, ENTRIES = WORDS * 64 };
-    static uint64_t right[21][WORDS], vote[WORDS], decided[WORDS];
-    const uint64_t *signs[21];
-    for (size_t v = 0; v < 21; v++) {
-        signs[v] = right[v];
-        for (size_t i = 0; i < ENTRIES; i++)
-            right[v][i / 64] |= (uint64_t)(test_uniform(v, i) < 0.65) << i % 64;
-    }
-    for (size_t row = 0; row < sizeof table / sizeof *table; row++) {
-        int n = table[row].workers;
-        double above = 0, tie = n % 2 ? 0 : binomial(n, n / 2, 0.65), plus = 0, ties = 0;
-        for (int k = n / 2 + 1; k <= n; k++) above += binomial(n, k, 0.65);
-        CHECK_NEAR(above - (1 - above - tie), table[row].alignment, 6e-5);
-        if (n == 10) CHECK_NEAR(tie, 0.1536, 5e-5);
-        sm_vote(vote, NULL, signs, NULL, (size_t)n, WORDS, SM_COIN, 4, 0);
-        for (size_t w = 0; w < WORDS; w++) plus += __builtin_popcountll(vote[w]);
-        double chance = above + tie / 2;
-        CHECK_NEAR(plus / ENTRIES, chance, 4 * sqrt(chance * (1 - chance) / ENTRIES));
-        sm_vote(vote, decided, signs, NULL, (size_t)n, WORDS, SM_ABSTAIN, 4, 0);
-        for (size_t w = 0; w < WORDS; w++) ties += 64 - __builtin_popcountll(decided[w]);
-        CHECK_NEAR(ties / ENTRIES, tie, 4 * sqrt(tie * (1 - tie) / ENTRIES));
     }
 }
 

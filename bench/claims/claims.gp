@@ -41,7 +41,7 @@ set xrange [0.02:1.5]
 set yrange [4e-3:0.6]
 set xlabel 'Frobenius norm of a step'
 set ylabel 'floor: mean Frobenius norm of the gradient'
-floors = 'SignSGD EF21-MuonSign EF21-SignMuon MuonSign EF21-MuonUSign SignMuon MuonUSign Muon'
+floors = 'signsgd ef21-muonsign ef21-signmuon muonsign ef21-muonusign signmuon muonusign muon'
 plot for [i=1:words(floors)] csv('floors') using (of(word(floors, i), 3)):4 with linespoints pt i ps 0.8 lw 1.5 \
     lc rgb word(colours, i) title word(floors, i)
 

@@ -38,7 +38,7 @@ static int watch_row(void *context, const ProblemRow *r) {
 }
 
 Watch watch_run(Answer *a, ProblemRun *r, Watch w) {
-    char error[300] = "";
+    char error[512] = "";
     w.reached = -1;
     w.alignment = INFINITY;
     r->observe = watch_row;
@@ -157,22 +157,3 @@ double exponent(const double *x, const double *y, size_t n) {
 }
 
 int bit_of(const uint64_t *bits, size_t i) { return (int)(bits[i / 64] >> i % 64 & 1); }
-
-/* ------------------------------------------------------------------------------------------------
- * files */
-
-FILE *open_file(const char *path) {
-    FILE *f = fopen(path, "w");
-    if (f) return f;
-    fprintf(stderr, "claims: cannot write %s: %s\n", path, strerror(errno));
-    exit(1);
-}
-
-void close_file(FILE *f, const char *path) {
-    int failed = ferror(f);
-    if (fclose(f) || failed) {
-        fprintf(stderr, "claims: cannot write %s: %s\n", path, strerror(errno));
-        exit(1);
-    }
-    printf("wrote %s\n", path);
-}

@@ -10,7 +10,6 @@
 
 typedef enum Verdict { REPRODUCED, NOT_REPRODUCED, REFUTED, BROKEN } Verdict;
 
-/* What a check found. */
 typedef struct Answer {
     char ours[400];
     int broken; /* something could not run */
@@ -20,10 +19,10 @@ typedef struct Claim Claim;
 struct Claim {
     const char *id, *says, *source, *paper, *tolerance;
     Verdict (*check)(Answer *a, const Claim *c);
-    const char
-        *method;   /* arguments of a check that several rows share: method (or compressor, or */
-    double lr, mu; /* noise), peak learning rate, momentum, */
-    double value;  /* and the paper's figure */
+    /* arguments of a check that rows share: method, compressor or noise; step size, momentum, and
+     * the paper's figure */
+    const char *method;
+    double lr, mu, value;
 };
 
 #define CLAIM(ID, SAYS, SOURCE, PAPER, TOLERANCE, ...)                                             \
@@ -70,10 +69,6 @@ void final_models(Answer *a, ProblemRun *r, float *models); /* of all workers, s
 
 enum { SIDE = 100, SIZE = SIDE * SIDE }; /* of the default quadratic */
 
-/* Do a whole run and one that goes on in a new optimizer, without one kind of state if lose is not
- * NULL, end in the same bits? lmo.c */
-int resumes(Answer *a, const char *method, const char *lose);
-
 /* ------------------------------------------------------------------------------------------------
  * matrices and numbers */
 
@@ -107,10 +102,5 @@ double consensus_of(Answer *a, const char *topology, int nodes, double lr, doubl
 extern const double floor_rates[4];         /* sign.c */
 extern const char *const distance_graphs[]; /* graph.c, NULL at the end */
 enum { CONSENSUS_SIDE = 40 };
-
-int write_figures(const char *filter); /* docs/claims_NAME.csv; figures.c. Not 0: one is broken */
-void write_figure_list(FILE *f);
-FILE *open_file(const char *path);
-void close_file(FILE *f, const char *path);
 
 #endif

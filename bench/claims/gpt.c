@@ -16,14 +16,14 @@ int gpt_causality(int *earlier, int *own, double *fresh) {
     if (!g) return -1;
     gpt_init(g);
     for (int t = 0; t < T; t++) in[t] = t * 7 % V, target[t] = t * 11 % V;
-    gpt_losses(g, gpt_params(g), in, target, 1, T, 0, before);
+    gpt_losses(g, g->params, in, target, 1, T, 0, before);
     *fresh = 0;
     for (int t = 0; t < T; t++) *fresh += (double)before[t] / T;
     *earlier = *own = 0;
     for (int t = 1; t < T; t++) {
         int32_t token = in[t];
         in[t] = (token + 1) % V;
-        gpt_losses(g, gpt_params(g), in, target, 1, T, 1, after);
+        gpt_losses(g, g->params, in, target, 1, T, 1, after);
         in[t] = token;
         *earlier += memcmp(before, after, (size_t)t * sizeof *before) != 0;
         *own += memcmp(&before[t], &after[t], sizeof *before) != 0;

@@ -14,8 +14,6 @@
 #include "../../lib/team.h"
 #include <sys/utsname.h>
 
-enum { MOST_CLAIMS = 128 };
-
 /* A claim with what was found. */
 typedef struct Result {
     const Claim *claim;
@@ -25,20 +23,143 @@ typedef struct Result {
 
 static const char *const verdicts[] = {"reproduced", "not reproduced", "refuted", "could not run"};
 
-static void print_result(FILE *f, const Result *r) {
-    const Claim *c = r->claim;
-    fprintf(f, "| %s | %s | %s | %s | %s | %s | %s |\n", c->id, c->says, c->source, c->paper,
-            c->tolerance, r->answer.ours, verdicts[r->verdict]);
+static FILE *open_file(const char *path) {
+    FILE *f = fopen(path, "w");
+    if (f) return f;
+    fprintf(stderr, "claims: cannot write %s: %s\n", path, strerror(errno));
+    exit(1);
 }
 
-/* One field of CSV, in quotes. */
-static void print_field(FILE *f, const char *text, const char *end) {
-    fputc('"', f);
-    for (; *text; text++) {
-        if (*text == '"') fputc('"', f);
-        fputc(*text, f);
+static void close_file(FILE *f, const char *path) {
+    int failed = ferror(f);
+    if (fclose(f) || failed) {
+        fprintf(stderr, "claims: cannot write %s: %s\n", path, strerror(errno));
+        exit(1);
     }
-    fprintf(f, "\"%s", end);
+    printf("wrote %s\n", path);
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * figures: what a check computes for one value, for many */
+
+/* The learning rate with the least F, averaged over the last tenth, and its path, of every method. */
+static void write_convergence(Answer *a, FILE *csv) {
+    enum { TRIALS = 12, STEPS = 300 };
+    const SmMethod *m;
+    for (size_t i = 0; (m = sm_method_row(i)) != NULL; i++) {
+        double least = INFINITY, best = 0;
+        double mu = m->estimate == SM_LION ? 0.9 : m->estimate == SM_GLUON ? NAN : 0.5;
+        for (int k = 0; k <= TRIALS; k++) { /* the last is the best again */
+            double lr = k < TRIALS ? 3e-4 * pow(1e4, k / (TRIALS - 1.0)) : best;
+            ProblemRun r = run_of("quadratic", m->name, lr, mu, STEPS);
+            r.rows = 64;
+            r.cols = 48;
+            r.workers = 5;
+            r.parameter = 0.02;
+            r.noise = "gaussian:0.01";
+            r.every = 5;
+            Watch w = {.tail = STEPS * 9 / 10, .csv = k < TRIALS ? NULL : csv, .label = m->name};
+            w = watch_run(a, &r, w);
+            if (isfinite(w.last) && w.tail_loss < least) least = w.tail_loss, best = lr;
+        }
+    }
+}
+
+static void write_floors(Answer *a, FILE *csv) {
+    size_t count;
+    const Claim *c = sign_claims(&count);
+    for (; count-- > 0; c++)
+        for (size_t k = 0; k < 4 && strncmp(c->id, "S19 ", 4) == 0 && c->method; k++) {
+            double lr = floor_rates[k] * c->lr;
+            fprintf(csv, "%s,%g,%g,%.6g\n", c->id + 4, lr, lr * 100 / c->lr,
+                    floor_of(a, c->method, lr, c->mu, c->lr, 1));
+        }
+}
+
+static void write_votes(Answer *a, FILE *csv) {
+    (void)a;
+    for (size_t workers = 1; workers <= 31; workers += 2)
+        fprintf(csv, "%zu,%.5f,%.5f,%.5f,%.5f\n", workers, vote_error("gaussian:1", workers),
+                vote_error("laplace:1", workers), vote_error("skewed:1", workers),
+                1 / sqrt((double)workers));
+}
+
+static void write_consensus(Answer *a, FILE *csv) {
+    for (const char *const *name = distance_graphs; *name; name++)
+        for (int nodes = 4; nodes <= 16; nodes *= 2) {
+            double bound, rho, lr = 5e-3, unit = lr * sqrt(nodes * (double)CONSENSUS_SIDE);
+            double distance = consensus_of(a, *name, nodes, lr, &bound, &rho);
+            fprintf(csv, "%s,%d,%.6f,%.6f,%.6g,%.6g\n", *name, nodes, rho, 1 - rho, distance / unit,
+                    bound / unit);
+        }
+}
+
+static void write_feedback(Answer *a, FILE *csv) {
+    static const char *const links[] = {"identity", "topk:5%", "rankk:5%", "sign"};
+    (void)a;
+    for (size_t k = 0; k < 4; k++)
+        for (int feedback = 1; feedback >= 0; feedback--)
+            feedback_run(csv, links[k], feedback, 600);
+}
+
+static void write_downlink(Answer *a, FILE *csv) {
+    ProblemRun r = run_of("quadratic", "ef21-muonsign", 4.6e-3, 0, 1000);
+    r.every = 5;
+    watch_run(a, &r, (Watch){.csv = csv, .label = "ef21-muonsign"});
+}
+
+#define PATH "method,step,loss,gradient,alignment,consensus,exact,apart,sent"
+// clang-format off
+static const struct {
+    const char *name, *header;
+    void (*write)(Answer *a, FILE *csv);
+    const char *caption;
+} figures[] = {
+    {"convergence", PATH, write_convergence, "Every method on a 64 x 48 quadratic with 5 workers that differ (h = 0.02, Gaussian noise 0.01), gossip on a ring; a constant rate, the best of 12 from 3e-4 to 3 by the mean of F over the last tenth; momentum 0.5."},
+    {"floors", "method,lr,step,floor", write_floors, "Where the gradient stays at a constant rate, against the Frobenius norm of a step (claims S19)."},
+    {"votes", "workers,gaussian,laplace,skewed,bound", write_votes, "The size of g times the probability that the vote's sign is wrong, g = 0.3 sigma (claims S15)."},
+    {"consensus", "topology,nodes,rho,gap,distance,bound", write_consensus, "Largest distance of DeMuon's nodes from their mean, in units of lr sqrt(N min(m,n)), and its bound (claim D5)."},
+    {"feedback", "link,feedback,step,loss", write_feedback, "EF21-Muon with 5 workers that differ (h = 0.1), rate 0.01 falling to 0: compressed residuals against compressed momenta."},
+    {"downlink", PATH, write_downlink, "EF21-MuonSign, a one-bit downlink: the workers' W, the server's X, and how far apart they are (claim T6)."},
+};
+// clang-format on
+
+enum { FIGURES = sizeof figures / sizeof *figures };
+
+/* Returns 1 when a figure could not be computed. */
+static int write_figures(const char *filter) {
+    int broken = 0;
+    for (size_t i = 0; i < FIGURES; i++) {
+        Answer a = {.broken = 0};
+        char path[80];
+        if (!strstr(figures[i].name, filter)) continue;
+        snprintf(path, sizeof path, "docs/claims_%s.csv", figures[i].name);
+        FILE *f = open_file(path);
+        fprintf(f, "%s\n", figures[i].header);
+        figures[i].write(&a, f);
+        close_file(f, path);
+        if (a.broken) printf("%s: %s\n", path, a.ours);
+        broken |= a.broken;
+    }
+    return broken;
+}
+
+/* ------------------------------------------------------------------------------------------------
+ * documents */
+
+static void print_head(FILE *f) {
+    fprintf(f, "| id | claim | source | paper | tolerance | ours | verdict |\n"
+               "| --- | --- | --- | --- | --- | --- | --- |\n");
+}
+
+/* One row, with what stands before, between and after its fields. */
+static void print_result(FILE *f, const Result *r, const char *before, const char *between,
+                         const char *after) {
+    const Claim *c = r->claim;
+    const char *field[] = {c->id,        c->says,        c->source,           c->paper,
+                           c->tolerance, r->answer.ours, verdicts[r->verdict]};
+    for (size_t k = 0; k < 7; k++) fprintf(f, "%s%s", k ? between : before, field[k]);
+    fprintf(f, "%s\n", after);
 }
 
 // clang-format off
@@ -69,61 +190,49 @@ static void write_documents(const Result *result, size_t count, double took) {
             "%d refuted, %d could not run.\n\n%s",
             took, sysconf(_SC_NPROCESSORS_ONLN), u.machine, gemm_default(GEMM_F32)->name,
             found[REPRODUCED], found[NOT_REPRODUCED], found[REFUTED], found[BROKEN], notes);
-    fprintf(f, "| id | claim | source | paper | tolerance | ours | verdict |\n"
-               "| --- | --- | --- | --- | --- | --- | --- |\n");
+    print_head(f);
     fprintf(csv, "id,claim,source,paper,tolerance,ours,verdict\n");
     for (size_t i = 0; i < count; i++) {
-        const Claim *c = result[i].claim;
-        const char *field[] = {c->id,    c->says,      c->source,
-                               c->paper, c->tolerance, result[i].answer.ours};
-        print_result(f, &result[i]);
-        for (size_t k = 0; k < 6; k++) print_field(csv, field[k], ",");
-        print_field(csv, verdicts[result[i].verdict], "\n");
+        print_result(f, &result[i], "| ", " | ", " |");
+        print_result(csv, &result[i], "\"", "\",\"", "\"");
     }
-    write_figure_list(f);
+    fprintf(f, "\n## Figures\n\nDrawn by `bench/claims/claims.gp` from `docs/claims_*.csv`.\n");
+    for (size_t i = 0; i < FIGURES; i++)
+        fprintf(f, "\n%s\n\n![%s](claims_%s.svg)\n", figures[i].caption, figures[i].name,
+                figures[i].name);
     close_file(f, "docs/CLAIMS.md");
     close_file(csv, "docs/claims.csv");
 }
 
-static int print_usage(FILE *f, int status) {
-    fprintf(f, "usage: bench/claims/claims [FILTER | figures NAME]\n"
-               "Computes what the papers claim and prints verdicts; writes docs/CLAIMS.md, "
-               "docs/claims.csv and\nthe figures' data. FILTER: only the claims whose id or text "
-               "contains it, and no files.\nfigures NAME: only the data of the figures whose name "
-               "contains NAME.\n");
-    return status;
-}
-
 int main(int argc, char **argv) {
     const Claim *(*const files[])(size_t *) = {sign_claims, lmo_claims, graph_claims};
-    static Result result[MOST_CLAIMS];
+    static Result result[128];
+    const char *filter = argc == 2 ? argv[1] : "";
     size_t results = 0, count;
     int broken = 0;
     double start = base_now();
-    if (!gemm_default(GEMM_F32)) return print_usage(stderr, 2);
     if (argc == 3 && strcmp(argv[1], "figures") == 0) return write_figures(argv[2]);
-    if (argc == 2 && strcmp(argv[1], "--help") == 0) return print_usage(stdout, 0);
-    if (argc > 2 || (argc == 2 && argv[1][0] == '-')) return print_usage(stderr, 2);
-    const char *filter = argc == 2 ? argv[1] : "";
+    if (argc > 2 || *filter == '-' || !gemm_default(GEMM_F32)) {
+        fprintf(stderr, "usage: bench/claims/claims [FILTER | figures NAME]\n");
+        return 2;
+    }
     if (!*filter && access("docs", W_OK | X_OK)) {
         fprintf(stderr, "claims: cannot write to docs/: run it in the root of the repository\n");
         return 1;
     }
     team_float_environment();
-    printf("| id | claim | source | paper | tolerance | ours | verdict |\n"
-           "| --- | --- | --- | --- | --- | --- | --- |\n");
+    print_head(stdout);
     for (size_t k = 0; k < sizeof files / sizeof *files; k++) {
-        const Claim *claims = files[k](&count);
-        for (size_t i = 0; i < count; i++) {
-            const Claim *c = &claims[i];
+        const Claim *c = files[k](&count);
+        for (const Claim *end = c + count; c < end; c++) {
             if (!strstr(c->id, filter) && !strstr(c->says, filter)) continue;
-            assert(results < MOST_CLAIMS);
+            assert(results < sizeof result / sizeof *result);
             Result *r = &result[results++];
             r->claim = c;
             r->verdict = c->check(&r->answer, c);
             if (r->answer.broken) r->verdict = BROKEN;
             broken |= r->answer.broken;
-            print_result(stdout, r);
+            print_result(stdout, r, "| ", " | ", " |");
             fflush(stdout);
         }
     }
