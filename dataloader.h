@@ -166,7 +166,7 @@ static inline size_t data_vocab_export(const DataVocab *v, char *out, size_t siz
     return n;
 }
 
-/* The vocabulary of a string of `length` bytes. Returns 0 or a code; an error leaves nothing to free.
+/* The vocabulary of a string of `length` bytes. Returns 0 or a code; an error leaves none to free.
  * Parsing is lenient: afterwards, only what is exported just as it was imported is right. */
 static inline int data_vocab_import(DataVocab *v, const char *text, size_t length) {
     const char *s = strchr(text, ':');

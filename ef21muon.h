@@ -370,10 +370,10 @@ static inline int ef_parse(EfLink *link, const char *text, char *error, size_t s
                                a ? ":" : "", a ? a : "", row->natural == 1 ? "[+natural]" : "");
         if (strncmp(text, row->name, strlen(row->name))) continue;
         if (a) { /* strtod would also read signs, words and hexadecimal numbers */
-            if (strncmp(rest, ":", 1) != 0) continue;
-            rest++;
-            if (!strspn(rest, "0123456789.") || strpbrk(rest, "xX")) continue;
-            l.value = strtod(rest, &after);
+            const char *colon = strchr(text, ':');
+            if (!colon || colon != rest) continue;
+            if (!strspn(colon + 1, "0123456789.") || strpbrk(colon, "xX")) continue;
+            l.value = strtod(colon + 1, &after);
             if (*after == '%') l.value /= 100, after++;
             if (!(l.value > 0 && l.value <= 1)) continue;
             rest = after;
