@@ -352,7 +352,7 @@ static inline int data__tokenise(DataText *t, DataVocab *v, const char *words, c
 
     if (bytes) v->kind = DATA_BYTES;
     if (!fixed) v->id = calloc(DATA__CODES, sizeof *v->id);
-    t->copy = all <= SIZE_MAX / 2 ? malloc(all * sizeof *t->copy) : NULL;
+    t->copy = all <= SIZE_MAX / 2 ? malloc((all + 1) * sizeof *t->copy) : NULL;
     if (!v->id || !t->copy)
         return base_fail(error, size, DATA_NO_MEMORY, "%s: out of memory", t->path);
     if (!fixed) code = data__scan(t, v, 0, error, size);

@@ -75,6 +75,7 @@ int main(void) {
 #ifndef DEMUON_H
 #define DEMUON_H
 
+#include <assert.h>
 #include <errno.h>
 #include <math.h>
 #include <stdarg.h>
@@ -451,6 +452,7 @@ static inline void dm_mix(float *out, const float *const *in, const double *weig
                           size_t n) {
     enum { TILE = 256 };
     double sum[TILE];
+    assert(count >= 1 && in[0]);
     for (size_t first = 0; first < n; first += TILE) {
         size_t m = n - first < (size_t)TILE ? n - first : (size_t)TILE;
         for (size_t i = 0; i < m; i++) sum[i] = weight[0] * (double)in[0][first + i];

@@ -397,6 +397,7 @@ static inline EfTask ef__task(const EfLink *l, size_t rows, size_t cols, float *
     const size_t size = rows * cols, small = ef__min(rows, cols);
     const size_t lines = l->row->columns ? cols : form == EF__RANK ? small : size;
     __extension__ EfTask t = {.link = l, .rows = rows, .cols = cols, .n_values = size};
+    assert(rows > 0 && cols > 0);
     size_t kept = ef__min(lines, (size_t)(l->value * (double)lines + 1e-9)); /* 29% of 100 is 29 */
     kept = kept > 0 ? kept : 1;
     t.alpha = l->row->dropout ? l->value : l->value * (2 - l->value);
@@ -404,7 +405,7 @@ static inline EfTask ef__task(const EfLink *l, size_t rows, size_t cols, float *
     if (form == EF__SIGN) {
         t.n_values = 1;
         t.n_plane = size;
-        t.alpha = 1 / (double)size;
+        t.alpha = 1 / fmax((double)size, 1);
     } else if (form == EF__TOP) {
         t.n_values = kept * (size / lines);
         t.n_plane = lines;
@@ -547,6 +548,7 @@ static inline void ef_compress(void *message, float *out, const float *x, size_t
     t.warm = warm;
     if (bytes > 0) {
         const float *v = l->row->gather ? l->row->gather(x, &t) : x;
+        assert(t.bits);
         memset(t.bits, 0, (t.n_bits / 64 + 1) * sizeof *t.bits);
         if (!l->natural) memcpy(to, v, t.head);
         for (size_t i = 0; l->natural && i < t.n_values; i += 64) {

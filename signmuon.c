@@ -1169,7 +1169,7 @@ void sm_regroup(SmOptimizer *o, const float *params) {
 /* fp32 to every neighbour, once for each round of the parameters, the tracker, AdamW's moments. */
 static double gossip_bits(const SmConfig *c, const SmMethod *m, int workers) {
     char error[256];
-    DmGraph graph;
+    DmGraph graph = {0};
     double *mixing, edges = 0;
     if (build_graph(&graph, &mixing, c, workers, error, sizeof error)) return NAN;
     for (int r = 0; r < graph.period; r++)

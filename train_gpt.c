@@ -369,7 +369,8 @@ static void take_all(Gpt *g, Arena *a, size_t B, int train, int threads) {
     g->dqkv = stored(g, a, grad * 3 * C);
     for (int k = 0; k < TENSOR_KINDS && train; k++) {
         const SmTensor *t = g->of_kind[k];
-        if (t && t->role == SM_VECTOR) g->partial[k] = floats(a, (n + TILE - 1) / TILE * t->cols);
+        if (!t) continue;
+        if (t->role == SM_VECTOR) g->partial[k] = floats(a, (n + TILE - 1) / TILE * t->cols);
         if (is_linear(k)) g->input[k] = packed(g, a, GEMM_B, t->cols, n);
         if (is_linear(k) && k != WTE) g->dout[k] = packed(g, a, GEMM_A, fan_out(t), n);
     }
@@ -444,6 +445,7 @@ static size_t gpt_bytes(const GptConfig *c, size_t batch, int train, int threads
 
 /* The table of tensors. */
 static const SmTensor *gpt_tensors(const Gpt *g, size_t *count) {
+    assert(g);
     *count = g->tensors;
     return g->tensor;
 }

@@ -494,9 +494,11 @@ static void write_roofline(FILE *f, const Bench *b) {
             "<text x='%d' y='%d'>GFLOP/s</text>\n",
             CARD, height, CARD, height, LEFT, b->cpu, (LEFT + RIGHT) / 2, BOTTOM + 38, LEFT + 6,
             TOP + 14);
-    for (double v = 0.1; v < 2e3; v *= 10)
+    for (int exponent = -1; exponent <= 3; exponent++) {
+        double v = pow(10, exponent);
         draw_line(f, X(v), TOP, X(v), BOTTOM, "stroke='#ddd'", X(v), BOTTOM + 18, "middle", "%g",
                   v);
+    }
     for (double v = pow(10, low); log10(v) <= high; v *= 10)
         draw_line(f, LEFT, Y(v), RIGHT, Y(v), "stroke='#ddd'", LEFT - 6, Y(v) + 4, "end", "%g", v);
     for (int i = ONE; i <= TWO; i++)

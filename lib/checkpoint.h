@@ -111,6 +111,7 @@ static inline int checkpoint__open_file(StFile *f, CheckpointStamp *stamp, const
 static inline int checkpoint_open_part(const Checkpoint *c, const char *part, StFile *f,
                                        char *error, size_t size) {
     CheckpointStamp s = {.run = 0}, own = c->stamp;
+    *f = (StFile){0};
     int failed = checkpoint__open_file(f, &s, c->folder, part, error, size);
     if (failed || (s.run == own.run && s.step == own.step && s.parts == own.parts)) return failed;
     st_close(f);

@@ -377,9 +377,9 @@ static int comm__open(Comm *c, CommShared *s, int rank, char *error, size_t size
     if (!failed) return 0;
     free(c->cuts);
     free(c->team);
-    return base_fail(error, size, COMM_FAILED,
-                     "worker %d cannot start its %d compute threads: %s; fewer may do", rank,
-                     s->threads, strerror(failed));
+    base_fail(error, size, 0, "worker %d cannot start its %d compute threads: %s; fewer may do",
+              rank, s->threads, strerror(failed));
+    return COMM_FAILED;
 }
 
 /* ------------------------------------------------------------------------------------------------

@@ -233,7 +233,7 @@ static inline int flags_parse(const Flag *table, size_t count, void *options, in
     memset(given, 0, count);
     for (int a = 1; a < argc; a++) {
         char name[64], hint[256];
-        const char *word = argv[a], *value = strchr(word, '=');
+        const char *word = argv[a] ? argv[a] : "", *value = strchr(word, '=');
         snprintf(name, sizeof name, "%.*s", value ? (int)(value - word) : 64, word);
         int dashed = strncmp(name, "--", 2) == 0;
         size_t i = dashed ? flags_find(table, count, name + 2) : SIZE_MAX;

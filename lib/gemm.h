@@ -451,6 +451,7 @@ static inline void gemm_multiply(const Gemm *g, float *c, size_t ldc, GemmOperan
     size_t begin = gemm__min(tiles * i / t * width, size);
     size_t end = gemm__min(tiles * (i + 1) / t * width, size);
     if (begin == end) return;
+    assert(c);
     c += rows ? begin * ldc : begin;
     *(rows ? &m : &n) = end - begin;
     if (k == 0) {

@@ -86,7 +86,7 @@ void known_matrix(float *g, float *o, size_t m, size_t n, size_t r, const double
     float *u = floats(m * m), *v = floats(n * n);
     problem_haar(u, m, sm_hash(key, 1));
     problem_haar(v, n, sm_hash(key, 2));
-    for (size_t i = 0; i < m * n; i++) {
+    for (size_t i = 0; n > 0 && i < m * n; i++) {
         double sum = 0, polar = 0;
         for (size_t p = 0; p < r; p++) {
             double uv = (double)u[p * m + i / n] * (double)v[p * n + i % n];

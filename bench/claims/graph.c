@@ -48,7 +48,7 @@ static const char *const families[] = {
 
 /* How far a period of gossip leaves any node from the mean, relative to that. */
 static double off_the_mean(const DmGraph *g) {
-    float x[2][MOST_NODES], mean = 0;
+    float x[2][MOST_NODES] = {{0}}, mean = 0;
     double off = 0;
     for (int i = 0; i < g->nodes; i++) {
         x[0][i] = (float)(i * i % 7);
