@@ -387,7 +387,8 @@ static inline void dm__apply(const DmGraph *g, int round, int transposed, double
  * spectral gap.
  * source   power iteration on B^T B, orthogonal to the vector of ones. |Bx|^2 rises to the largest
  *          eigenvalue; a rise of less than 1e-12 is one that misses it by less than 1e-6
- * cost     2 multiply-adds per edge, round and iteration; 0.5 s for a ring of 1024, 0.3 ms for 64 */
+ * cost     2 multiply-adds per edge, round and iteration; 0.5 s for a ring of 1024, 0.3 ms for 64
+ */
 static inline double dm_graph_rho(const DmGraph *g) {
     int n = g->nodes;
     double *x = g->scratch, *y = x + n, *swap, top = 0, last = -1;

@@ -397,7 +397,7 @@ static inline EfTask ef__task(const EfLink *l, size_t rows, size_t cols, float *
     const size_t size = rows * cols, small = ef__min(rows, cols);
     const size_t lines = l->row->columns ? cols : form == EF__RANK ? small : size;
     __extension__ EfTask t = {.link = l, .rows = rows, .cols = cols, .n_values = size};
-    assert(rows > 0 && cols > 0);
+    assert(rows > 0 && cols > 0 && lines > 0);
     size_t kept = ef__min(lines, (size_t)(l->value * (double)lines + 1e-9)); /* 29% of 100 is 29 */
     kept = kept > 0 ? kept : 1;
     t.alpha = l->row->dropout ? l->value : l->value * (2 - l->value);
@@ -405,7 +405,7 @@ static inline EfTask ef__task(const EfLink *l, size_t rows, size_t cols, float *
     if (form == EF__SIGN) {
         t.n_values = 1;
         t.n_plane = size;
-        t.alpha = 1 / fmax((double)size, 1);
+        t.alpha = size > 0 ? 1 / (double)size : 1;
     } else if (form == EF__TOP) {
         t.n_values = kept * (size / lines);
         t.n_plane = lines;

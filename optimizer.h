@@ -1,5 +1,5 @@
-/* optimizer.h - Muon for many workers: SignMuon, EF21-Muon, DeMuon and their baselines, over threads,
-   processes or MPI. C11 or C++17, MIT. Link with -lsignmuon -lm -pthread.
+/* optimizer.h - Muon for many workers: SignMuon, EF21-Muon, DeMuon and their baselines, over
+   threads, processes or MPI. C11 or C++17, MIT. Link with -lsignmuon -lm -pthread.
 
      config    SmConfig c = sm_config("signmuon"): a method's row, with everything else left to it
      workers   sm_run("threads", 3, 1, worker, arg, ...): every worker calls `worker` once
@@ -63,8 +63,8 @@ int sm_size(const SmComm *comm);
 /* What a tensor is to the model. Hidden matrices take the method, all others the auxiliary rule. */
 typedef enum SmRole { SM_VECTOR, SM_HIDDEN, SM_INPUT, SM_OUTPUT, SM_ROLES } SmRole;
 
-/* One parameter tensor: `blocks` matrices of rows x cols, stacked by rows (a fused qkv has three). A
- * vector is one row. A block is what an LMO, a compressor and a gain see as a whole. */
+/* One parameter tensor: `blocks` matrices of rows x cols, stacked by rows (a fused qkv has three).
+ * A vector is one row. A block is what an LMO, a compressor and a gain see as a whole. */
 typedef struct SmTensor {
     const char *name;
     size_t offset;             /* of its first entry in params and grads */
@@ -79,17 +79,17 @@ typedef struct SmTensor {
 /* What a worker holds. SM_GLUON: momentum of weight 1 - (k+1)^-1/2 at step k (arXiv 2505.13416). */
 typedef enum SmEstimate { SM_GRADIENT, SM_MOMENTUM, SM_LION, SM_GLUON } SmEstimate;
 
-/* What travels, and how messages are merged: fp32, by the mean; one bit per weight, by majority vote;
- * a compressed residual, by error feedback (EF21); fp32 to the neighbours in a graph, by its mixing
- * matrix, of the parameters only or of a gradient tracker too. */
+/* What travels, and how messages are merged: fp32, by the mean; one bit per weight, by majority
+ * vote; a compressed residual, by error feedback (EF21); fp32 to the neighbours in a graph, by its
+ * mixing matrix, of the parameters only or of a gradient tracker too. */
 typedef enum SmCombine { SM_MEAN, SM_VOTE, SM_FEEDBACK, SM_GOSSIP, SM_TRACKING } SmCombine;
 
 /* How the result of a mean or a vote comes back: fp32, or one bit per weight. */
 typedef enum SmDownlink { SM_DENSE, SM_SIGN } SmDownlink;
 
 /* How a direction D moves the weights: W <- (1 - lr wd) W - lr s D; AdamW; W <- (1 - lr) W - lr D,
- * which stays in the ball of its radius (Frank-Wolfe); SM_UNIT: the steps of all tensors together have
- * 2-norm lr. */
+ * which stays in the ball of its radius (Frank-Wolfe); SM_UNIT: the steps of all tensors together
+ * have 2-norm lr. */
 typedef enum SmUpdate { SM_STEP, SM_ADAMW, SM_FRANK_WOLFE, SM_UNIT } SmUpdate;
 
 typedef struct SmMethod {
@@ -121,9 +121,9 @@ int sm_has_server(const SmMethod *method);   /* 0 for the methods that gossip */
 /* ------------------------------------------------------------------------------------------------
  * configuration */
 
-/* Everything that can be chosen. NULL, NaN and -1 leave a field to the method's row; sm_resolve fills
- * them in. Names are rows of tables: sm_norm_row, sm_gain_row, ... of signmuon.h, ef_compressor_row,
- * dm_topology_row. */
+/* Everything that can be chosen. NULL, NaN and -1 leave a field to the method's row; sm_resolve
+ * fills them in. Names are rows of tables: sm_norm_row, sm_gain_row, ... of signmuon.h,
+ * ef_compressor_row, dm_topology_row. */
 typedef struct SmConfig {
     const char *method; /* of the hidden matrices */
     const char *aux; /* of all other tensors: "adamw" (fp32 mean), "sign" (1-bit vote of momentum),
@@ -153,9 +153,9 @@ SmConfig sm_config(const char *method);
 
 enum { SM_BAD_CONFIG = -1, SM_NO_MEMORY = -2, SM_FAILED = -3, SM_BAD_MESSAGE = -4 };
 
-/* Fill in what is left to the method's row and check that the fields go together for so many workers.
- * error   SM_BAD_CONFIG and a sentence that names the field, or SM_FAILED for a graph's file that
- *         cannot be read */
+/* Fill in what is left to the method's row and check that the fields go together for so many
+ * workers. error   SM_BAD_CONFIG and a sentence that names the field, or SM_FAILED for a graph's
+ * file that cannot be read */
 int sm_resolve(SmConfig *config, int workers, char *error, size_t size);
 
 /* ------------------------------------------------------------------------------------------------
@@ -169,17 +169,16 @@ SmOptimizer *sm_create(const SmConfig *config, const SmTensor *tensors, size_t c
                        char *error, size_t size);
 void sm_free(SmOptimizer *o);
 
-/* One step on every worker together. grads are this worker's own; params move equally on all workers
- * of a method with a server.
- * step         counts from 0 and keys the coins; at 0, M and X get their first values
- * lr, aux_lr   this step's sizes, of the hidden matrices and of the others
+/* One step on every worker together. grads are this worker's own; params move equally on all
+ * workers of a method with a server. step         counts from 0 and keys the coins; at 0, M and X
+ * get their first values lr, aux_lr   this step's sizes, of the hidden matrices and of the others
  * error        SM_BAD_MESSAGE when this worker refused somebody's message (sm_fault tells whose):
  *              what the step made of it is void, and training cannot go on */
 int sm_step(SmOptimizer *o, float *params, const float *grads, uint64_t step, double lr,
             double aux_lr);
 
-/* A message that was refused in the last step. Of all workers' faults the one of the earliest exchange
- * is right: a worker that sends NaN later may only pass on what it received. */
+/* A message that was refused in the last step. Of all workers' faults the one of the earliest
+ * exchange is right: a worker that sends NaN later may only pass on what it received. */
 typedef struct SmFault {
     int32_t kind;     /* 0: none; 1: not a finite number; 2: malformed */
     int32_t exchange; /* counts the messages of a step */
@@ -187,11 +186,12 @@ typedef struct SmFault {
 } SmFault;
 SmFault sm_fault(const SmOptimizer *o);
 
-/* Share of this worker's signs on the hidden matrices that the last vote confirmed; NaN without one. */
+/* Share of this worker's signs on the hidden matrices that the last vote confirmed; NaN without
+ * one. */
 double sm_agreement(const SmOptimizer *o);
 
-/* The server's exact model X of error feedback with a compressed downlink, after `steps` steps, into
- * out; on every worker together. Returns 0, out untouched, when X is params. */
+/* The server's exact model X of error feedback with a compressed downlink, after `steps` steps,
+ * into out; on every worker together. Returns 0, out untouched, when X is params. */
 int sm_server_model(SmOptimizer *o, float *out, const float *params, uint64_t steps);
 
 /* ------------------------------------------------------------------------------------------------
@@ -209,9 +209,9 @@ typedef struct SmState {
 /* The i-th array of state that this worker holds; returns 0 past the end. */
 int sm_state(const SmOptimizer *o, size_t i, SmState *state);
 
-/* After state was loaded that another group of workers left, on every worker together: EF21's server
- * estimate becomes the mean of the workers' and its model params; a tracker becomes the last momentum.
- * Momenta are a worker's own and stay. */
+/* After state was loaded that another group of workers left, on every worker together: EF21's
+ * server estimate becomes the mean of the workers' and its model params; a tracker becomes the last
+ * momentum. Momenta are a worker's own and stay. */
 void sm_regroup(SmOptimizer *o, const float *params);
 
 /* ------------------------------------------------------------------------------------------------
@@ -221,10 +221,10 @@ void sm_regroup(SmOptimizer *o, const float *params);
 typedef struct SmFacts {
     const char *rule; /* name of the row that it follows */
     double gain;      /* factor on the step size */
-    double
-        step_rms; /* RMS of the entries of a step at learning rate 1; NaN where the gradient decides */
-    double up, down; /* bits per weight that a worker sends, by formula, the mean over workers:
-                               to the servers of its shards, and as a server; gossip is all `up` */
+    double step_rms;  /* RMS of the entries of a step at learning rate 1; NaN where the gradient
+                         decides */
+    double up, down;  /* bits per weight that a worker sends, by formula, the mean over workers:
+                                to the servers of its shards, and as a server; gossip is all `up` */
     double paper_up; /* `up` as arXiv 2510.00643 counts: 26-bit indices, 16-bit Natural */
 } SmFacts;
 SmFacts sm_facts(const SmConfig *resolved, const SmTensor *tensor, int workers);

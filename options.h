@@ -477,6 +477,7 @@ static inline void options_dry_run(FILE *f, const Options *o, const DataSet *d, 
     size_t tokens = (size_t)(d->train_tokens + d->val_tokens), program = 2 << 20,
            worker = copies * base_allocated(floats) + base_allocated(memory.arena) +
                     base_allocated(s.total) + outbox;
+    size_t save = base_allocated(floats) + base_allocated(s.state); /* read back, to verify it */
     fprintf(f, "memory of a worker, MB: %.1f parameters and gradients, %.1f packed matrices,\n",
             mb * 2 * (double)floats, mb * (double)memory.packed);
     fprintf(f, "  %.1f activations, %.1f optimizer state, %.1f messages, %.1f scratch\n",
@@ -484,7 +485,7 @@ static inline void options_dry_run(FILE *f, const Options *o, const DataSet *d, 
             mb * (double)(s.messages + outbox),
             mb * (double)(memory.arena - memory.activations - memory.packed + s.scratch));
     fprintf(f, "memory in all, MB: %.1f\n",
-            mb * (double)(worker * (size_t)workers + program + 2 * tokens));
+            mb * (double)(worker * (size_t)workers + program + 2 * tokens + save));
 }
 
 #endif

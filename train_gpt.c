@@ -1,9 +1,9 @@
 /* train_gpt.c - trains a GPT by majority vote, samples from it, evaluates it. The program. MIT.
 
-   GPT-2 as nanoGPT's model.py has it (learned positions, pre-LayerNorm, causal attention, GELU in its
-   tanh form, MLP of 4 C, lm_head tied to the embedding), forward and backward by hand in fp32, trained
-   by N workers. Each worker holds a shard of the data, a gradient, a momentum and a copy of the
-   parameters; the optimizer of signmuon.c moves all copies together.
+   GPT-2 as nanoGPT's model.py has it (learned positions, pre-LayerNorm, causal attention, GELU in
+   its tanh form, MLP of 4 C, lm_head tied to the embedding), forward and backward by hand in fp32,
+   trained by N workers. Each worker holds a shard of the data, a gradient, a momentum and a copy of
+   the parameters; the optimizer of signmuon.c moves all copies together.
 
    Read on in this order: tensors, kernels, attention, forward, backward, sampling; then evaluation,
    saves, the step, train, main. */
@@ -521,8 +521,8 @@ static void product(const Thread *t, float *c, GemmOperand a, GemmOperand b, siz
     gemm_multiply(t->g->gemm, c, n, a, b, m, n, k, add, t->gemm_scratch, 0, 1);
 }
 
-/* Pack all matrices, once per pass: copy them into the order in which gemm.h's inner loop reads them.
- * This thread's share of each. */
+/* Pack all matrices, once per pass: copy them into the order in which gemm.h's inner loop reads
+ * them. This thread's share of each. */
 static void pack_weights(const Thread *t) {
     const Gpt *g = t->g;
     for (int l = 0; l < g->config.layers; l++)
@@ -684,9 +684,9 @@ static float cross_entropy(float *restrict logits, size_t V, int32_t target, flo
  * attention of one head of one sequence: a tile of queries at a time against the keys that it sees.
  * No (T, T) matrix is stored, as in FlashAttention (Dao et al. 2022); memory is linear in T. */
 
-/* scores (rows, cols) = q k^T of queries [i0, i0 + rows) against keys [0, cols) become probabilities
- * in their place: softmax(scale scores) under the causal mask. lse (rows) is written, or read where it
- * is known. */
+/* scores (rows, cols) = q k^T of queries [i0, i0 + rows) against keys [0, cols) become
+ * probabilities in their place: softmax(scale scores) under the causal mask. lse (rows) is written,
+ * or read where it is known. */
 static void causal_softmax(float *scores, float *lse, int lse_known, float scale, size_t i0,
                            size_t rows, size_t cols) {
     for (size_t i = 0; i < rows; i++) {
@@ -1094,7 +1094,8 @@ typedef struct Run {
     int other_data;    /* resumed on another text: losses cannot be compared */
 } Run;
 
-/* Payload of training steps. UP: bytes sent to owners of shards; DOWN: bytes that come from them. */
+/* Payload of training steps. UP: bytes sent to owners of shards; DOWN: bytes that come from them.
+ */
 enum { SENT, RECEIVED, MESSAGES, UP, DOWN, TRAFFIC };
 static const char *const traffic_name[TRAFFIC] = {"sent", "received", "messages", "up", "down"};
 
@@ -1165,8 +1166,8 @@ static double square_distance(const Worker *w, const float *x, const float *y, d
 }
 
 /* ------------------------------------------------------------------------------------------------
- * evaluation: the whole validation split in consecutive windows, shared by the workers and summed in
- * the order of the windows, so that the result depends on nothing else */
+ * evaluation: the whole validation split in consecutive windows, shared by the workers and summed
+ * in the order of the windows, so that the result depends on nothing else */
 
 /* Mean loss of a model in nats per token; NaN when a signal cut it short.
  * alone   this worker evaluates all windows by itself */
@@ -1342,8 +1343,8 @@ static void count_traffic(const Worker *w, double *out) {
     }
 }
 
-/* Write a part of a save. With params: "model", which also holds every flag and the vocabulary. With
- * NULL: what this worker alone holds; worker 0 adds what all share. */
+/* Write a part of a save. With params: "model", which also holds every flag and the vocabulary.
+ * With NULL: what this worker alone holds; worker 0 adds what all share. */
 static int write_part(const Worker *w, const float *params, const char *name,
                       const CheckpointStamp *stamp, char *error, size_t size) {
     const Run *run = w->run;
@@ -1385,8 +1386,8 @@ static int write_part(const Worker *w, const float *params, const char *name,
     return failed;
 }
 
-/* All workers together: save under OUT/name. When that fails the program ends and the save before it
- * still stands. */
+/* All workers together: save under OUT/name. When that fails the program ends and the save before
+ * it still stands. */
 static void save(Worker *w, const char *name, int with_state) {
     const char *out = w->run->o.out;
     char error[BASE_PATH + 512] = "";
@@ -1405,8 +1406,9 @@ static void save(Worker *w, const char *name, int with_state) {
     comm_wait_for_end();
 }
 
-/* This worker's training state. Another number of workers than saved it goes on by --resume-workers:
- * each with its own momenta (new ones with the mean), all with the mean, or with zero. */
+/* This worker's training state. Another number of workers than saved it goes on by
+ * --resume-workers: each with its own momenta (new ones with the mean), all with the mean, or with
+ * zero. */
 static void load_state(Worker *w) {
     Run *run = w->run;
     const StFile *model = &run->checkpoint.model;
@@ -1602,8 +1604,8 @@ static StepReport compute_gradient(Worker *w) {
     return r;
 }
 
-/* Everybody's report as one: mean loss and squared norm. Ends a run that has diverged, or in which a
- * message was refused. */
+/* Everybody's report as one: mean loss and squared norm. Ends a run that has diverged, or in which
+ * a message was refused. */
 static StepReport agree_on(Worker *w, StepReport mine, CommKind kind) {
     const StepReport *all = gather(w, &mine, sizeof mine, kind);
     StepReport mean = {.bad = -1};
@@ -1654,8 +1656,8 @@ static void check_replicas(Worker *w) {
         whose, w->step);
 }
 
-/* Validate the deployed model, EF21's server model, and at the last step each gossip node's own; keep
- * the best. Returns 0 when a signal cut it short. */
+/* Validate the deployed model, EF21's server model, and at the last step each gossip node's own;
+ * keep the best. Returns 0 when a signal cut it short. */
 static int validate(Worker *w) {
     double val = evaluate(w, deployed_model(w), 0), length;
     if (isnan(val) && first_nonzero(w, comm_stop_requested(w->c))) return 0;
@@ -1851,7 +1853,8 @@ static void open_save(Run *run, int resume) {
     run->saved_workers = run->checkpoint.stamp.parts - 1;
 }
 
-/* Open the text. A resumed run refuses another one than it was trained on, unless the call names it. */
+/* Open the text. A resumed run refuses another one than it was trained on, unless the call names
+ * it. */
 static void open_data(Run *run, const unsigned char *given) {
     Options *o = &run->o;
     DataSet *data = &run->data;
@@ -1950,7 +1953,8 @@ static void go_on_without(Run *run, const CommDeath *death) {
                 run->has_checkpoint ? run->checkpoint.folder : "the start");
 }
 
-/* Train, evaluate or sample with all workers; restarts with the survivors where that is asked for. */
+/* Train, evaluate or sample with all workers; restarts with the survivors where that is asked for.
+ */
 static int run_workers(Run *run) {
     static CommDeath death;
     Options *o = &run->o;

@@ -1,7 +1,8 @@
 /* bench.c - what this machine can do, and how much of it kernels and whole steps reach. MIT.
 
-     make bench                  everything; writes docs/BENCH.md, docs/bench.csv and docs/roofline.svg
-     bench/bench FILTER          only the rows whose name contains FILTER; writes nothing
+     make bench                  everything; writes docs/BENCH.md, docs/bench.csv and
+   docs/roofline.svg bench/bench FILTER          only the rows whose name contains FILTER; writes
+   nothing
 
    The limits come first: FMA chains that never leave the registers, and memcpy at three sizes, each
    the best of SAMPLES. Every other figure is the median of SAMPLES runs that repeat one call for
@@ -465,8 +466,9 @@ draw_line(FILE *f, double x1, double y1, double x2, double y2, const char *style
     va_end(arguments);
 }
 
-/* The roofline of one thread as SVG: GFLOP/s against flop per byte, both logarithmic. The slopes are
- * memcpy's and end at the first ceiling. Dots are kernels; the list below the plot names them. */
+/* The roofline of one thread as SVG: GFLOP/s against flop per byte, both logarithmic. The slopes
+ * are memcpy's and end at the first ceiling. Dots are kernels; the list below the plot names them.
+ */
 static void write_roofline(FILE *f, const Bench *b) {
     enum { LEFT = 60, RIGHT = 1170, TOP = 50, BOTTOM = 610, CARD = 1200 };
     const double from = -1.3, to = 3.2; /* powers of ten of flop per byte */

@@ -1,5 +1,5 @@
-/* kernels.h - signmuon.h with the matrix products of lib/gemm.h, as in signmuon.c, and a count of the
-   floating-point operations of Newton-Schulz. MIT.
+/* kernels.h - signmuon.h with the matrix products of lib/gemm.h, as in signmuon.c, and a count of
+   the floating-point operations of Newton-Schulz. MIT.
 
    Include it before anything that includes signmuon.h. Every unit has a count of its own. */
 #ifndef KERNELS_H

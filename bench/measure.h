@@ -1,5 +1,5 @@
-/* measure.h - what bench.c and scale.c share: the program, whose kernels they time; medians; the name
-   of this CPU; runs of ./train_gpt. MIT.
+/* measure.h - what bench.c and scale.c share: the program, whose kernels they time; medians; the
+   name of this CPU; runs of ./train_gpt. MIT.
 
    Included first, in one unit of a program: it includes train_gpt.c, as the tests do. */
 #ifndef MEASURE_H
@@ -113,8 +113,8 @@ static int read_column(const char *folder, const char *name, double *value, int 
     return rows;
 }
 
-/* Run ./train_gpt until its log has so many rows after the first, `every` steps apart, and kill it, so
- * that nothing is evaluated or saved. Returns the median seconds of a step. */
+/* Run ./train_gpt until its log has so many rows after the first, `every` steps apart, and kill it,
+ * so that nothing is evaluated or saved. Returns the median seconds of a step. */
 static double time_program(char folder[FOLDER_SIZE], const char *arguments, int every,
                            int samples) {
     char command[2048], log[FOLDER_SIZE + 16];

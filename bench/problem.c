@@ -1,4 +1,5 @@
-/* problem.c - the optimizer on a problem of problem.h, as CSV: a row is the state before a step. MIT.
+/* problem.c - the optimizer on a problem of problem.h, as CSV: a row is the state before a step.
+   MIT.
 
      bench/problem --problem quadratic --method signmuon --workers 3 --lr 1e-3 --noise gaussian:0.1
 */

@@ -11,8 +11,9 @@
      if (problem_run(&run, error, sizeof error)) ...
 
    A problem is a row of problem_row: how its data are drawn, F, and the gradient that a worker sees
-   before noise. A run is workers of sm_run, each with its own gradient and noise, that call sm_step;
-   worker 0 looks at the mean of their models. One file of a program defines PROBLEM_IMPLEMENTATION.
+   before noise. A run is workers of sm_run, each with its own gradient and noise, that call
+   sm_step; worker 0 looks at the mean of their models. One file of a program defines
+   PROBLEM_IMPLEMENTATION.
 
    MEMORY    problem_make and problem_run allocate, and end the program when there is no memory
    THREADS   data are only read once they are made; `observe` is called by worker 0
@@ -141,7 +142,8 @@ static inline void problem_haar(float *q, size_t n, uint64_t key) {
 #include "../lib/comm.h"
 #include "noise.h"
 
-/* a (n x n) <- Q^T diag(lambda) Q with Haar Q; returns the largest lambda. scratch: problem_scratch */
+/* a (n x n) <- Q^T diag(lambda) Q with Haar Q; returns the largest lambda. scratch: problem_scratch
+ */
 static double problem__spectrum(float *a, size_t n, uint64_t key, float *scratch) {
     float *q = scratch, *p = q + n * n, *rest = p + n * n;
     double largest = 0;

@@ -4,11 +4,10 @@
      make scale      two minutes; writes docs/SCALE.md, docs/scale.csv and docs/scale.svg
 
    A step computes, then sends:
-     compute = gradient + Newton-Schulz + passes over the weights, each at the rate that the program's
-               own kernels reach here on matrices of that size
-     wire    = rounds * latency + messages * overhead + bytes / rate
-   Rounds are exchanges that wait for one another; bytes are those of the busiest link. --link of
-   train_gpt counts messages * latency + bytes / rate. */
+     compute = gradient + Newton-Schulz + passes over the weights, each at the rate that the
+   program's own kernels reach here on matrices of that size wire    = rounds * latency + messages *
+   overhead + bytes / rate Rounds are exchanges that wait for one another; bytes are those of the
+   busiest link. --link of train_gpt counts messages * latency + bytes / rate. */
 #include "measure.h"
 
 typedef struct Model {
@@ -19,8 +18,8 @@ typedef struct Model {
     size_t polar;  /* Newton-Schulz is timed on polar x polar */
 } Model;
 
-/* The model of `make train`, for the check; GPT-2's smallest; the 1.3B and 6.7B of GPT-3's table 2.1
- * (Brown et al. 2020), whose batches of 0.5M, 1M and 2M tokens these are. */
+/* The model of `make train`, for the check; GPT-2's smallest; the 1.3B and 6.7B of GPT-3's
+ * table 2.1 (Brown et al. 2020), whose batches of 0.5M, 1M and 2M tokens these are. */
 // clang-format off
 #define GPT(L, NH, C, T, V) {.layers = L, .heads = NH, .width = C, .context = T, .vocab = V, .seed = 1}
 enum { SMALL, MODELS = 4 };
@@ -313,8 +312,8 @@ static void write_check(FILE *f, Scale *s) {
         snprintf(text, sizeof text, "--workers %d --threads 2 %s", N, rows[r].flags);
         double seconds = time_program(s->folder, text, EVERY, SAMPLES);
         read_column(s->folder, "bytes_sent", bytes, SAMPLES + 1);
-        /* a report every step and, for a row of the log, statistics; in shared memory a byte is copied
-         * into an outbox and out of it */
+        /* a report every step and, for a row of the log, statistics; in shared memory a byte is
+         * copied into an outbox and out of it */
         fprintf(f, "| %s | %.0f | %.0f | %.1f | %.1f |\n", rows[r].name,
                 c.sent + (N - 1.) * (sizeof(StepReport) + STATISTICS / (double)EVERY),
                 (bytes[SAMPLES] - bytes[0]) / (SAMPLES * EVERY),

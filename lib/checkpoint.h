@@ -4,8 +4,9 @@
      RUN/previous   the save before it    RUN/best, RUN/best.new   the same for another name
      RUN/lock       names the process that writes RUN
 
-   A save is a folder of parts. A part is a safetensors file, which carries its name, the identity of
-   the run, the step and the number of parts. A save is complete when that many verified files agree.
+   A save is a folder of parts. A part is a safetensors file, which carries its name, the identity
+   of the run, the step and the number of parts. A save is complete when that many verified files
+   agree.
 
      write     1. NAME.new is emptied   2. every part is written and synced there
                3. the old NAME becomes `previous` or is removed   4. NAME.new becomes NAME
@@ -180,7 +181,8 @@ static inline int checkpoint_exists(const char *run) {
 }
 
 /* Open the newest complete save of that name; `whole` verifies all parts, otherwise the model only.
- * `note` is empty, or a sentence when the save is not RUN/NAME. RUN may itself be a save's folder. */
+ * `note` is empty, or a sentence when the save is not RUN/NAME. RUN may itself be a save's folder.
+ */
 static inline int checkpoint_open(const char *run, const char *name, int whole, Checkpoint *c,
                                   char *note, size_t note_size, char *error, size_t size) {
     char fresh[64], why[1024] = "";
@@ -225,8 +227,8 @@ static inline uint64_t checkpoint_new_identity(void) {
     return x % (UINT64_MAX - 1) + 1;
 }
 
-/* Remove the save RUN/NAME, or the link of that name. The model goes first: if the process is killed
- * here, what is left is no save. */
+/* Remove the save RUN/NAME, or the link of that name. The model goes first: if the process is
+ * killed here, what is left is no save. */
 static inline int checkpoint__remove(const char *run, const char *name, char *error, size_t size) {
     static const char *const ends[] = {CHECKPOINT__SUFFIX, CHECKPOINT__SUFFIX ".tmp"};
     char folder[BASE_PATH], path[BASE_PATH];

@@ -59,8 +59,8 @@
 #endif
 
 /* Blocks of A are GEMM_MC x GEMM_KC, blocks of B are GEMM_KC x GEMM_NC; both stay in L2. GEMM_MC is
- * small because each row of C takes an entry of the first-level TLB. GEMM_KC is even because bf16 is
- * summed in pairs. No row of the table has a larger tile than GEMM_MR_MAX x GEMM_NR_MAX. */
+ * small because each row of C takes an entry of the first-level TLB. GEMM_KC is even because bf16
+ * is summed in pairs. No row of the table has a larger tile than GEMM_MR_MAX x GEMM_NR_MAX. */
 enum { GEMM_KC = 384, GEMM_MC = 64, GEMM_NC = 512, GEMM_MR_MAX = 16, GEMM_NR_MAX = 32 };
 
 typedef enum GemmDtype { GEMM_F32, GEMM_BF16 } GemmDtype;
@@ -104,7 +104,8 @@ static inline GemmOperand gemm_f32(const float *x, size_t lane, size_t depth) {
 static inline GemmOperand gemm_bf16(const uint16_t *x, size_t lane, size_t depth) {
     return (GemmOperand){.x = x, .lane = lane, .depth = depth, .form = GEMM_IS_BF16};
 }
-/* what gemm_pack made for the same row; k is the depth it was packed with, at least the product's */
+/* what gemm_pack made for the same row; k is the depth it was packed with, at least the product's
+ */
 static inline GemmOperand gemm_packed(const float *panels, size_t k) {
     return (GemmOperand){.x = panels, .depth = k, .form = GEMM_IS_PACKED};
 }
@@ -511,7 +512,8 @@ typedef float GemmSixteen __attribute__((vector_size(64)));
 
 /* All micro-kernels. ROWS x COLUMNS vectors of C stay in registers; one step of k loads a row of B
  * and adds to each row of C the product with one element of A. MULADD(t, x, row) is t + x row.
- * AHEAD is the distance in bytes at which B is prefetched: the CPU's own prefetch ends with a page. */
+ * AHEAD is the distance in bytes at which B is prefetched: the CPU's own prefetch ends with a page.
+ */
 #define GEMM__KERNEL(title, attributes, Vector, ROWS, COLUMNS, MULADD, AHEAD)                      \
     attributes static inline void title(size_t k, const float *a, size_t a_row, size_t a_col,      \
                                         const float *b, size_t b_row, float *c, size_t ldc,        \
@@ -590,9 +592,9 @@ GEMM__KERNEL(gemm__kernel_neon, , GemmFour, 6, 4, GEMM__FMA4, 0)
             GEMM__CELL(isa, rows, columns, bf16, bf16_word)                                        \
     }
 
-/* the row of an instruction set and the type that operands are rounded to; cheap, meant for start-up
- * name     "avx512bf16", "avx512", "avx2", "neon" or "portable"; NULL or "": the best one here
- * error    NULL when the name is unknown or this CPU does not support it
+/* the row of an instruction set and the type that operands are rounded to; cheap, meant for
+ * start-up name     "avx512bf16", "avx512", "avx2", "neon" or "portable"; NULL or "": the best one
+ * here error    NULL when the name is unknown or this CPU does not support it
  */
 static inline const Gemm *gemm_select(const char *name, GemmDtype dtype) {
     static const Gemm rows[][2] = {

@@ -5,10 +5,10 @@
      layout    report_table, report_paragraph, report_wrap: text within a width
      text      report_duration, report_number, report_value, report_text_put
 
-   ERRORS   The log answers 0, or -1 and a sentence. Progress and notes never fail: when the reader has
-            left, only the line is lost, and SIGPIPE is blocked while they write.
-   NUMBERS  have a decimal point in every locale. A width counts characters, one column each.
-   THREADS  One thread at a time per stream. ReportLog and ReportText belong to the caller. */
+   ERRORS   The log answers 0, or -1 and a sentence. Progress and notes never fail: when the reader
+   has left, only the line is lost, and SIGPIPE is blocked while they write. NUMBERS  have a decimal
+   point in every locale. A width counts characters, one column each. THREADS  One thread at a time
+   per stream. ReportLog and ReportText belong to the caller. */
 #ifndef REPORT_H
 #define REPORT_H
 
@@ -69,8 +69,8 @@ typedef struct ReportLog {
     char path[BASE_PATH];
 } ReportLog;
 
-/* Copy the rows up to `until`, if the old log has the same header. A killed run or a power cut leaves
- * partial rows and zero bytes: these are dropped. Returns 0, or -1 with errno set. */
+/* Copy the rows up to `until`, if the old log has the same header. A killed run or a power cut
+ * leaves partial rows and zero bytes: these are dropped. Returns 0, or -1 with errno set. */
 static inline int report__keep_rows(ReportLog *log, FILE *old, const char *header, double until) {
     char *line = NULL, *end;
     size_t room = 0;

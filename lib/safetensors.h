@@ -85,8 +85,8 @@ __attribute__((format(printf, 3, 4))) static inline int st__fail(StFile *f, int 
 
 /* ------------------------------------------------------------------------------------------------
  * checksum "st64": four lanes of 8-byte words. Each step is a bijection of its lane and of its
- * word, and so is the final mixing. Damage inside one word is therefore always noticed, other damage
- * with probability 1 - 2^-64. It guards against accidents, not against forgery. */
+ * word, and so is the final mixing. Damage inside one word is therefore always noticed, other
+ * damage with probability 1 - 2^-64. It guards against accidents, not against forgery. */
 
 #define ST__KIND "st64"
 #define ST__DIGITS "0000000000000000" /* stands for the checksum while it is computed */

@@ -1,13 +1,14 @@
 /* faults.c - makes the n-th call of a program to the outside world fail. For test/faults.sh.
 
-   Linked in with -Wl,--wrap=NAME for every name below, so that the calls in the program's own sources
-   come here first. Calls are counted over all threads and processes of a run.
+   Linked in with -Wl,--wrap=NAME for every name below, so that the calls in the program's own
+   sources come here first. Calls are counted over all threads and processes of a run.
 
      FAULT_KIND=      error   the call fails, for one of the two reasons of its row in turn
                       eintr   a signal interrupts it before anything is done: it must be repeated
                       short   write, read and pread take half of what was asked for
      FAULT_N=n        the n-th call that can fail in this way does
-     FAULT_LOG=PATH   gets a line "n NAME ADDRESS" of it; with n = 0, of every call that could fail */
+     FAULT_LOG=PATH   gets a line "n NAME ADDRESS" of it; with n = 0, of every call that could fail
+ */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -17,7 +17,8 @@ static const struct Layout {
 enum { LAYOUTS = sizeof layouts / sizeof *layouts };
 
 /* Operands and results of one product, each in a block of exactly its size, so that a sanitizer
- * sees a step over the edge; leading dimensions are `pad` columns and more beyond the tight ones. */
+ * sees a step over the edge; leading dimensions are `pad` columns and more beyond the tight ones.
+ */
 typedef struct Case {
     const struct Layout *layout;
     size_t m, n, k, lda, ldb, ldc, na, nb;

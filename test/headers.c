@@ -1,5 +1,6 @@
-/* headers.c - the headers and the library in other people's programs: they compile alone, as C11 and as
-   C++17, the programs in their first comments run, and what `make install` copies is complete.
+/* headers.c - the headers and the library in other people's programs: they compile alone, as C11
+   and as C++17, the programs in their first comments run, and what `make install` copies is
+   complete.
 
    CC and EXTRA come from the environment, as make test sets them; CXX is the C++ compiler. */
 #include "test.h"
@@ -77,8 +78,8 @@ TEST(headers_link_in_two_units) {
 }
 
 /* The program in a header's first comment, from the line `first` to the line that begins with
- * MEMORY, compiles as C11 without anything that it does not define itself. The number that it prints behind
- * `label` is near `value`, and its output holds `also`. */
+ * MEMORY, compiles as C11 without anything that it does not define itself. The number that it
+ * prints behind `label` is near `value`, and its output holds `also`. */
 TEST(programs_in_first_comments_print_their_targets) {
     static const struct {
         const char *header, *first, *label, *also;

@@ -1,5 +1,5 @@
-/* play.c - data/play.c: its text has the probability and the entropy that it claims. The oracle is an
- * LL(1) parser of its own, which shares the compiled tables and no code. */
+/* play.c - data/play.c: its text has the probability and the entropy that it claims. The oracle is
+ * an LL(1) parser of its own, which shares the compiled tables and no code. */
 #include "test.h"
 
 #include <inttypes.h>

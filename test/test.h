@@ -1,4 +1,5 @@
-/* test.h - a small test framework: TEST registers itself, CHECK counts failures. One binary, many files. */
+/* test.h - a small test framework: TEST registers itself, CHECK counts failures. One binary, many
+ * files. */
 #ifndef TEST_H
 #define TEST_H
 #pragma GCC system_header /* CHECK takes a format or none, which -Wpedantic calls an error */

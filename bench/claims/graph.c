@@ -133,8 +133,8 @@ CHECK(check_tracker) {
 /* ------------------------------------------------------------------------------------------------
  * the majority */
 
-/* Packed words against a sum per weight; groups of three that vote again; and an honest majority, all
- * for +, against a minority that flips its signs. */
+/* Packed words against a sum per weight; groups of three that vote again; and an honest majority,
+ * all for +, against a minority that flips its signs. */
 CHECK(check_majority) {
     enum { BITS = 200, WORDS = 4, MOST = 9 };
     int differ = 0, lost = 0, trees = 0;

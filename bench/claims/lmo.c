@@ -244,8 +244,8 @@ CHECK(check_scaled_sign) {
 /* ------------------------------------------------------------------------------------------------
  * error feedback */
 
-/* Steps to a fixed target in which the squared gap shrinks by less than alpha. Compressors that shrink
- * it on average only are left out. Below 1e-10 of the first gap fp32 ends. */
+/* Steps to a fixed target in which the squared gap shrinks by less than alpha. Compressors that
+ * shrink it on average only are left out. Below 1e-10 of the first gap fp32 ends. */
 CHECK(check_fixed_target) {
     enum { STEPS = 40 };
     int violations = 0, cases = 0;

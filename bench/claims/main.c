@@ -4,11 +4,10 @@
      bench/claims/claims FILTER      the claims whose id or text contains FILTER; writes nothing
      bench/claims/claims figures F   the data of the figures whose name contains F
 
-   A claim is a row of a table at the end of sign.c, lmo.c or graph.c: who claims what, the tolerance,
-   set before the run, and a function that computes our figure and judges it.
-     reproduced      within the tolerance
-     not reproduced  outside it: the paper's setting differs from ours in some way that matters
-     refuted         a general statement, and here is a case in which it is false
+   A claim is a row of a table at the end of sign.c, lmo.c or graph.c: who claims what, the
+   tolerance, set before the run, and a function that computes our figure and judges it. reproduced
+   within the tolerance not reproduced  outside it: the paper's setting differs from ours in some
+   way that matters refuted         a general statement, and here is a case in which it is false
    Exit status 1 only when a claim could not be run. */
 #include "common.h"
 #include "../../lib/team.h"
@@ -42,7 +41,8 @@ static void close_file(FILE *f, const char *path) {
 /* ------------------------------------------------------------------------------------------------
  * figures: what a check computes for one value, for many */
 
-/* The learning rate with the least F, averaged over the last tenth, and its path, of every method. */
+/* The learning rate with the least F, averaged over the last tenth, and its path, of every method.
+ */
 static void write_convergence(Answer *a, FILE *csv) {
     enum { TRIALS = 12, STEPS = 300 };
     const SmMethod *m;

@@ -8,8 +8,8 @@
 /* ------------------------------------------------------------------------------------------------
  * theorems about the sign of the polar factor */
 
-/* g <- G of Theorem 1, polar <- its polar factor; ns NULL: the exact one. Returns <G, sgn(polar(G))>;
- * negative: the step ascends. */
+/* g <- G of Theorem 1, polar <- its polar factor; ns NULL: the exact one. Returns <G,
+ * sgn(polar(G))>; negative: the step ascends. */
 static double theorem1(float *g, float *polar, double sigma, const SmNewtonSchulz *ns) {
     double inner = 0;
     ProblemData d;
@@ -244,7 +244,8 @@ static double majority_bits(const uint64_t *messages, size_t workers) {
     return (double)set;
 }
 
-/* Share of right less share of wrong results of workers who are each right with probability 0.65. */
+/* Share of right less share of wrong results of workers who are each right with probability 0.65.
+ */
 CHECK(check_vote_alignment) {
     static const struct {
         size_t workers;
@@ -267,7 +268,8 @@ CHECK(check_vote_alignment) {
     return judge(worst < 0.008); /* four standard errors of 262144 votes */
 }
 
-/* |g| q / sigma: q is how often the vote gets the sign of g = 0.3 wrong under noise of deviation 1. */
+/* |g| q / sigma: q is how often the vote gets the sign of g = 0.3 wrong under noise of deviation 1.
+ */
 double vote_error(const char *noise, size_t workers) {
     uint64_t *signs = problem_alloc(workers * VOTE_WORDS * sizeof *signs);
     float *g = floats(VOTE_BITS);
@@ -437,7 +439,8 @@ CHECK(check_bytes) {
     return judge(right);
 }
 
-/* The federated CNN2: two 5 x 5 convolutions, a hidden layer, and 2146 weights outside of matrices. */
+/* The federated CNN2: two 5 x 5 convolutions, a hidden layer, and 2146 weights outside of matrices.
+ */
 CHECK(check_cnn2) {
     static const SmTensor tensors[] = {
         {.name = "conv1", .rows = 64, .cols = 75, .blocks = 1, .role = SM_HIDDEN},
@@ -462,7 +465,8 @@ CHECK(check_cnn2) {
     return judge(fabs(bits[1] / bits[0] - 29.4) < 0.1);
 }
 
-/* |mean of 11 polar factors|_F in units of one, with as much noise as signal; |polar of the mean|. */
+/* |mean of 11 polar factors|_F in units of one, with as much noise as signal; |polar of the mean|.
+ */
 CHECK(check_average_of_polars) {
     enum { WORKERS = 11, ROWS = 120, COLS = 4608, ALL = ROWS * COLS };
     float *signal = floats(ALL), *g = floats(ALL), *u = floats(ALL), *mean = floats(ALL),
