@@ -2000,10 +2000,9 @@ static int print_help(const char *group) {
            "  train_gpt --sample 300 --prompt ROMEO:  write text from out/last\n"
            "  train_gpt --list methods                explain the methods\n\n");
     flags_help(stdout, flags, FLAGS, group, width);
-    printf("\nExit status: 0 done, 1 failed, 2 wrong use, 3 diverged, 128 + signal stopped and "
-           "saved.\n");
-    if (!group)
-        printf("More: --help Optimizer (or Data, Model, Workers, Run, Text), --help all.\n");
+    printf("\nExit status: 0 done, 1 failed, 2 wrong use, 3 diverged, 128 + signal: stopped\n"
+           "and saved.\n");
+    if (!group) printf("--help GROUP, or --help all: every flag.\n");
     return finish_stdout();
 }
 
@@ -2040,7 +2039,7 @@ static void begin_training(const Run *run, const Gpt *plan, int *lock) {
             "it alone",
             o->out);
     if (o->quiet) return;
-    fprintf(stderr, "%zu parameters; ", plan->parameters);
+    fprintf(stderr, "%zu parameters\n", plan->parameters);
     options_data(stderr, &run->data);
     fprintf(stderr, "%ld workers (%s) of %ld compute threads, products by %s\n", o->workers,
             o->backend, o->threads, gemm_default(GEMM_F32)->name);
