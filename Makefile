@@ -68,17 +68,17 @@ test: test_signmuon train_gpt data/play libsignmuon.a libsignmuon.so ## every te
 
 CHECKS = gcc clang musl mpi isa neon asan tsan valgrind faults tidy
 check: ## all tests again: gcc, clang, musl, both MPIs, every instruction set, sanitizers, valgrind, failing calls
-	@for c in $(CHECKS); do sh test/check.sh $$c || exit 1; done
+	+@for c in $(CHECKS); do sh test/check.sh $$c || exit 1; done
 
 check-%: ## one of them
-	@sh test/check.sh $*
+	+@sh test/check.sh $*
 
 fuzz: ## libFuzzer on every reader of foreign bytes, SECONDS=60 each (clang)
-	@sh test/check.sh fuzz $(or $(SECONDS),60)
+	+@sh test/check.sh fuzz $(or $(SECONDS),60)
 
 torture: train_gpt ## workers and programs killed at random, every call to the outside world failing once (an hour)
 	bash test/torture.sh
-	sh test/check.sh faults all
+	+sh test/check.sh faults all
 
 bench: bench/bench train_gpt ## kernels and steps in percent of this machine's limits: docs/BENCH.md (two minutes)
 	./bench/bench

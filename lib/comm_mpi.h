@@ -243,7 +243,7 @@ const char *comm_rank_prefix(void) {
 
 /* What all ranks find at once, rank 0 says: give it time to do so and to end the others. */
 static void comm__let_rank_0_speak(void) {
-    struct timespec left = {.tv_sec = 2};
+    struct timespec left = {.tv_sec = 5};
     comm__world.failed = 1;
     while (comm__world.rank > 0 && nanosleep(&left, &left)) continue;
 }
