@@ -144,7 +144,7 @@ void comm_init(int *argc, char ***argv, int *rank, int *ranks, int *sharing);
 
 /* May this worker say why it ends the run? 1 for the first caller of all workers in a run, and for
  * everybody outside a run; 0 for the others, which call comm_wait_for_end instead of exit.
- * mpi: rank 0 may at once. Any other rank may if rank 0 has not ended the run 2 s later. */
+ * mpi: rank 0 may at once. Any other rank may if rank 0 has not ended the run 5 s later. */
 int comm_may_speak(void);
 __attribute__((noreturn)) void comm_wait_for_end(void);
 
