@@ -184,7 +184,11 @@ static void comm__mpi_leave(int status) {
     MPI_Finalized(&finalized);
     if (finalized) return;
     if (w->phase == COMM__BEFORE && status == 0) comm__mpi_all_begin(0);
-    if (w->phase != COMM__AFTER && w->ranks > 1) MPI_Abort(MPI_COMM_WORLD, status ? status : 1);
+    if (w->phase != COMM__AFTER && w->ranks > 1) {
+        nanosleep(&(struct timespec){0, 300000000},
+                  NULL); /* MPICH may drop what was just written */
+        MPI_Abort(MPI_COMM_WORLD, status ? status : 1);
+    }
     MPI_Finalize();
 }
 
