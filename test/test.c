@@ -5,6 +5,7 @@
 #include <fenv.h>
 #include <ftw.h>
 #include <math.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -151,7 +152,10 @@ static int wanted(const char *name, int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
     int passed = 0, failed = 0;
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
+        signal(signals[i], SIG_DFL); /* a script's background jobs begin with some ignored */
     fenv_t environment; /* runs of workers flush denormals on the thread that starts them */
     fegetenv(&environment);
     for (Test *t = first_test; t; t = t->next) {
