@@ -315,7 +315,7 @@ TEST(failure_second_program_in_out_is_refused) {
     OK("test $(ls /proc/%ld/fd | wc -l) -le 16", (long)pid); /* 40 saves left no file open */
     kill(pid, SIGKILL);
     finish(pid);
-    OK("train_gpt --resume --out a --quiet --steps %ld", step_of("a") + 3); /* nor a lock */
+    OK("train_gpt --resume --out a --quiet --steps 40"); /* nor a lock, wherever it was killed */
 }
 
 #define FLIP "printf xyz | dd bs=1 seek=9000 conv=notrunc 2>/dev/null of=a/last/"
