@@ -155,7 +155,10 @@ static inline double meta(const char *file, const char *key) {
     free(bytes);
     return value;
 }
-#define step_of(out) ((long)meta(out "/last/model", "checkpoint_step"))
+#define step_of(out) /* a kill between two renames leaves last.new alone */                        \
+    ((long)meta(access(test_path(out "/last/model.safetensors"), F_OK) ? out "/last.new/model"     \
+                                                                       : out "/last/model",        \
+                "checkpoint_step"))
 
 /* Are the tensors of two files, which lie behind their headers, the same bytes? */
 static inline int equal_files(const char *a, const char *b) {
