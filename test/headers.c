@@ -105,7 +105,7 @@ TEST(programs_in_first_comments_print_their_targets) {
         const TestResult *once = test_command("'%s'", test_path("example"));
         const char *found = strstr(once->out, rows[i].label);
         CHECK(once->status == 0 && found && strstr(once->out, rows[i].also), "%s", once->out);
-        if (found) CHECK_NEAR(atof(found + strlen(rows[i].label)), rows[i].value, 0.03);
+        if (found) CHECK_NEAR(atof(found + strlen(rows[i].label)), rows[i].value, 0.02);
         if (i) continue;
         const TestResult *processes = test_command("'%s' processes", test_path("example"));
         CHECK(strcmp(once->out, processes->out) == 0, "%s", processes->out);
