@@ -2,10 +2,13 @@
 #   CC=clang         another compiler                 NATIVE=0     code for any CPU of this family
 #   METHOD=muon      train with another method        TRAIN='...'  further flags of make train
 #   MPICC=mpicc.mpich   another MPI                   EXTRA='...'  further flags of the compiler
+#   NVCC=/path/nvcc  another CUDA toolkit             GPU='...'    its targets, as nvcc's -gencode
 #   PREFIX=/usr      install there                    DESTDIR=DIR  as if DIR were the root
 # What was built with other values stays: make clean first.
 
 MPICC = mpicc
+NVCC = nvcc
+GPU = -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
 NATIVE = 1
 OPT = -O3
 TESTOPT = -O1
@@ -15,7 +18,7 @@ CFLAGS = $(BASE) $(if $(filter 1,$(NATIVE)),-march=native)
 LDLIBS = -lm
 PREFIX = /usr/local
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
-TESTS = $(patsubst test/%.c,build/test/%.o,$(filter-out test/mpi.c test/faults.c,$(wildcard test/*.c)))
+TESTS = $(patsubst test/%.c,build/test/%.o,$(filter-out test/mpi.c test/faults.c test/cuda.c,$(wildcard test/*.c)))
 CLAIMS = $(patsubst %.c,build/%.o,$(wildcard bench/claims/*.c))
 
 all: train_gpt libsignmuon.a libsignmuon.so ## the program, and the optimizer as a library
@@ -23,13 +26,10 @@ all: train_gpt libsignmuon.a libsignmuon.so ## the program, and the optimizer as
 build/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
-
 build/test%.o: OPT = $(TESTOPT) # compiling takes longer than testing
-
 build/lib/%.o: %.c # of the library: it runs on any CPU of the family
 	@mkdir -p $(@D)
 	$(CC) $(BASE) -fPIC -fno-semantic-interposition -MMD -MP -c -o $@ $<
-
 -include $(wildcard build/*.d build/*/*.d build/*/*/*.d)
 
 train_gpt: build/train_gpt.o build/signmuon.o build/methods.o
@@ -42,14 +42,23 @@ train_gpt test_signmuon data/play bench/claims/claims bench/bench bench/scale be
 
 libsignmuon.a: build/lib/signmuon.o build/lib/methods.o
 	$(AR) rcs $@ $^
-
 libsignmuon.so: build/lib/signmuon.o build/lib/methods.o
 	$(CC) $(BASE) -shared -o $@ $^ $(LDLIBS)
 
 mpi: train_gpt_mpi ## the program over MPI: mpirun -n 4 train_gpt_mpi (libopenmpi-dev or libmpich-dev)
-
 train_gpt_mpi: train_gpt.c signmuon.c methods.c $(wildcard *.h lib/*.h)
 	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(CFLAGS) -DCOMM_MPI -o $@ train_gpt.c signmuon.c methods.c $(LDLIBS)
+
+cuda: train_gpt_cuda ## the program for NVIDIA GPUs (the CUDA toolkit, 12 or newer)
+build/cuda/%.o: lib/%.cu $(wildcard lib/*cuda*)
+	@command -v $(NVCC) >/dev/null || { echo "no $(NVCC) here: make cuda takes NVIDIA's CUDA toolkit; NVCC=/path/nvcc names one" >&2; exit 1; }
+	@mkdir -p $(@D)
+	$(NVCC) -O3 -std=c++17 $(GPU) -I. -c -o $@ $<
+CUDA = build/cuda/gpt_cuda.o build/cuda/signmuon_cuda.o build/signmuon.o build/methods.o
+train_gpt_cuda: build/train_gpt.o $(CUDA)
+test_cuda: build/test/cuda.o build/test/test.o $(CUDA)
+train_gpt_cuda test_cuda:
+	$(NVCC) -Wno-deprecated-gpu-targets -o $@ $^ -lcublasLt $(LDLIBS) -Xcompiler -pthread
 
 # The text to train on: TinyShakespeare, or without it the offline corpus.
 TEXT = $$(sh data/tinyshakespeare.sh || { $(MAKE) -s data/play >&2 && data/play data/offline.txt >&2 && echo data/offline.txt; })
@@ -59,34 +68,28 @@ train: train_gpt ## train on TinyShakespeare by majority vote, then print a samp
 	text=$(TEXT) && ./train_gpt --data "$$text" --method $(METHOD) --workers 3 --threads 2 --out out --overwrite $(TRAIN)
 	@echo "nanoGPT publishes val_loss 1.88 for this model, batch and number of steps on TinyShakespeare (20 random batches, AdamW)"
 	@./train_gpt --sample 300 --out out
-
 sample: train_gpt ## 300 characters from the last training run
 	@./train_gpt --sample 300 --out out
 
 test: test_signmuon train_gpt data/play libsignmuon.a libsignmuon.so ## every test (under a minute; needs nothing but the compiler)
 	CC="$(CC)" EXTRA="$(EXTRA)" ./test_signmuon
 
-CHECKS = gcc clang musl mpi isa neon asan tsan valgrind faults tidy
+CHECKS = gcc clang musl mpi cuda isa neon asan tsan valgrind faults tidy
 check: ## all tests again: gcc, clang, musl, both MPIs, every instruction set, sanitizers, valgrind, failing calls
 	+@for c in $(CHECKS); do sh test/check.sh $$c || exit 1; done
-
 check-%: ## one of them
 	+@sh test/check.sh $*
-
 fuzz: ## libFuzzer on every reader of foreign bytes, SECONDS=60 each (clang)
 	+@sh test/check.sh fuzz $(or $(SECONDS),60)
-
 torture: train_gpt ## workers and programs killed at random, every call to the outside world failing once (an hour)
 	bash test/torture.sh
 	+sh test/check.sh faults all
 
 bench: bench/bench train_gpt ## kernels and steps in percent of this machine's limits: docs/BENCH.md (two minutes)
 	./bench/bench
-
 scale: bench/scale train_gpt ## steps on 8 to 100,000 workers, predicted from rates measured here: docs/SCALE.md (gnuplot)
 	./bench/scale
 	gnuplot bench/scale.gp
-
 claims: bench/claims/claims bench/problem ## what the papers claim, recomputed: docs/CLAIMS.md (four minutes; gnuplot)
 	./bench/claims/claims
 	gnuplot bench/claims/claims.gp
@@ -107,11 +110,11 @@ install: all ## into $(DESTDIR)$(PREFIX)
 	install -m 644 optimizer.h signmuon.h ef21muon.h demuon.h "$(DESTDIR)$(PREFIX)/include"
 
 clean: ## remove what was built
-	rm -rf train_gpt train_gpt_mpi test_signmuon data/play bench/bench bench/scale bench/problem bench/claims/claims build *.a *.so
+	rm -rf train_gpt train_gpt_mpi train_gpt_cuda test_cuda test_signmuon data/play bench/bench bench/scale bench/problem bench/claims/claims build *.a *.so
 
 help: ## this list
 	@sed -n '/^$$/q; s/^# *//p' Makefile
 	@echo
 	@sed -n 's/^\([a-z][a-z %-]*\):.*## /\1\t/p' Makefile | expand -t 16
 
-.PHONY: all mpi train sample test check fuzz torture bench scale claims table bytes gossip byzantine network plots install clean help
+.PHONY: all mpi cuda train sample test check fuzz torture bench scale claims table bytes gossip byzantine network plots install clean help

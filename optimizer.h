@@ -215,6 +215,82 @@ int sm_state(const SmOptimizer *o, size_t i, SmState *state);
 void sm_regroup(SmOptimizer *o, const float *params);
 
 /* ------------------------------------------------------------------------------------------------
+ * an accelerator: a step's stages on a device, which holds the method's state. The host keeps the
+ * exchanges between workers. lib/signmuon_cuda.cu has the stages for an NVIDIA GPU. */
+
+/* One matrix, or one vector, as a device sees it. */
+typedef struct SmDeviceBlock {
+    size_t offset, element, word; /* in params and grads; in its group's dense and sign messages */
+    size_t rows, cols;
+    uint64_t stream; /* of its coins, whose key is signmuon.h's sm_key(seed, stream, step) */
+    double gain;     /* factor on the step size */
+    int decay, mine; /* weight decay applies; this worker applies the server's LMO to it */
+} SmDeviceBlock;
+
+/* Group 0 has the hidden matrices, group 1 all other tensors. */
+typedef struct SmDeviceGroup {
+    size_t count, elements, words; /* blocks; floats and words of its messages */
+    int states, polar;             /* arrays of state; the stage `polar` will be called */
+} SmDeviceGroup;
+
+/* A step of a group, in numbers that are rounded as signmuon.h's. */
+typedef struct SmDeviceStep {
+    float *params; /* these two lie on the device */
+    const float *grads;
+    uint64_t seed, step;    /* key the coins */
+    int coins;              /* a zero's sign is one, else + */
+    int momentum, nesterov; /* M is kept, else U is the gradient; U looks ahead */
+    float clip, mu, nu;     /* what clipping leaves of the gradient; mu and 1 - mu of momentum */
+    double lr;              /* step size, before a block's gain */
+    float keep;             /* 1 - lr * decay, where weight decay applies */
+    float b1, n1, b2, n2, size, root, epsilon; /* of sm_adamw */
+    double safety;                             /* of Newton-Schulz, as the triples */
+    const double (*coefficient)[3];
+    int ns_steps;
+} SmDeviceStep;
+
+/* A stage, on all blocks of group g. */
+typedef struct SmDevice SmDevice;
+typedef void SmDeviceStage(SmDevice *d, int g, const SmDeviceStep *step);
+
+struct SmDevice {
+    const char *error; /* of the first failure, after which stages do nothing; else empty */
+    /* Arrays on the device, laid out as the messages: U, the direction; S, the sign words; of each
+     * group momentum, or AdamW's m and v. `attach` allocates them. */
+    float *direction, *state[2][2];
+    uint64_t *signs;
+    /* blocks: of group 0, then of group 1; valid during the call only */
+    void (*attach)(SmDevice *d, const SmDeviceBlock *blocks, const SmDeviceGroup group[2]);
+    void (*free)(SmDevice *d);
+    /* bytes of an array to the host, or from there; waits for them */
+    void (*copy)(SmDevice *d, void *to, const void *from, size_t bytes);
+    /* the sum of squares of all gradients; waits for it */
+    double (*squares)(SmDevice *d, const float *grads);
+    SmDeviceStage *momentum;              /* M <- mu M + (1-mu) clip G, U <- M */
+    SmDeviceStage *polar, *polar_of_mine; /* U <- polar(U) of group 0; of `mine` blocks only */
+    SmDeviceStage *pack, *unpack;         /* S <- sign(U); U <- the +-1 of S */
+    SmDeviceStage *apply, *step;          /* W <- keep W - lr gain S; the same with U */
+    SmDeviceStage *adamw;                 /* AdamW's step with U as the gradient */
+};
+
+/* Let a device do the stages; every worker may have its own, or none. From then on sm_step's params
+ * and grads are the device's.
+ * returns  1: attached, with the state that there is, and sm_free frees the device; 0: it lacks a
+ *          stage of the method; negative, and a sentence: it cannot be used. Then it stays the
+ *          caller's, and all stages the host's. A device that fails later makes sm_step return
+ *          SM_FAILED */
+int sm_attach(SmOptimizer *o, SmDevice *d, char *error, size_t size);
+
+/* Copy the state that sm_state tells: from the device, before it is read; to the device, after it
+ * was written. Both do nothing without one.
+ * error    SM_FAILED */
+int sm_from_device(SmOptimizer *o);
+int sm_to_device(SmOptimizer *o);
+
+/* What the device failed at, or NULL. */
+const char *sm_device_error(const SmOptimizer *o);
+
+/* ------------------------------------------------------------------------------------------------
  * facts, for people */
 
 /* What a resolved configuration does to a tensor. */
@@ -225,7 +301,7 @@ typedef struct SmFacts {
                          decides */
     double up, down;  /* bits per weight that a worker sends, by formula, the mean over workers:
                                 to the servers of its shards, and as a server; gossip is all `up` */
-    double paper_up; /* `up` as arXiv 2510.00643 counts: 26-bit indices, 16-bit Natural */
+    double paper_up;  /* `up` as arXiv 2510.00643 counts: 26-bit indices, 16-bit Natural */
 } SmFacts;
 SmFacts sm_facts(const SmConfig *resolved, const SmTensor *tensor, int workers);
 

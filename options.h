@@ -22,6 +22,7 @@
 #include "lib/comm.h"
 #include "lib/flags.h"
 #include "lib/gemm.h"
+#include "lib/gpt_cuda.h"
 #include "lib/report.h"
 #include "lib/safetensors.h"
 #include "optimizer.h"
@@ -37,7 +38,7 @@ typedef struct Options {
     long layers, heads, width, context;
     int bias;
     double dropout;
-    const char *dtype;
+    const char *dtype, *device, *ns_dtype;
     SmConfig rule; /* the optimizer's own fields */
     const char *schedule;
     long warmup;
@@ -45,7 +46,7 @@ typedef struct Options {
     long workers, threads, adversaries;
     const char *backend, *link, *on_death, *resume_workers;
     double timeout;
-    long batch, steps, seed, eval_every, log_every, save_every, check_every;
+    long batch, accumulate, steps, seed, eval_every, log_every, save_every, check_every;
     int resume, overwrite, eval, dry_run, quiet, version;
     long sample, top_k;
     double temperature;
@@ -135,7 +136,7 @@ static const Flag flags[] = {
     WHOLE("Model", "context", context, "64", 1, 1048576, "tokens that the model sees at once", FIXED | COMMON),
     REAL("Model", "dropout", dropout, "0", 0, 0.99, "P", "probability that an activation is dropped", STORED),
     SWITCH("Model", "bias", bias, "biases in linear layers and LayerNorms", FIXED),
-    CHOICE("Model", "dtype", dtype, "fp32", choice_dtype, "of products and stored activations; sums, weights and optimizer stay fp32", STORED),
+    CHOICE("Model", "dtype", dtype, "auto", choice_dtype, "of products and stored activations; sums, weights and optimizer stay fp32. auto: bf16 on a GPU, else fp32", STORED),
     CHOICE("Optimizer", "method", rule.method, "signmuon", choice_method, "rule of the hidden matrices (--list methods)", FIXED | COMMON),
     CHOICE("Optimizer", "aux", rule.aux, "auto", choice_aux, "rule of all other tensors: fp32 AdamW, a 1-bit vote, the method without its LMOs, or the method in Scion's norms", FIXED | COMMON),
     REAL("Optimizer", "lr", rule.lr, "auto", 0, 1e6, "RATE", "peak learning rate of the hidden matrices", STORED | COMMON),
@@ -157,11 +158,13 @@ static const Flag flags[] = {
     SWITCH("Optimizer", "polar-after-vote", rule.polar_after_vote, "step along the polar factor of the vote, at no further bytes", STORED),
     CHOICE("Optimizer", "zeros", rule.zeros, "coin", choice_zeros, "sign of an exact zero; abstain costs a second bit", STORED),
     CHOICE("Optimizer", "ties", rule.ties, "coin", choice_zeros, "result of a tied vote; odd numbers of workers have none, unless zeros abstain", STORED),
+    CHOICE("Optimizer", "ns-dtype", ns_dtype, "bf16", choice_dtype, "of Newton-Schulz's products on a GPU; a CPU takes fp32", STORED),
     TEXT("Optimizer", "up", rule.up, "auto", "COMPRESSOR", "EF21: what workers send, e.g. topk:0.1+natural (--list compressors)", STORED),
     TEXT("Optimizer", "down", rule.down, "auto", "COMPRESSOR", "EF21: what the server sends", STORED),
     TEXT("Optimizer", "topology", rule.topology, "auto", "GRAPH", "gossip: ring, exponential, ... or file:PATH of a matrix (--list topologies)", STORED),
     WHOLE("Workers", "workers", workers, "1", 1, COMM_MAX_WORKERS, "how many; odd numbers cannot tie", SIZED | COMMON),
     CHOICE("Workers", "backend", backend, "threads", choice_backend, "what a worker is; results do not depend on it", STORED | COMMON),
+    TEXT("Workers", "device", device, "auto", "WHERE", "cpu; gpu: worker R takes GPU R, counted round; or the number of one GPU for all. auto: gpu in train_gpt_cuda (make cuda)", PER_CALL),
     WHOLE("Workers", "threads", threads, "0", 0, 256, "compute threads per worker; 0: usable cores / workers. Results do not depend on them", PER_CALL | COMMON),
     TEXT("Workers", "link", link, "", "RATE,DELAY", "estimate the time on such a wire, e.g. 100mbit,5ms (computed, not slept)", STORED),
     WHOLE("Workers", "check-every", check_every, "100", 0, MANY, "steps between comparisons of the workers' parameters by hash; 0 never", STORED),
@@ -171,6 +174,7 @@ static const Flag flags[] = {
     REAL("Workers", "timeout", timeout, "300", 0, 1e9, "SECONDS", "processes: a worker that keeps the others waiting longer counts as dead; 0 never", STORED),
     CHOICE("Workers", "resume-workers", resume_workers, "refuse", choice_resume, "--resume with another --workers: each keeps its momentum (new ones take the mean), all take the mean, or zero", PER_CALL),
     WHOLE("Run", "batch", batch, "12", 1, 1e9, "sequences per step over all workers", SIZED | COMMON),
+    WHOLE("Run", "accumulate", accumulate, "1", 1, 1e9, "passes in which a worker computes its gradient: as many times less memory for activations", STORED),
     WHOLE("Run", "steps", steps, "2000", 0, MANY, "optimizer steps", STORED | COMMON),
     WHOLE("Run", "seed", seed, "1337", 0, 9e18, "everything random follows from it", FIXED | COMMON),
     WHOLE("Run", "eval-every", eval_every, "250", 0, MANY, "steps between validations on the whole split; 0 only at the end", STORED),
@@ -240,7 +244,32 @@ static inline int options_link(const char *text, double *per_byte, double *per_m
     return *per_byte > 0 && isfinite(*per_byte) && seconds > 0 && delay >= 0 && isfinite(delay);
 }
 
+/* The GPU that a worker's model is on; -1: the CPU. */
+static inline int options_device(const Options *o, int rank) {
+    if (strcmp(o->device, "cpu") == 0) return -1;
+    return strcmp(o->device, "gpu") == 0 ? rank : atoi(o->device);
+}
+
 #define REFUSE(...) return base_fail(error, size, USAGE, __VA_ARGS__)
+
+/* --device and what depends on it. */
+static inline int options_check_device(Options *o, const unsigned char *given, char *error,
+                                       size_t size) {
+    if (!o->device) o->device = gpt_cuda_create ? "gpu" : "cpu";
+    int is_number = *o->device && strspn(o->device, "0123456789") == strlen(o->device);
+    if (strcmp(o->device, "cpu") && strcmp(o->device, "gpu") && (!is_number || strlen(o->device) > 4))
+        REFUSE("--device %s: take cpu, gpu or the number of a GPU", o->device);
+    int on_cpu = options_device(o, 0) < 0;
+    if (!on_cpu && !gpt_cuda_create)
+        REFUSE("--device %s: this program was built without CUDA: make cuda, then train_gpt_cuda",
+               o->device);
+    if (on_cpu && options_given(given, "ns-dtype"))
+        REFUSE("--ns-dtype is for a GPU: on a CPU Newton-Schulz multiplies in fp32");
+    if (!o->dtype) o->dtype = on_cpu || o->width % 8 ? "fp32" : "bf16";
+    if (!on_cpu && o->width % 8 && strcmp(o->dtype, "bf16") == 0)
+        REFUSE("--dtype bf16 on a GPU takes a --width that is a multiple of 8, not %ld", o->width);
+    return 0;
+}
 
 /* Take over a save's flags, where the call does not name another value. A resumed run takes all of
  * them, an evaluation or a sample those of model and data. */
@@ -309,12 +338,16 @@ static inline int options_check(Options *o, const unsigned char *given, int rank
     double byte, message;
     int training = !o->eval && !o->sample;
     if (options_place(o, given, ranks, error, size)) return USAGE;
+    if (options_check_device(o, given, error, size)) return USAGE;
     if (o->width % o->heads)
         REFUSE("--width %ld is not divisible by --heads %ld", o->width, o->heads);
     if (training && o->batch % o->workers)
         REFUSE(
             "--batch %ld is not divisible by --workers %ld: every worker takes as many sequences",
             o->batch, o->workers);
+    if (training && o->batch / o->workers % o->accumulate)
+        REFUSE("--accumulate %ld does not divide the %ld sequences of a worker", o->accumulate,
+               o->batch / o->workers);
     if (strcmp(o->on_death, "continue") == 0 && strcmp(o->backend, "processes") != 0)
         REFUSE("--on-death continue is for workers that can die alone: take --backend processes");
     if (options_given(given, "resume-workers") && !o->resume)

@@ -166,6 +166,7 @@ struct SmOptimizer {
     int exchange;        /* messages exchanged in this step */
     SmFault fault;
     double agreement;
+    SmDevice *device; /* does the stages, and has the state; NULL: the host does */
 };
 
 /* ------------------------------------------------------------------------------------------------
@@ -207,9 +208,11 @@ static void for_slices(SmOptimizer *o, SmGroup *g, size_t n, SliceFunction *func
 
 enum { SIGNS, LINKS, ATTACKS }; /* what the numbers are for */
 
+static uint64_t stream_of(const SmBlock *b, uint64_t purpose, int sender) {
+    return purpose << 48 | (uint64_t)b->index << 16 | (uint64_t)sender;
+}
 static uint64_t block_key(const SmOptimizer *o, const SmBlock *b, uint64_t purpose, int sender) {
-    uint64_t stream = purpose << 48 | (uint64_t)b->index << 16 | (uint64_t)sender;
-    return sm_key(o->config.seed, stream, o->step);
+    return sm_key(o->config.seed, stream_of(b, purpose, sender), o->step);
 }
 static uint64_t shared_key(const SmOptimizer *o, const SmBlock *b, uint64_t purpose) {
     return block_key(o, b, purpose, 0);
@@ -704,6 +707,73 @@ static void demuon_step(SmOptimizer *o) {
         gossip(o, g, g->vector[SECOND], rounds[1]);
     }
 }
+/* ------------------------------------------------------------------------------------------------
+ * the boxes muon_step and signmuon_step with their stages on a device. Between the workers' stages
+ * and the servers' messages pass through the host's arrays; one worker alone needs none. */
+
+static void device_vote(SmOptimizer *o, SmGroup *g, const SmDeviceStep *x) {
+    SmDevice *d = o->device;
+    const size_t bytes = g->words * sizeof *o->vote;
+    d->pack(d, g != o->group, x);                   /* S <- sign(O)                            */
+    if (o->size == 1) return;                       /* V <- S                                  */
+    d->copy(d, o->signs, d->signs, bytes);
+    majority_vote(o, g);                            /* V <- majority(S_1 .. S_N)               */
+    share_vote(o, g);
+    d->copy(d, d->signs, o->vote, bytes);
+}
+
+static void device_mean(SmOptimizer *o, SmGroup *g, const SmDeviceStep *x) {
+    SmDevice *d = o->device;
+    const size_t bytes = g->elements * sizeof(float), mine = g->mine * sizeof(float);
+    if (o->size > 1) {
+        d->copy(d, o->direction, d->direction, bytes);
+        mean_of_workers(o, g);                      /* D <- mean of D_1 .. D_N                 */
+    }
+    if (g->server_map) {
+        if (o->size > 1) d->copy(d, d->direction + g->first, o->direction + g->first, mine);
+        d->polar_of_mine(d, 0, x);                  /* D <- polar(D)                           */
+        if (o->size > 1) d->copy(d, o->direction + g->first, d->direction + g->first, mine);
+    }
+    if (o->size == 1) return;
+    share_directions(o, g);
+    d->copy(d, d->direction, o->direction, bytes);
+}
+
+static void device_step(SmOptimizer *o, SmGroup *g) {
+    SmDevice *d = o->device;
+    const SmConfig *c = &o->config;
+    const SmMethod *m = g->method;
+    const int k = g != o->group;
+    const double t = (double)o->step + 1;
+    const float mu = c->first_gradient && o->step == 0 ? 0 : (float)c->momentum;
+    const SmDeviceStep x = {
+        .params = o->params, .grads = o->grads,
+        .seed = c->seed, .step = o->step, .coins = o->zeros == SM_COIN,
+        .momentum = m->estimate == SM_MOMENTUM, .nesterov = c->nesterov,
+        .clip = o->clip_factor, .mu = mu, .nu = 1 - mu,
+        .lr = g->lr, .keep = (float)(1 - g->lr * c->weight_decay),
+        .b1 = (float)c->beta1, .n1 = (float)(1 - c->beta1),
+        .b2 = (float)c->beta2, .n2 = (float)(1 - c->beta2), .epsilon = (float)c->epsilon,
+        .size = (float)(g->lr / (1 - pow(c->beta1, t))),
+        .root = (float)(1 / sqrt(1 - pow(c->beta2, t))),
+        .safety = o->ns->safety, .coefficient = o->ns->coefficient, .ns_steps = o->ns->steps};
+    d->momentum(d, k, &x);                          /* M <- mu M + (1-mu) G                    */
+    if (g->worker_map) d->polar(d, k, &x);          /* D <- polar(M)                           */
+    if (m->combine == SM_VOTE)
+        device_vote(o, g, &x);
+    else
+        device_mean(o, g, &x);
+    if (g->vote_map) {                              /* D <- polar(V)                           */
+        d->unpack(d, k, &x);
+        d->polar(d, k, &x);
+    }
+    if (m->combine == SM_VOTE && !g->vote_map)
+        d->apply(d, k, &x);                         /* W <- (1 - lr wd) W - lr s V             */
+    else if (m->update == SM_ADAMW)
+        d->adamw(d, k, &x);
+    else
+        d->step(d, k, &x);                          /* W <- (1 - lr wd) W - lr s D             */
+}
 // clang-format on
 
 /* ------------------------------------------------------------------------------------------------
@@ -722,14 +792,19 @@ static float clip_factor(SmOptimizer *o) {
     double power = o->group[0].method->clip_power, sum = 0;
     double clip = o->config.clip * pow((double)o->step + 1, power);
     if (o->config.clip <= 0) return 1;
-    for_slices(o, NULL, o->tensor_count, sum_squares_of_tensors);
-    for (size_t t = 0; t < o->tensor_count; t++) sum += o->square[t];
+    if (o->device) {
+        sum = o->device->squares(o->device, o->grads);
+    } else {
+        for_slices(o, NULL, o->tensor_count, sum_squares_of_tensors);
+        for (size_t t = 0; t < o->tensor_count; t++) sum += o->square[t];
+    }
     return sum > clip * clip ? (float)(clip / sqrt(sum)) : 1;
 }
 
 /* Share of this worker's signs that the vote confirmed. */
 static double agreement(const SmOptimizer *o, const SmGroup *g) {
     double differ = 0;
+    if (o->device && o->size == 1) return 1; /* its signs are the vote */
     for (size_t k = 0; k < g->words; k++) differ += __builtin_popcountll(o->vote[k] ^ o->signs[k]);
     return 1 - differ / (double)g->elements;
 }
@@ -748,13 +823,20 @@ int sm_step(SmOptimizer *o, float *params, const float *grads, uint64_t step, do
     for (SmGroup *g = o->group; g < o->group + 2; g++) {
         if (g->count == 0) continue;
         SmCombine combine = g->method->combine;
-        if (combine == SM_MEAN && sm_has_server(o->group[0].method)) muon_step(o, g);
-        if (combine == SM_VOTE && !g->server_map) signmuon_step(o, g);
-        if (combine == SM_VOTE && g->server_map) muonsign_step(o, g);
-        if (combine == SM_FEEDBACK) ef21_step(o, g);
         int hidden = g == o->group;
+        if (o->device)
+            device_step(o, g);
+        else if (combine == SM_MEAN && sm_has_server(o->group[0].method))
+            muon_step(o, g);
+        else if (combine == SM_VOTE && !g->server_map)
+            signmuon_step(o, g);
+        else if (combine == SM_VOTE)
+            muonsign_step(o, g);
+        else if (combine == SM_FEEDBACK)
+            ef21_step(o, g);
         if (hidden && combine == SM_VOTE && g->downlink == SM_SIGN) o->agreement = agreement(o, g);
     }
+    if (sm_device_error(o)) return SM_FAILED;
     return o->fault.kind ? SM_BAD_MESSAGE : 0;
 }
 
@@ -1051,6 +1133,7 @@ SmOptimizer *sm_create(const SmConfig *config, const SmTensor *tensors, size_t c
 
 void sm_free(SmOptimizer *o) {
     if (!o) return;
+    if (o->device) o->device->free(o->device);
     free(o->arena);
     free(o->mixing);
     free(o);
@@ -1098,6 +1181,80 @@ int sm_run(const char *backend, int workers, int threads, SmWorker *worker, void
 
 int sm_rank(const SmComm *comm) { return comm->rank; }
 int sm_size(const SmComm *comm) { return comm->size; }
+
+/* ------------------------------------------------------------------------------------------------
+ * a device */
+
+/* Can a device do all stages of the group? */
+static int runs_on_device(const SmOptimizer *o, const SmGroup *g) {
+    const SmMethod *m = g->method;
+    const SmNorm *maps[] = {g->worker_map, g->server_map, g->vote_map};
+    int votes = m->combine == SM_VOTE && !g->server_map;
+    for (size_t i = 0; i < 3; i++)
+        if (maps[i] && (maps[i] != sm_norm("spectral") || g != o->group)) return 0;
+    return g->count == 0 || ((m->estimate == SM_GRADIENT || m->estimate == SM_MOMENTUM) &&
+                             (m->combine == SM_MEAN || votes) &&
+                             (m->update == SM_STEP || m->update == SM_ADAMW));
+}
+
+int sm_attach(SmOptimizer *o, SmDevice *d, char *error, size_t size) {
+    const SmConfig *c = &o->config;
+    SmDeviceGroup group[2];
+    if (!sm_has_server(o->group[0].method) || c->adversaries || c->coupled_decay ||
+        o->zeros == SM_ABSTAIN || o->ties == SM_ABSTAIN || !runs_on_device(o, &o->group[0]) ||
+        !runs_on_device(o, &o->group[1]))
+        return 0;
+    size_t count = o->group[0].count + o->group[1].count;
+    SmDeviceBlock *blocks = base_allocate(count * sizeof *blocks);
+    if (!blocks)
+        return base_fail(error, size, SM_NO_MEMORY, "no memory for a table of %zu blocks", count);
+    for (size_t i = 0; i < count; i++) {
+        const SmBlock *b = &o->group[0].blocks[i];
+        blocks[i] = (SmDeviceBlock){.offset = b->offset,
+                                    .element = b->element,
+                                    .word = b->word,
+                                    .rows = b->rows,
+                                    .cols = b->cols,
+                                    .stream = stream_of(b, SIGNS, o->rank + 1),
+                                    .gain = b->gain,
+                                    .decay = b->tensor->decay != 0,
+                                    .mine = b->owner == o->rank};
+    }
+    for (int k = 0; k < 2; k++) {
+        const SmGroup *g = &o->group[k];
+        int states = (g->vector[FIRST] != NULL) + (g->vector[SECOND] != NULL);
+        group[k] = (SmDeviceGroup){.count = g->count,
+                                   .elements = g->elements,
+                                   .words = g->words,
+                                   .states = states,
+                                   .polar = last_map(g) != NULL};
+    }
+    d->attach(d, blocks, group);
+    free(blocks);
+    o->device = d;
+    if (!sm_to_device(o)) return 1;
+    o->device = NULL;
+    return base_fail(error, size, SM_FAILED, "%s", d->error);
+}
+
+/* All state, to the host or from there. */
+static int copy_state(SmOptimizer *o, int to_host) {
+    SmDevice *d = o->device;
+    for (int k = 0; d && k < 2; k++)
+        for (int i = FIRST; i <= SECOND; i++) {
+            float *here = o->group[k].vector[i], *there = d->state[k][i];
+            size_t bytes = o->group[k].elements * sizeof *here;
+            if (here) d->copy(d, to_host ? here : there, to_host ? there : here, bytes);
+        }
+    return sm_device_error(o) ? SM_FAILED : 0;
+}
+
+int sm_from_device(SmOptimizer *o) { return copy_state(o, 1); }
+int sm_to_device(SmOptimizer *o) { return copy_state(o, 0); }
+
+const char *sm_device_error(const SmOptimizer *o) {
+    return o->device && *o->device->error ? o->device->error : NULL;
+}
 
 /* ------------------------------------------------------------------------------------------------
  * results and state */

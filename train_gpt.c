@@ -18,6 +18,7 @@
 #include "lib/checkpoint.h" /* checkpoint_open checkpoint_write checkpoint_commit */
 #include "lib/comm.h"       /* comm_run comm_gather comm_allgather team_run team_barrier */
 #include "lib/gemm.h"       /* gemm_multiply gemm_pack */
+#include "lib/gpt_cuda.h"   /* gpt_cuda_create gpt_cuda_pass gpt_cuda_stages */
 #include "lib/report.h"     /* report_row report_progress report_note */
 #include "optimizer.h"      /* sm_create sm_step sm_state */
 #include "options.h"        /* Options flags schedule */
@@ -80,6 +81,7 @@ typedef struct GptConfig {
     double dropout;
     uint64_t seed; /* of the initial parameters */
     int bf16;      /* products round their operands to bf16; stored activations are bf16 */
+    int passes;    /* a gradient takes so many, each over as many sequences; 0 stands for 1 */
 } GptConfig;
 
 /* One row for each kind of parameter tensor. Kinds LN1W to OUTB exist once per layer; the bias of a
@@ -226,6 +228,7 @@ typedef struct Gpt {
     size_t tensors, parameters;
     const SmTensor *of_kind[TENSOR_KINDS]; /* in layer 0; NULL: there is none */
     float *params, *grads;
+    GptCuda *cuda; /* a GPU that runs the passes and holds params and grads; NULL: this CPU */
 
     Arena arena;                                          /* holds all below */
     size_t activation_bytes, packed_bytes, scratch_bytes; /* the last of one thread */
@@ -243,8 +246,9 @@ typedef struct Gpt {
     /* arguments of the pass under way, over rows [from, B T); from > 0 needs B = 1 */
     size_t B, T, from;
     const int32_t *in, *target; /* (B, T); a target of -1 does not count */
-    size_t counted;             /* targets that do */
-    int training, weights_packed;
+    float loss_scale;           /* of the mean over the targets that do, and over the passes */
+    int training, add;          /* make gradients; add to those of the passes before */
+    int weights_packed;
     uint64_t dropout_key;
     float *logits; /* NULL, or receives those after the last token, (V) */
 } Gpt;
@@ -391,6 +395,7 @@ static void take_all(Gpt *g, Arena *a, size_t B, int train, int threads) {
 
 static void gpt_free(Gpt *g) {
     if (!g) return;
+    if (g->cuda) gpt_cuda_free(g->cuda);
     void *all[] = {g->arena.block, g->layer, g->tensor, g->names, g->params, g->grads, g};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) free(all[i]);
 }
@@ -441,6 +446,53 @@ static size_t gpt_bytes(const GptConfig *c, size_t batch, int train, int threads
     *packed_weights = g->packed_bytes;
     gpt_free(g);
     return measure.used;
+}
+
+/* The same model on a GPU (lib/gpt_cuda.cu), which holds params and grads: g->params is a copy, as
+ * gpt_fetch has left it, g->grads only what gpt_fetch_grads fills. NULL and a sentence. */
+static Gpt *gpt_create_cuda(const GptConfig *c, size_t batch, int train, int device, char *error,
+                            size_t size) {
+    Gpt *g = gpt_create(c, 0, 0, NULL);
+    base_fail(error, size, 0, "%s", NO_MEMORY);
+    if (!g) return NULL;
+    GptCudaShape shape = {.layers = c->layers,
+                          .heads = c->heads,
+                          .width = c->width,
+                          .context = c->context,
+                          .vocab = c->vocab,
+                          .dropout = c->dropout,
+                          .bf16 = c->bf16,
+                          .parameters = g->parameters,
+                          .stride = (int64_t)(g->of_kind[LNFW]->offset - g->of_kind[LN1W]->offset)};
+    shape.stride /= c->layers;
+    for (int k = 0; k < TENSOR_KINDS; k++)
+        shape.offset[k] = g->of_kind[k] ? (int64_t)g->of_kind[k]->offset : -1;
+    g->capacity = batch;
+    g->params = base_allocate(g->parameters * sizeof(float));
+    g->arena.block = base_allocate(batch * (size_t)c->context * sizeof(float));
+    g->losses = (float *)(void *)g->arena.block;
+    if (g->params && g->losses)
+        g->cuda = gpt_cuda_create(&shape, batch, train, device, error, size);
+    if (g->cuda) return g;
+    gpt_free(g);
+    return NULL;
+}
+
+/* g->params <- the parameters on the device; nothing to do on the CPU. */
+static void gpt_fetch(Gpt *g) {
+    char error[512];
+    if (g->cuda) must(gpt_cuda_read(g->cuda, g->params, NULL, error, sizeof error), error);
+}
+static void gpt_fetch_grads(Gpt *g) {
+    char error[512];
+    if (!g->grads) g->grads = allocate(g->parameters * sizeof(float));
+    must(gpt_cuda_read(g->cuda, NULL, g->grads, error, sizeof error), error);
+}
+
+/* The parameters on the device <- g->params. */
+static void gpt_send(Gpt *g) {
+    char error[512];
+    if (g->cuda) must(gpt_cuda_write_params(g->cuda, g->params, error, sizeof error), error);
 }
 
 /* The table of tensors. */
@@ -576,7 +628,7 @@ static void keep_input(const Thread *t, const float *x, int kind, size_t at) {
 
 /* dW (n, k) = dout (B T, n)^T input (B T, k), that is dW[i][j] = sum over all tokens r of
  * dout[r][i] input[r][j], both as the tiles have kept them; this thread's slice. Gradients are
- * written, not added to. */
+ * written, or added to those of the passes before. */
 static void weight_gradient(const Thread *t, int kind, int l) {
     const Gpt *g = t->g;
     const SmTensor *w = tensor_of(g, kind, l);
@@ -584,7 +636,7 @@ static void weight_gradient(const Thread *t, int kind, int l) {
     GemmOperand dout = g->dout[kind] ? gemm_packed(g->dout[kind], all)
                                      : stored_operand(g->dlogits, 0, 1, n); /* of lm_head */
     gemm_multiply(g->gemm, g->grads + w->offset, k, dout, gemm_packed(g->input[kind], all), n, k,
-                  all, 0, t->gemm_scratch, t->ith, t->nth);
+                  all, g->add, t->gemm_scratch, t->ith, t->nth);
 }
 
 /* The gradient of a vector: the sum of the tiles' parts, in their order; this thread's slice. */
@@ -595,7 +647,7 @@ static void vector_gradient(const Thread *t, int kind, int l) {
     size_t lo, hi;
     float *d = g->grads + v->offset;
     slice(v->cols, t->ith, t->nth, &lo, &hi);
-    for (size_t c = lo; c < hi; c++) d[c] = 0;
+    for (size_t c = lo; c < hi && !g->add; c++) d[c] = 0;
     for (size_t at = 0; at < g->B * g->T; at += TILE)
         for (size_t c = lo; c < hi; c++) d[c] += partial_of(g, kind, at)[c];
 }
@@ -816,7 +868,7 @@ static void embedding_backward(const Thread *t) {
     size_t C = g->C, lo, hi;
     float *dwte = g->grads + g->of_kind[WTE]->offset, *dwpe = g->grads + g->of_kind[WPE]->offset;
     slice(C, t->ith, t->nth, &lo, &hi);
-    for (size_t i = 0; i < (size_t)g->config.context; i++)
+    for (size_t i = 0; i < (size_t)g->config.context && !g->add; i++)
         for (size_t c = lo; c < hi; c++) dwpe[i * C + c] = 0;
     for (size_t r = 0; r < g->B * g->T; r++) {
         float *restrict dx = g->dres + r * C, *token = dwte + (size_t)g->in[r] * C;
@@ -904,7 +956,7 @@ static void lm_head_forward(const Thread *t, size_t at) {
     const Gpt *g = t->g;
     size_t V = g->V, rows = tile_rows(t, at);
     Stored kept = g->training ? g->dlogits : (Stored){0};
-    float *logits = stored_place(kept, at * V, t->wide[0]), scale = 1.0f / (float)g->counted;
+    float *logits = stored_place(kept, at * V, t->wide[0]), scale = g->loss_scale;
     layernorm_forward(t, g->statsf, g->last, LNFW, 0, at);
     linear_forward(t, logits, t->norm, WTE, 0, at);
     if (g->logits && at + rows == g->T)
@@ -991,31 +1043,61 @@ static void run_thread(void *context, int ith, int nth) {
     if (g->training) gpt_backward(&t);
 }
 
+/* The same pass on a GPU, over all rows: there it keeps no keys of earlier calls. */
+static void run_cuda(Gpt *g, const float *params) {
+    char error[512];
+    GptCudaPass pass = {.in = g->in,
+                        .target = g->target,
+                        .B = g->B,
+                        .T = g->T,
+                        .loss_scale = g->loss_scale,
+                        .training = g->training,
+                        .add = g->add,
+                        .params = params,
+                        .same_params = g->weights_packed,
+                        .dropout_key = g->dropout_key,
+                        .losses = g->target ? g->losses : NULL,
+                        .logits = g->logits};
+    must(gpt_cuda_pass(g->cuda, &pass, error, sizeof error), error);
+}
+
 /* Run a pass over rows [from, B T) of in (B, T); target may be NULL. */
-static void run_pass(Gpt *g, const int32_t *in, const int32_t *target, size_t B, size_t T,
-                     size_t from) {
+static void run_pass(Gpt *g, const float *params, const int32_t *in, const int32_t *target,
+                     size_t B, size_t T, size_t from) {
+    size_t counted = 0, passes = g->training && g->config.passes ? (size_t)g->config.passes : 1;
+    float *own = g->params;
     assert(B <= g->capacity && T <= (size_t)g->config.context && from < B * T);
     g->in = in;
     g->target = target;
     g->B = B;
     g->T = T;
     g->from = from;
-    g->counted = 0;
-    for (size_t r = 0; target && r < B * T; r++) g->counted += target[r] >= 0;
-    team_run(g->team, run_thread, g);
+    for (size_t r = 0; target && r < B * T; r++) counted += target[r] >= 0;
+    g->loss_scale = 1.0f / (float)(counted * passes);
+    g->params = (float *)(uintptr_t)params; /* only read */
+    if (g->cuda)
+        run_cuda(g, params == own ? NULL : params);
+    else
+        team_run(g->team, run_thread, g);
+    g->params = own;
 }
 
 /* grads = gradients of the mean loss of a batch in (B, T), target (B, T), where -1 does not count.
- * dropout_key is new in each step. Returns the sum of the losses in nats. */
+ * dropout_key is new in each step. Returns the sum of the losses in nats.
+ * passes   where the configuration asks for several, each has as many sequences and targets */
 static double gpt_gradient(Gpt *g, const int32_t *in, const int32_t *target, size_t B, size_t T,
                            uint64_t dropout_key) {
+    size_t passes = g->config.passes ? (size_t)g->config.passes : 1, each = B / passes * T;
     double sum = 0;
-    assert(g->grads);
+    assert((g->grads || g->cuda) && B % passes == 0);
     g->training = 1;
-    g->weights_packed = 0;
-    g->dropout_key = dropout_key;
-    run_pass(g, in, target, B, T, 0);
-    for (size_t r = 0; r < B * T; r++) sum += (double)g->losses[r];
+    for (size_t k = 0; k < passes; k++) {
+        g->weights_packed = g->add = k > 0;
+        g->dropout_key = k ? sm_hash(dropout_key, k) : dropout_key;
+        run_pass(g, g->params, in + k * each, target + k * each, B / passes, T, 0);
+        for (size_t r = 0; r < each; r++) sum += (double)g->losses[r];
+    }
+    g->training = g->add = 0;
     return sum;
 }
 
@@ -1023,12 +1105,9 @@ static double gpt_gradient(Gpt *g, const int32_t *in, const int32_t *target, siz
  * they have not changed since the last call, so its packed weights serve again. */
 static void gpt_losses(Gpt *g, const float *params, const int32_t *in, const int32_t *target,
                        size_t B, size_t T, int same_params, float *losses) {
-    float *own = g->params;
-    g->params = (float *)(uintptr_t)params; /* only read */
     g->training = 0;
     g->weights_packed = same_params;
-    run_pass(g, in, target, B, T, 0);
-    g->params = own;
+    run_pass(g, params, in, target, B, T, 0);
     memcpy(losses, g->losses, B * T * sizeof *losses);
 }
 
@@ -1041,7 +1120,7 @@ static void gpt_logits(Gpt *g, const int32_t *tokens, size_t from, size_t count,
     g->training = 0;
     g->weights_packed = from > 0;
     g->logits = logits;
-    run_pass(g, tokens, NULL, 1, count, from);
+    run_pass(g, g->params, tokens, NULL, 1, count, from);
     g->logits = NULL;
 }
 
@@ -1106,6 +1185,8 @@ typedef struct Worker {
     Gpt *g;
     SmOptimizer *optimizer;
     size_t B, T;             /* sequences of a step, tokens of a sequence */
+    size_t pass;             /* sequences of a pass over the model */
+    int on_device;           /* the optimizer's stages run on the model's GPU */
     int32_t *in, *target;    /* (B, T) */
     float *losses;           /* (B, T) of an evaluation */
     double *window_loss;     /* one sum per validation window */
@@ -1176,8 +1257,8 @@ static double evaluate(Worker *w, const float *params, int alone) {
     size_t windows = (size_t)data_val_windows(data, w->T), T = w->T, lo, hi;
     divide(w, windows, sizeof(double), &lo, &hi);
     if (alone) lo = 0, hi = windows;
-    for (size_t at = lo; at < hi; at += w->B) {
-        size_t B = min_size(w->B, hi - at);
+    for (size_t at = lo; at < hi; at += w->pass) {
+        size_t B = min_size(w->pass, hi - at);
         int stopped = comm_stop_requested(w->c);
         for (size_t b = 0; b < B; b++) {
             int64_t failed = data_val_window(data, T, at + b, w->in + b * T, w->target + b * T);
@@ -1394,6 +1475,8 @@ static void save(Worker *w, const char *name, int with_state) {
     CheckpointStamp stamp = {
         .run = w->identity, .step = (uint64_t)w->step, .parts = with_state ? w->c->size + 1 : 1};
     const float *model = deployed_model(w);
+    if (with_state && w->on_device)
+        must(sm_from_device(w->optimizer), sm_device_error(w->optimizer));
     int failed = w->c->rank == 0 && checkpoint_begin(out, name, error, sizeof error);
     if (!first_nonzero(w, failed)) {
         if (w->c->rank == 0) failed = write_part(w, model, name, &stamp, error, sizeof error);
@@ -1580,6 +1663,7 @@ static StepReport compute_gradient(Worker *w) {
     const Options *o = &w->run->o;
     uint64_t rank = (uint64_t)w->c->rank, step = (uint64_t)w->step, seed = (uint64_t)o->seed;
     size_t count = w->g->tensors;
+    char error[512];
     for (size_t b = 0; b < w->B; b++) {
         int failed = data_train_window(&w->run->data, seed, rank, (size_t)w->c->size, w->T,
                                        step * w->B + b, w->in + b * w->T, w->target + b * w->T);
@@ -1588,10 +1672,15 @@ static StepReport compute_gradient(Worker *w) {
     StepReport r = {.bad = -1, .stop = comm_stop_requested(w->c), .fault = sm_fault(w->optimizer)};
     uint64_t dropout_key = sm_key(seed, 0x64726f70u + rank, step);
     r.loss = gpt_gradient(w->g, w->in, w->target, w->B, w->T, dropout_key) / (double)(w->B * w->T);
-    team_run(w->c->team, sum_squares, w);
+    if (w->g->cuda)
+        must(gpt_cuda_squares(w->g->cuda, w->g->tensor, count, w->tensor_square, error, sizeof error),
+             error);
+    else
+        team_run(w->c->team, sum_squares, w);
     for (size_t i = 0; i < count; i++) r.square += w->tensor_square[i];
     double exploded = 10 * log((double)w->run->model.vocab) + 10; /* far beyond a uniform guess */
     if (!isfinite(r.square) || !isfinite(r.loss)) {
+        gpt_fetch(w->g);
         size_t bad = first_not_finite(w->g); /* a bad parameter spoils all gradients */
         for (size_t i = 0; bad == count && i < count; i++)
             if (!isfinite(w->tensor_square[i])) bad = i;
@@ -1693,14 +1782,29 @@ static int validate(Worker *w) {
     return 1;
 }
 
+/* Move the parameters along the gradient, where they are. A refused message shows in the next
+ * report, and in train_step before anything is kept. */
+static void optimize(Worker *w, double lr, double aux_lr) {
+    Gpt *g = w->g;
+    uint64_t step = (uint64_t)w->step;
+    int code;
+    if (w->on_device) {
+        code = sm_step(w->optimizer, gpt_cuda_params(g->cuda), gpt_cuda_grads(g->cuda), step, lr,
+                       aux_lr);
+        must(code == SM_FAILED, sm_device_error(w->optimizer));
+        return;
+    }
+    if (g->cuda) gpt_fetch_grads(g);
+    sm_step(w->optimizer, g->params, g->grads, step, lr, aux_lr);
+    gpt_send(g);
+}
+
 /* One step with its evaluation, log and save. Returns -1 to go on, else an exit status. */
 static int train_step(Worker *w) {
     const Options *o = &w->run->o;
     StepReport report = agree_on(w, compute_gradient(w), COMM_CONTROL);
     double rate = schedule(o, w->step);
-    /* a refused message shows in the next report, and below before anything is kept */
-    sm_step(w->optimizer, w->g->params, w->g->grads, (uint64_t)w->step, o->rule.lr * rate,
-            o->rule.aux_lr * rate);
+    optimize(w, o->rule.lr * rate, o->rule.aux_lr * rate);
     w->step++;
     w->train = report.loss;
 
@@ -1708,9 +1812,11 @@ static int train_step(Worker *w) {
     int validates = last || is_due(w->step, o->eval_every);
     int logs = validates || is_due(w->step, o->log_every);
     int saves = last || stop || is_due(w->step, o->save_every);
+    int checks = !gossips(w) && (last || is_due(w->step, o->check_every));
     if (validates || saves)
         agree_on(w, (StepReport){.bad = -1, .fault = sm_fault(w->optimizer)}, COMM_OTHER);
-    if (!gossips(w) && (last || is_due(w->step, o->check_every))) check_replicas(w);
+    if (w->on_device && (validates || saves || checks)) gpt_fetch(w->g);
+    if (checks) check_replicas(w);
     if (logs) gather_statistics(w, COMM_CONTROL);
     int complete = !validates || validate(w);
     if (logs && complete && w->c->rank == 0) { /* else the resumed run writes the row */
@@ -1767,6 +1873,24 @@ static int train(Worker *w) {
     return finish_stdout();
 }
 
+/* Let the optimizer step on the model's GPU when its method can; both start as they were loaded. */
+static void use_device(Worker *w) {
+    const Options *o = &w->run->o;
+    char error[512];
+    SmDevice *stages =
+        gpt_cuda_stages(w->g->cuda, strcmp(o->ns_dtype, "bf16") == 0, error, sizeof error);
+    must(!stages, error);
+    w->on_device = sm_attach(w->optimizer, stages, error, sizeof error);
+    must(w->on_device < 0, error);
+    if (!w->on_device) stages->free(stages);
+    must(w->on_device && sm_to_device(w->optimizer), sm_device_error(w->optimizer));
+    gpt_send(w->g);
+    if (o->quiet || w->c->rank) return;
+    report_note(stderr, "%s: %.2f GB of the model's arrays; method %s with --aux %s steps %s",
+                gpt_cuda_name(w->g->cuda), (double)gpt_cuda_bytes(w->g->cuda) * 1e-9, o->rule.method,
+                o->rule.aux, w->on_device ? "there too" : "on the CPU");
+}
+
 /* A worker with its model, from the checkpoint or the seed, and what training needs beyond. */
 static Worker *create_worker(Comm *c, Run *run) {
     const Options *o = &run->o;
@@ -1779,13 +1903,18 @@ static Worker *create_worker(Comm *c, Run *run) {
     w->node_val[0] = w->node_val[1] = w->node_val[2] = NAN;
     w->T = (size_t)o->context;
     w->B = training ? (size_t)(o->batch / o->workers) : o->eval ? EVALUATION_BATCH : 1;
+    w->pass = training ? w->B / (size_t)o->accumulate : w->B;
     w->in = allocate(w->B * w->T * sizeof *w->in);
     w->target = allocate(w->B * w->T * sizeof *w->target);
     w->losses = allocate(w->B * w->T * sizeof *w->losses);
     w->cuts = allocate((size + 1) * sizeof *w->cuts);
     w->gathered = allocate(size * 64);
-    w->g = gpt_create(&run->model, w->B, training, c->team);
-    must(!w->g, NO_MEMORY);
+    int device = options_device(o, c->rank);
+    if (device < 0)
+        w->g = gpt_create(&run->model, w->pass, training, c->team);
+    else
+        w->g = gpt_create_cuda(&run->model, w->pass, training, device, error, sizeof error);
+    must(!w->g, device < 0 ? NO_MEMORY : error);
     size_t count, P = w->g->parameters;
     const SmTensor *tensors = gpt_tensors(w->g, &count);
     if (!o->sample)
@@ -1801,6 +1930,7 @@ static Worker *create_worker(Comm *c, Run *run) {
     comm_broadcast(c, w->g->params, P * sizeof(float), 0, COMM_OTHER);
     w->identity = run->identity;
     comm_broadcast(c, &w->identity, sizeof w->identity, 0, COMM_OTHER);
+    gpt_send(w->g);
     if (!training) return w;
     w->tensor_square = allocate(count * sizeof(double));
     w->optimizer = sm_create(&o->rule, tensors, count, c, error, sizeof error);
@@ -1811,6 +1941,7 @@ static Worker *create_worker(Comm *c, Run *run) {
     }
     if (options_has_server_model(o)) w->server = allocate(P * sizeof(float));
     if (run->has_checkpoint) load_state(w);
+    if (w->g->cuda) use_device(w);
     return w;
 }
 
@@ -1897,7 +2028,8 @@ static Gpt *plan_model(Run *run) {
                              .bias = o->bias,
                              .dropout = o->dropout,
                              .seed = (uint64_t)o->seed,
-                             .bf16 = strcmp(o->dtype, "bf16") == 0};
+                             .bf16 = strcmp(o->dtype, "bf16") == 0,
+                             .passes = (int)o->accumulate};
     Gpt *g = gpt_create(&run->model, 0, 0, NULL);
     must(!g, NO_MEMORY);
     for (size_t i = 0; run->has_checkpoint && i < g->tensors; i++) {
@@ -1910,7 +2042,8 @@ static Gpt *plan_model(Run *run) {
                 run->checkpoint.model.path, want.name);
     }
     double copies = o->sample ? 1 : (double)o->workers * (o->eval ? 1 : 3),
-           tokens = o->sample || o->eval ? 0 : (double)o->batch * (double)o->context,
+           on_cpu = !o->sample && !o->eval && options_device(o, 0) < 0,
+           tokens = on_cpu * (double)o->batch / (double)o->accumulate * (double)o->context,
            least = 4 * (copies * (double)g->parameters + tokens * (double)(o->width * o->layers)),
            have = (double)comm_memory_limit();
     if (have > 0 && least > have && !o->dry_run)
@@ -2042,7 +2175,8 @@ static void begin_training(const Run *run, const Gpt *plan, int *lock) {
     fprintf(stderr, "%zu parameters\n", plan->parameters);
     options_data(stderr, &run->data);
     fprintf(stderr, "%ld workers (%s) of %ld compute threads, products by %s\n", o->workers,
-            o->backend, o->threads, gemm_default(GEMM_F32)->name);
+            o->backend, o->threads,
+            options_device(o, 0) < 0 ? gemm_default(GEMM_F32)->name : "cuBLASLt");
     options_rules(stderr, o, plan->tensor, plan->tensors);
 }
 
@@ -2076,7 +2210,7 @@ int main(int argc, char **argv) {
     if (training && !o->resume) run.identity = checkpoint_new_identity();
     if (o->dry_run) {
         OptionsMemory memory = {0};
-        memory.arena = gpt_bytes(&run.model, (size_t)(o->batch / o->workers), 1, (int)o->threads,
+        memory.arena = gpt_bytes(&run.model, (size_t)(o->batch / o->workers / o->accumulate), 1, (int)o->threads,
                                  &memory.activations, &memory.packed);
         options_dry_run(stdout, o, &run.data, plan->tensor, plan->tensors, memory);
     }

@@ -6,6 +6,7 @@
 #   valgrind     small trainings                           mpi    both MPIs, where they are installed
 #   faults       calls to the outside world fail: once for every place that calls, or "all"
 #   musl         Alpine's libc, where musl-gcc is installed
+#   cuda         the GPU's kernels on this CPU, with sanitizers too; and nvcc, where it is installed
 #   fuzz         libFuzzer on every reader of foreign bytes, ARGUMENT seconds each
 set -eu
 cd "$(dirname "$0")/.."
@@ -80,6 +81,40 @@ tidy)
     clang-tidy --quiet train_gpt.c signmuon.c methods.c data/play.c examples/mlp.c bench/*.c bench/claims/*.c -- \
         -std=c11 -D_GNU_SOURCE -I. -pthread
     ;;
+cuda)
+    copy
+    mkdir -p build/emulated
+    make -s build/signmuon.o build/methods.o build/test/test.o build/train_gpt.o build/test/cuda.o \
+        data/play EXTRA=-Werror
+    emulate() { # FLAGS: the kernels as C++ for this CPU, the tests' program, the trainer
+        for source in gpt_cuda signmuon_cuda; do
+            g++ -std=c++17 -Wall -Wextra -Werror -Wno-unknown-pragmas -ffp-contract=off -I. -DCUDA_ON_CPU $1 -x c++ \
+                -c "lib/$source.cu" -o "build/emulated/$source.o"
+        done
+        for program in "test_cuda build/test/cuda.o build/test/test.o" "train_gpt_cuda build/train_gpt.o"; do
+            # shellcheck disable=SC2086
+            g++ $1 -o $program build/emulated/*.o build/signmuon.o build/methods.o -lm -pthread
+        done
+    }
+    emulate -O2
+    ./test_cuda
+    CUDA_ORDER=reverse ./test_cuda cuda_gradients cuda_steps
+    text 30000
+    # shellcheck disable=SC2086
+    for method in "adamw --accumulate 2" "signmuon --aux sign --workers 3" "ef21-muon --workers 2"; do
+        flags="--data text $small --batch 6 --steps 6 --eval-every 3 --method $method"
+        ./train_gpt_cuda $flags --device gpu --dtype fp32 --ns-dtype fp32 --out gpu >gpu.txt
+        ./train_gpt_cuda $flags --device cpu --out cpu >cpu.txt
+        ./train_gpt_cuda --eval --data text --out gpu --device cpu
+        ./train_gpt_cuda --resume --quiet --steps 8 --out cpu --device gpu # across devices, both ways
+        ./train_gpt_cuda --resume --quiet --steps 8 --out gpu --device cpu
+        ./train_gpt_cuda --sample 5 --out cpu --device gpu
+        awk '{ v[NR] = $2 } END { print v[1], v[2]; d = v[1] - v[2]; exit !(d < 2e-3 && d > -2e-3) }' cpu.txt gpu.txt
+    done
+    emulate "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+    ./test_cuda cuda_gradients_near cuda_losses cuda_steps_have
+    if command -v nvcc >/dev/null; then make -s cuda; else echo "no nvcc here: not compiled for a GPU"; fi
+    ;;
 mpi)
     copy
     make -s OPT=-O1 train_gpt data/play
@@ -92,7 +127,7 @@ fuzz)
     sh test/fuzz/run.sh "${argument:-60}"
     ;;
 *)
-    echo "check.sh: '$name' is none of gcc clang musl isa neon asan tsan valgrind tidy mpi faults fuzz" >&2
+    echo "check.sh: '$name' is none of gcc clang musl isa neon cuda asan tsan valgrind tidy mpi faults fuzz" >&2
     exit 2
     ;;
 esac
