@@ -112,7 +112,7 @@ cuda)
         awk '{ v[NR] = $2 } END { print v[1], v[2]; d = v[1] - v[2]; exit !(d < 2e-3 && d > -2e-3) }' cpu.txt gpu.txt
     done
     emulate "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all"
-    ./test_cuda cuda_gradients_near cuda_losses cuda_steps_have
+    ./test_cuda cuda_gradients_near cuda_losses cuda_accumulates cuda_steps
     if command -v nvcc >/dev/null; then make -s cuda; else echo "no nvcc here: not compiled for a GPU"; fi
     ;;
 mpi)

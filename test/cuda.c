@@ -166,12 +166,14 @@ static int take_steps(SmComm *comm, void *context) {
     Steps *s = context;
     Pair p;
     char error[512];
-    const size_t B = 1, T = 70;
+    const size_t B = 2, T = 20;
+    const GptConfig c = {
+        .layers = 1, .heads = 2, .width = 24, .context = 20, .vocab = 37, .bias = 1, .seed = 9};
     SmConfig config = sm_config(s->method);
     config.aux = s->aux;
     config.polar_after_vote = s->polar_after_vote;
     if (s->ns) config.ns = s->ns;
-    pair_open(&p, half_warp, B, 0);
+    pair_open(&p, c, B, 0);
     for (size_t i = 0; i < 1024; i++) /* other data for every worker */
         p.in[i] = (int32_t)(test_hash(3 + (uint64_t)sm_rank(comm), i) % 37);
     SmOptimizer *host = sm_create(&config, p.cpu->tensor, p.cpu->tensors, comm, error, sizeof error);
