@@ -36,8 +36,8 @@ train_gpt: build/train_gpt.o build/signmuon.o build/methods.o
 test_signmuon: build/test_signmuon.o build/signmuon.o build/methods.o $(TESTS)
 data/play: build/data/play.o
 bench/claims/claims: $(CLAIMS) build/signmuon.o build/methods.o
-bench/bench bench/scale bench/problem: bench/%: build/bench/%.o build/signmuon.o build/methods.o
-train_gpt test_signmuon data/play bench/claims/claims bench/bench bench/scale bench/problem:
+bench/bench bench/scale: bench/%: build/bench/%.o build/signmuon.o build/methods.o
+train_gpt test_signmuon data/play bench/claims/claims bench/bench bench/scale:
 	$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)
 
 libsignmuon.a: build/lib/signmuon.o build/lib/methods.o
@@ -71,7 +71,7 @@ train: train_gpt ## train on TinyShakespeare by majority vote, then print a samp
 sample: train_gpt ## 300 characters from the last training run
 	@./train_gpt --sample 300 --out out
 
-test: test_signmuon train_gpt data/play libsignmuon.a libsignmuon.so ## every test (under a minute; needs nothing but the compiler)
+test: train_gpt test_signmuon data/play libsignmuon.a libsignmuon.so ## every test (under a minute; needs nothing but the compiler)
 	CC="$(CC)" EXTRA="$(EXTRA)" ./test_signmuon
 
 CHECKS = gcc clang musl mpi cuda isa neon asan tsan valgrind faults tidy
@@ -81,7 +81,7 @@ check-%: ## one of them
 	+@sh test/check.sh $*
 fuzz: ## libFuzzer on every reader of foreign bytes, SECONDS=60 each (clang)
 	+@sh test/check.sh fuzz $(or $(SECONDS),60)
-torture: train_gpt ## workers and programs killed at random, every call to the outside world failing once (an hour)
+torture: train_gpt test_signmuon ## workers and programs killed at random, every call to the outside world failing once (an hour)
 	bash test/torture.sh
 	+sh test/check.sh faults all
 
@@ -90,7 +90,7 @@ bench: bench/bench train_gpt ## kernels and steps in percent of this machine's l
 scale: bench/scale train_gpt ## steps on 8 to 100,000 workers, predicted from rates measured here: docs/SCALE.md (gnuplot)
 	./bench/scale
 	gnuplot bench/scale.gp
-claims: bench/claims/claims bench/problem ## what the papers claim, recomputed: docs/CLAIMS.md (four minutes; gnuplot)
+claims: bench/claims/claims ## what the papers claim, recomputed: docs/CLAIMS.md (four minutes; gnuplot)
 	./bench/claims/claims
 	gnuplot bench/claims/claims.gp
 
@@ -110,7 +110,7 @@ install: all ## into $(DESTDIR)$(PREFIX)
 	install -m 644 optimizer.h signmuon.h ef21muon.h demuon.h "$(DESTDIR)$(PREFIX)/include"
 
 clean: ## remove what was built
-	rm -rf train_gpt train_gpt_mpi train_gpt_cuda test_cuda test_signmuon data/play bench/bench bench/scale bench/problem bench/claims/claims build *.a *.so
+	rm -rf train_gpt train_gpt_mpi train_gpt_cuda test_cuda test_signmuon data/play bench/bench bench/scale bench/claims/claims build *.a *.so
 
 help: ## this list
 	@sed -n '/^$$/q; s/^# *//p' Makefile

@@ -12,10 +12,6 @@
 #include "../train_gpt.c" // NOLINT(bugprone-suspicious-include)
 #pragma GCC diagnostic pop
 #include <sys/utsname.h>
-#include <sys/wait.h>
-#ifdef __linux__
-#include <sys/prctl.h>
-#endif
 
 enum { FOLDER_SIZE = 256, VOCABULARY = 65 /* of the text that runs train on */, MOST_ROWS = 64 };
 
@@ -95,13 +91,13 @@ static void remove_folder(const char *folder) {
     if (*folder && system(command)) give_up("cannot remove %s", folder); // NOLINT(cert-env33-c)
 }
 
-/* A column of the log as far as it is written; returns the number of whole rows. */
-static int read_column(const char *folder, const char *name, double *value, int most) {
+/* A column of the log, at most so many rows. */
+static void read_column(const char *folder, const char *name, double *value, int most) {
     char path[FOLDER_SIZE + 16], line[1024];
     int rows = -1, column = -1; /* the header comes first */
     snprintf(path, sizeof path, "%.255s/out/log.csv", folder);
     FILE *f = fopen(path, "r");
-    for (; f && rows < most && fgets(line, sizeof line, f) && strchr(line, '\n'); rows++) {
+    for (; f && rows < most && fgets(line, sizeof line, f); rows++) {
         char *rest = line, *field;
         for (int k = 0; (field = strsep(&rest, ",\n")) != NULL; k++)
             if (rows < 0 && strcmp(field, name) == 0)
@@ -110,42 +106,29 @@ static int read_column(const char *folder, const char *name, double *value, int 
                 value[rows] = strtod(field, NULL);
     }
     if (f) fclose(f);
-    return rows;
 }
 
 /* Run ./train_gpt until its log has so many rows after the first, `every` steps apart, and kill it,
  * so that nothing is evaluated or saved. Returns the median seconds of a step. */
 static double time_program(char folder[FOLDER_SIZE], const char *arguments, int every,
                            int samples) {
-    char command[2048], log[FOLDER_SIZE + 16];
+    char command[2048];
     double seconds[MOST_ROWS] = {0};
-    int status = 0;
     make_folder(folder);
     assert(samples < MOST_ROWS);
-    snprintf(log, sizeof log, "%.255s/out/log.csv", folder);
-    remove(log);
     snprintf(command, sizeof command,
-             "exec ./train_gpt --data '%s/text' --out '%s/out' --overwrite --quiet --steps 1000000 "
-             "--log-every %d --eval-every 0 --save-every 0 --check-every 0 %s",
-             folder, folder, every, arguments);
-    pid_t child = fork();
-    if (child == 0) {
-        setpgid(0, 0);
-#ifdef __linux__
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-#endif
-        execl("/bin/sh", "sh", "-c", command, (char *)NULL);
-        _exit(127);
+             "cd '%s' && rm -rf out; trap 'kill -9 $p 2>&-' EXIT; trap 'exit 1' INT TERM\n"
+             "\"$OLDPWD\"/train_gpt --data text --out out --quiet --steps 1000000 --log-every %d "
+             "--eval-every 0 --save-every 0 --check-every 0 %s & p=$!\n"
+             "until [ $(cat out/log.csv 2>&1 | wc -l) -ge %d ]; do kill -0 $p 2>&- && sleep 0.02 "
+             "|| exit 1; "
+             "done",
+             folder, every, arguments, samples + 3);
+    if (system(command)) { // NOLINT(cert-env33-c)
+        remove_folder(folder);
+        give_up("a step cannot be timed with %s", arguments);
     }
-    while (read_column(folder, "seconds", seconds, samples + 1) <= samples) {
-        nanosleep(&(struct timespec){0, 20000000}, NULL);
-        if (child < 0 || waitpid(child, &status, WNOHANG) == child) {
-            remove_folder(folder);
-            give_up("a step cannot be timed; this ended: %s", command + strlen("exec "));
-        }
-    }
-    kill(child, SIGKILL);
-    waitpid(child, &status, 0);
+    read_column(folder, "seconds", seconds, samples + 1);
     for (int i = 0; i < samples; i++) seconds[i] = (seconds[i + 1] - seconds[i]) / every;
     return median(seconds, (size_t)samples);
 }

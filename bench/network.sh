@@ -43,15 +43,7 @@ for i in $hosts; do
 done
 in_host() { i=$1; shift; ip netns exec $tag-"$i" "$@"; }
 
-# Congestion control: cubic where it may be chosen, else reno.
-control=
-for name in cubic reno; do
-    [ -z "$control" ] && in_host 0 sysctl -qw net.ipv4.tcp_congestion_control=$name 2>/dev/null && control=$name
-done
-for i in $hosts; do
-    [ -z "$control" ] || in_host "$i" sysctl -qw net.ipv4.tcp_congestion_control=$control
-done
-control=$(in_host 0 cat /proc/sys/net/ipv4/tcp_congestion_control)
+control=$(in_host 0 cat /proc/sys/net/ipv4/tcp_congestion_control) # the kernel's choice
 
 # bits RATE: as a number
 bits() { echo "$1" | awk '{ print $1 * (/gbit/ ? 1e9 : /mbit/ ? 1e6 : 1e3) }'; }
@@ -110,7 +102,6 @@ train() (
 # quantile NAME Q: of its intervals
 quantile() { sort -n "$tmp/$1.s" | awk -v q="$2" '{ v[NR] = $1 } END { print v[1 + int(q * (NR - 1) + 0.5)] }'; }
 steps_of() { case $1 in *gbit | unlimited) echo 24 ;; 100mbit) echo 16 ;; *) echo 12 ;; esac; }
-ms() { awk -v s="$1" 'BEGIN { printf "%.*f", s < 0.1 ? 1 : 0, 1000 * s }'; }
 
 # name | flags
 methods='adamw|--method adamw
@@ -138,46 +129,30 @@ announced, and on a slow link the answer queues behind data: a step takes up to 
 END
 
 echo 'method,rate_bits,seconds,lower,upper,estimate,base_seconds,bytes' >"$tmp/network.csv"
-header='| method | bytes per step | unlimited |' ruler='| --- | ---: | ---: |'
-for rate in $rates; do
-    header="$header $rate: measured | estimated | ratio |" ruler="$ruler ---: | ---: | ---: |"
-done
-echo "Milliseconds per step:"
-echo
-echo "$header"
-echo "$ruler"
 echo "$methods" | while IFS='|' read -r method flags; do
-    row=
+    base=
     for rate in unlimited $rates; do
         shape "$rate"
-        link=$([ "$rate" = unlimited ] && echo 10gbit,0ms || echo "$rate,${delay:-0ms}")
-        k=0
-        while [ $k -lt "$repeats" ]; do
-            said=$(train "$method-$rate" "$(steps_of "$rate")" "$link" "$flags" </dev/null)
-            k=$((k + 1))
-        done
-        bytes=${said% *} wire=${said#* } middle=$(quantile "$method-$rate" 0.5)
-        low=$(quantile "$method-$rate" 0.25) high=$(quantile "$method-$rate" 0.75)
-        if [ "$rate" = unlimited ]; then
-            base=$middle
-            row="| $method | $(awk -v b="$bytes" 'BEGIN { printf "%.0f", b }') | $(ms "$middle") ($(ms "$low"), $(ms "$high")) |"
-            echo "$method,inf,$middle,$low,$high,$base,$base,$bytes" >>"$tmp/network.csv"
-            continue
-        fi
+        limit=$(bits "$rate") link=$rate,${delay:-0ms}
+        [ "$rate" != unlimited ] || limit=inf link=10gbit,0ms
+        for _ in $(seq "$repeats"); do said=$(train "$method-$rate" "$(steps_of "$rate")" "$link" "$flags" </dev/null); done
+        middle=$(quantile "$method-$rate" 0.5) base=${base:-$middle}
+        wire=${said#* }
+        [ "$rate" != unlimited ] || wire=0
         estimate=$(awk -v a="$base" -v b="$wire" 'BEGIN { print a + b }')
-        row="$row $(ms "$middle") ($(ms "$low"), $(ms "$high")) | $(ms "$estimate") | $(awk -v a="$middle" -v b="$estimate" \
-            'BEGIN { printf "%.2f", a / b }') |"
-        echo "$method,$(bits "$rate"),$middle,$low,$high,$estimate,$base,$bytes" >>"$tmp/network.csv"
+        echo "$method,$limit,$middle,$(quantile "$method-$rate" 0.25),$(quantile "$method-$rate" 0.75),$estimate,$base,${said% *}"
     done
-    echo "$row"
-done
-echo
-echo "![seconds per step against the rate](network.svg)"
-echo
-echo "## Where one bit starts to pay"
-echo
-awk -F, '$2 == "inf" { base[$1] = $7; bytes[$1] = $8 }
-    END { split("adamw muon ef21-muon", other, " ")
+done >>"$tmp/network.csv"
+awk -F, -v rates="$rates" 'function ms(s) { return sprintf("%.*f", s < 0.1 ? 1 : 0, 1000 * s) }
+    BEGIN { n = split(rates, rate, " "); head = "| method | bytes per step | unlimited |"; rule = "| --- | ---: | ---: |"
+        for (i = 1; i <= n; i++) {
+            head = head " " rate[i] ": measured | estimated | ratio |"; rule = rule " ---: | ---: | ---: |" }
+        printf "Milliseconds per step:\n\n%s\n%s", head, rule }
+    NR > 1 && $2 == "inf" { printf "\n| %s | %.0f |", $1, $8; base[$1] = $7; bytes[$1] = $8 }
+    NR > 1 { printf " %s (%s, %s) |", ms($3), ms($4), ms($5) }
+    NR > 1 && $2 != "inf" { printf " %s | %.2f |", ms($6), $3 / $6 }
+    END { print "\n\n![seconds per step against the rate](network.svg)\n\n## Where one bit starts to pay\n"
+        split("adamw muon ef21-muon", other, " ")
         for (i = 1; i <= 3; i++) {
             o = other[i]; more = base["signmuon"] - base[o]
             if (more > 0) printf "- Below %.0f Mbit/s a step of signmuon is shorter than one of %s (%.1f ms more to compute, %.2f MB less to send).\n",

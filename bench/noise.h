@@ -18,11 +18,6 @@
 
    Nothing is allocated; any thread on distinct vectors. Values are drawn in double, rounded once to
    fp32 and added in fp32; log, cos and expm1 are libm's, so another C library may change last bits.
-
-   API
-     noise_row      the kinds of noise; NULL past the end
-     noise_parse    "gaussian:0.1", "student:1.5,0.01", "": none
-     noise_add      x[i] += scale * draw(key, first + i)
 */
 #ifndef NOISE_H
 #define NOISE_H

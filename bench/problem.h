@@ -50,7 +50,6 @@ struct Problem {
     /* Returns F(x); g <- the gradient that worker j sees at a step, or with j = -1 that of F */
     double (*gradient)(float *g, const ProblemData *d, const float *x, int worker, uint64_t step,
                        float *scratch);
-    const char *parameter_doc, *doc;
 };
 
 const Problem *problem_row(size_t i); /* NULL past the end */
@@ -71,12 +70,13 @@ typedef struct ProblemRow {
     double alignment;      /* <grad F, D> / (|grad F| |D|), D = X_t - X_t+1 of the mean models */
     double consensus;      /* sqrt(sum_j |X_j - mean X|^2) */
     double exact, apart;   /* compressed downlink: F at the server's X, and |X - W| / |X| */
-    double sent, received; /* bytes so far, mean over the workers */
+    double sent;           /* bytes so far, mean over the workers */
 } ProblemRow;
 
 typedef struct ProblemRun {
-    const char *problem, *noise, *schedule;
+    const char *problem, *noise;
     SmConfig config; /* config.lr is the peak step size */
+    int falls;       /* the step size is times (1 - t/T) / sqrt(t + 1) */
     long rows, cols, workers, steps, every, seed;
     double parameter;
     double scale;                                         /* factor on every gradient */
@@ -89,8 +89,6 @@ typedef struct ProblemRun {
  * Nesterov, no weight decay, clipping only where it belongs to the rule; AdamW's beta2 is 0.999. */
 ProblemRun problem_default(const char *problem, const char *method);
 int problem_run(const ProblemRun *run, char *error, size_t size);
-
-const char *problem_schedule(size_t i); /* names of schedules; NULL past the end */
 
 /* ------------------------------------------------------------------------------------------------
  * random numbers and memory */
@@ -142,8 +140,7 @@ static inline void problem_haar(float *q, size_t n, uint64_t key) {
 #include "../lib/comm.h"
 #include "noise.h"
 
-/* a (n x n) <- Q^T diag(lambda) Q with Haar Q; returns the largest lambda. scratch: problem_scratch
- */
+/* a (n x n) <- Q^T diag(lambda) Q with Haar Q; returns the largest lambda */
 static double problem__spectrum(float *a, size_t n, uint64_t key, float *scratch) {
     float *q = scratch, *p = q + n * n, *rest = p + n * n;
     double largest = 0;
@@ -242,13 +239,13 @@ const Problem *problem_row(size_t i) {
     // clang-format off
     static const Problem table[] = {
         {.name = "quadratic", .rows = 100, .cols = 100, .draw = problem__draw_quadratic,
-         .gradient = problem__quadratic, .parameter_doc = "h, how much the workers differ", .doc = "1/2 <X, A X B>, eigenvalues U(0,1) in Haar bases"},
+         .gradient = problem__quadratic},
         {.name = "consensus", .rows = 1, .cols = 1, .draw = problem__draw_consensus,
-         .gradient = problem__consensus, .parameter_doc = "unused", .doc = "1/2 (x - a_j)^2, a = 0, 0, 9 in turn; mean 3, median 0"},
+         .gradient = problem__consensus},
         {.name = "linear", .rows = 4, .cols = 4, .parameter = 1000, .draw = problem__draw_linear,
-         .gradient = problem__linear, .parameter_doc = "sigma", .doc = "<G, X>, G = sigma u v^T + O of Theorem 1 of intsystems/SignMuon"},
+         .gradient = problem__linear},
         {.name = "divergence", .rows = 2, .cols = 2,
-         .gradient = problem__divergence, .parameter_doc = "unused", .doc = "the gradients of Theorem 4; F = -7/25 X_22"},
+         .gradient = problem__divergence},
     };
     // clang-format on
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
@@ -284,18 +281,6 @@ void problem_make(ProblemData *d, const char *name, size_t rows, size_t cols, in
 
 void problem_free(ProblemData *d) { free(d->a), free(d->b), free(d->tilt), free(d->start); }
 
-/* ---- schedules: factor on the peak step size at step t of T ---- */
-
-static const struct {
-    const char *name;
-    int falls, root; /* times 1 - t/T; over sqrt(t + 1) */
-} problem__schedules[] = {{.name = "constant"},
-                          {.name = "linear", .falls = 1},
-                          {.name = "linear-sqrt", .falls = 1, .root = 1},
-                          {.name = NULL}};
-
-const char *problem_schedule(size_t i) { return problem__schedules[i].name; }
-
 /* ---- one worker of a run ---- */
 
 typedef struct ProblemWorker {
@@ -329,18 +314,14 @@ static double problem__mean(ProblemWorker *w) {
 
 /* The row of this step, without the alignment. */
 static void problem__look(ProblemWorker *w, ProblemRow *row, int step) {
-    uint64_t mine[3] = {0, 0, (uint64_t)w->refused}, all[3 * COMM_MAX_WORKERS];
+    uint64_t mine[2] = {0, (uint64_t)w->refused}, all[2 * COMM_MAX_WORKERS];
     int refused = 0, n = w->comm->size;
     *row = (ProblemRow){.step = step, .alignment = NAN, .exact = NAN, .apart = NAN};
-    for (int k = 0; k < COMM_OTHER; k++) {
-        mine[0] += w->comm->sent[k];
-        mine[1] += w->comm->received[k];
-    }
+    for (int k = 0; k < COMM_OTHER; k++) mine[0] += w->comm->sent[k];
     comm_gather(w->comm, mine, sizeof mine, all, COMM_OTHER);
     for (int j = 0; j < n; j++) {
-        row->sent += (double)all[3 * j] / n;
-        row->received += (double)all[3 * j + 1] / n;
-        refused |= all[3 * j + 2] != 0;
+        row->sent += (double)all[2 * j] / n;
+        refused |= all[2 * j + 1] != 0;
     }
     float *x = w->before;
     if (sm_server_model(w->optimizer, x, w->params, (uint64_t)step)) { /* compressed downlink */
@@ -380,17 +361,13 @@ static int problem__report(ProblemWorker *w, ProblemRow *row, int moved) {
 static void problem__steps(ProblemWorker *w) {
     const ProblemRun *r = w->run;
     int self = w->comm->rank;
-    size_t s = 0;
     ProblemRow row;
-    while (strcmp(problem__schedules[s].name, r->schedule) != 0) s++;
     for (int t = 0, stop = 0; t <= r->steps && !stop; t++) {
         int look = t % r->every == 0 || t == r->steps;
         if (look) problem__look(w, &row, t);
         if (t < r->steps) {
             uint64_t key = sm_key((uint64_t)r->seed, 1000 + (uint64_t)self, (uint64_t)t);
-            double factor = 1;
-            if (problem__schedules[s].falls) factor = 1 - t / (double)r->steps;
-            if (problem__schedules[s].root) factor /= sqrt(t + 1.0);
+            double factor = r->falls ? (1 - t / (double)r->steps) / sqrt(t + 1.0) : 1;
             double lr = r->config.lr * factor;
             w->data->problem->gradient(w->grads, w->data, w->params, self, (uint64_t)t, w->scratch);
             noise_add(w->grads, w->size, &w->noise, key, 0);
@@ -454,7 +431,6 @@ ProblemRun problem_default(const char *problem, const char *method) {
     assert(p && m);
     ProblemRun r = {.problem = problem,
                     .noise = "",
-                    .schedule = "constant",
                     .config = sm_config(method),
                     .rows = (long)p->rows,
                     .cols = (long)p->cols,

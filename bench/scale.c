@@ -1,13 +1,9 @@
 /* scale.c - seconds of a training step on 8 to 100,000 workers, from rates measured here and the
    alpha-beta model of a link. MIT.
 
-     make scale      two minutes; writes docs/SCALE.md, docs/scale.csv and docs/scale.svg
+     make scale     two minutes; writes docs/SCALE.md, docs/scale.csv and docs/scale.svg
 
-   A step computes, then sends:
-     compute = gradient + Newton-Schulz + passes over the weights, each at the rate that the
-   program's own kernels reach here on matrices of that size wire    = rounds * latency + messages *
-   overhead + bytes / rate Rounds are exchanges that wait for one another; bytes are those of the
-   busiest link. --link of train_gpt counts messages * latency + bytes / rate. */
+   A step computes, then sends; method_of_page below tells how both are predicted. */
 #include "measure.h"
 
 typedef struct Model {
@@ -49,12 +45,11 @@ typedef struct Speed {
 
 /* What the predictor needs to know of a model. */
 typedef struct Size {
-    Gpt *g;                        /* its table of tensors */
-    double all, hidden, auxiliary; /* weights */
-    double largest;                /* of the hidden matrices, in weights */
-    double polar, largest_polar;   /* flop */
-    double token;                  /* flop of a token, forward and backward */
-    double up, down;               /* bytes of error feedback's messages */
+    double hidden, auxiliary;    /* weights */
+    double largest;              /* of the hidden matrices, in weights */
+    double polar, largest_polar; /* flop */
+    double token;                /* flop of a token, forward and backward */
+    double up, down;             /* bytes of error feedback's messages */
 } Size;
 
 typedef struct Scale {
@@ -70,14 +65,6 @@ typedef struct Cost {
     double busiest;              /* bytes through the busiest link, one way */
     double messages, rounds;
 } Cost;
-
-/* One prediction: a model on n workers of one speed. */
-typedef struct Case {
-    const Size *size;
-    const Speed *speed;
-    int model;
-    double n;
-} Case;
 
 /* ------------------------------------------------------------------------------------------------
  * methods: what a step costs */
@@ -117,10 +104,10 @@ static double sequences(const Model *m, double n) {
 
 /* Matrices and the other weights travel by an all-to-all of messages and an all-gather of results;
  * an all-gather of reports ends the step. */
-static Cost cost_of(size_t row, const Case *k) {
-    const Model *m = &models[k->model];
-    const Size *z = k->size;
-    double n = k->n, pass = rows[row].pass, share = 1 / n; /* that the busiest server has */
+static Cost cost_of(const Scale *s, const Speed *speed, size_t row, int model, double n) {
+    const Model *m = &models[model];
+    const Size *z = &s->size[model];
+    double pass = rows[row].pass, share = 1 / n; /* that the busiest server has */
     double both = 2 * z->hidden * rows[row].bits / 8,
            other = 2 * z->auxiliary * rows[row].auxiliary / 8;
     if (rows[row].polar == OWNERS) share = fmax(share, z->largest / z->hidden);
@@ -128,17 +115,16 @@ static Cost cost_of(size_t row, const Case *k) {
         both = z->up + z->down;
         pass += COMPRESS * (1 + share) + DECODE * (1 + n * share);
     }
-    Cost c = {.train = sequences(m, n) * m->config.context * z->token / k->speed->train[k->model],
+    Cost c = {.train = sequences(m, n) * m->config.context * z->token / speed->train[model],
               .sent = (both + other) * (n - 1) / n,
               .busiest = (both * share + other / n + sizeof(StepReport)) * (n - 1),
               .messages = 5 * (n - 1),
               .rounds = 5};
     c.update = pass * z->hidden + (rows[row].auxiliary < 32 ? VOTE : ADAMW) * z->auxiliary;
-    c.update /= k->speed->memory;
-    if (rows[row].polar == EVERYBODY) c.polar = z->polar / k->speed->polar[k->model];
+    c.update /= speed->memory;
+    if (rows[row].polar == EVERYBODY) c.polar = z->polar / speed->polar[model];
     if (rows[row].polar == OWNERS) /* one core to a matrix */
-        c.polar =
-            fmax(z->polar / n, z->largest_polar * k->speed->cores) / k->speed->polar[k->model];
+        c.polar = fmax(z->polar / n, z->largest_polar * speed->cores) / speed->polar[model];
     return c;
 }
 
@@ -169,10 +155,10 @@ static Size size_of(const Model *m) {
     if (ef_parse(&up, "topk:0.15+natural", error, sizeof error) ||
         ef_parse(&down, "natural", error, sizeof error))
         give_up("%s", error);
-    Size z = {.g = gpt_create(&m->config, 0, 0, NULL)};
+    Size z = {.hidden = 0};
     double L = m->config.layers, C = m->config.width, T = m->config.context;
     size_t count;
-    const SmTensor *t = gpt_tensors(z.g, &count);
+    const SmTensor *t = gpt_tensors(gpt_create(&m->config, 0, 0, NULL), &count);
     for (; count-- > 0; t++) {
         double one = (double)(t->rows * t->cols), times = (double)t->blocks;
         if (t->role != SM_HIDDEN) {
@@ -187,7 +173,6 @@ static Size size_of(const Model *m) {
         z.up += times * ceil(ef_bits(&up, t->rows, t->cols) / 8);
         z.down += times * ceil(ef_bits(&down, t->rows, t->cols) / 8);
     }
-    z.all = z.hidden + z.auxiliary;
     z.token = 6 * (z.hidden + m->config.vocab * C) + 6 * L * C * T;
     return z;
 }
@@ -222,25 +207,22 @@ static void copy_on_thread(void *context, int ith, int nth) {
 
 /* Every thread orthogonalises a matrix of its own, as in the optimizer. */
 typedef struct Polar {
-    size_t side;
-    float *memory[256]; /* G, result and scratch of each thread */
+    size_t side, stride;
+    float *memory; /* by thread: G, result and scratch */
 } Polar;
 static void polar_on_thread(void *context, int ith, int nth) {
     const Polar *p = context;
-    size_t size = p->side * p->side;
-    float *g = p->memory[ith];
+    float *g = p->memory + (size_t)ith * p->stride, *out = g + p->side * p->side;
     (void)nth;
-    sm_polar(g + size, g, p->side, p->side, sm_newton_schulz("jordan5"), g + 2 * size);
+    sm_polar(out, g, p->side, p->side, sm_newton_schulz("jordan5"), out + p->side * p->side);
 }
 static double measure_polar(size_t side, Team *team) {
-    Polar p = {.side = side};
-    for (int t = 0; t < team->threads; t++) {
-        p.memory[t] = room(2 * side * side + sm_lmo_scratch(side, side));
-        for (size_t i = 0; i < side * side; i++)
-            p.memory[t][i] = (float)(sm_hash(5, i) >> 40) - 0x800000;
-    }
+    Polar p = {side, (2 * side * side + sm_lmo_scratch(side, side) + 15) / 16 * 16, NULL};
+    size_t all = (size_t)team->threads * p.stride;
+    p.memory = room(all);
+    for (size_t i = 0; i < all; i++) p.memory[i] = (float)(sm_hash(5, i) >> 40) - 0x800000;
     double one = seconds_of(team, polar_on_thread, &p, 0.05);
-    for (int t = 0; t < team->threads; t++) free(p.memory[t]);
+    free(p.memory);
     return team->threads * polar_count(side, side) / one;
 }
 
@@ -305,8 +287,7 @@ static void write_check(FILE *f, Scale *s) {
     Speed shared = s->here; /* one machine, as each of N workers has it */
     shared.train[SMALL] /= N, shared.polar[SMALL] /= N, shared.memory /= N, shared.cores /= N;
     for (size_t r = 0; r < ROWS; r++) {
-        Case k = {&s->size[SMALL], &shared, SMALL, N};
-        Cost c = cost_of(r, &k);
+        Cost c = cost_of(s, &shared, r, SMALL, N);
         char text[256];
         double bytes[SAMPLES + 1] = {0};
         snprintf(text, sizeof text, "--workers %d --threads 2 %s", N, rows[r].flags);
@@ -324,8 +305,7 @@ static void write_check(FILE *f, Scale *s) {
 }
 
 static double step_of(const Scale *s, int model, size_t row, int link, int n) {
-    Case k = {&s->size[model], &s->here, model, n};
-    Cost c = cost_of(row, &k);
+    Cost c = cost_of(s, &s->here, row, model, n);
     return compute_of(&c) + wire_of(&c, &links[link]);
 }
 
@@ -352,8 +332,7 @@ static void write_csv(FILE *f, Scale *s) {
     for (int i = 0; i < (MODELS - 1) * LINKS * ROWS * COUNTS; i++) {
         int n = counts[i % COUNTS], r = i / COUNTS % ROWS, l = i / COUNTS / ROWS % LINKS;
         int m = 1 + i / COUNTS / ROWS / LINKS;
-        Case k = {&s->size[m], &s->here, m, n};
-        Cost c = cost_of((size_t)r, &k);
+        Cost c = cost_of(s, &s->here, (size_t)r, m, n);
         double wire = wire_of(&c, &links[l]);
         fprintf(f, "%s,%s,%d,%s,%.5g,%.5g,%.5g,%.5g,%.5g,%.0f,%.0f,%.0f,%.0f\n", models[m].name,
                 links[l].name, n, rows[r].name, c.train, c.polar, c.update, wire,
@@ -393,7 +372,6 @@ static const char findings[] =
 // clang-format on
 
 static void write_page(FILE *f, Scale *s) {
-    Case far = {&s->size[1], &s->here, 1, 100000};
     const Size *z = s->size;
     fprintf(f, "# Steps on 8 to 100,000 workers, predicted\n\nWritten by `make scale` on: %s\n\n",
             s->cpu);
@@ -401,7 +379,8 @@ static void write_page(FILE *f, Scale *s) {
     fprintf(f, findings, step_of(s, 3, SIGNMUON_ROW, 0, 64) / 3600,
             step_of(s, 3, MUON_ROW, 0, 64) / 3600, z[1].polar / z[1].token, z[2].polar / z[2].token,
             z[3].polar / z[3].token, step_of(s, 3, ADAMW_ROW, 2, 1024) / 3600,
-            step_of(s, 3, SIGNMUON_ROW, 2, 1024) / 3600, cost_of(SIGNMUON_ROW, &far).messages);
+            step_of(s, 3, SIGNMUON_ROW, 2, 1024) / 3600,
+            cost_of(s, &s->here, SIGNMUON_ROW, 1, 100000).messages);
     fprintf(f, "## Measured here\n\n");
     write_rates(f, s);
     fprintf(

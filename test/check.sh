@@ -26,7 +26,7 @@ text() { make -s data/play && data/play text "$1" >/dev/null; }
 case $name in
 gcc | clang)
     copy
-    make -s CC="$name" EXTRA=-Werror all bench/bench bench/scale bench/problem bench/claims/claims
+    make -s CC="$name" EXTRA=-Werror all bench/bench bench/scale bench/claims/claims
     make -s CC="$name" EXTRA=-Werror test
     ;;
 isa)

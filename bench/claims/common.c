@@ -63,13 +63,25 @@ void final_models(Answer *a, ProblemRun *r, float *models) {
     watch_run(a, r, (Watch){0});
 }
 
+double runs_differ(Answer *a, ProblemRun *x, ProblemRun *y) {
+    size_t n = (size_t)(x->workers * x->rows * x->cols);
+    float *models = numbers(2 * n), *other = models + n;
+    final_models(a, x, models);
+    final_models(a, y, other);
+    int same = memcmp(models, other, n * sizeof *models) == 0;
+    for (size_t i = 0; i < n; i++) models[i] -= other[i];
+    double gap = same ? 0 : norm_of(models, n) / norm_of(other, n);
+    free(models);
+    return gap;
+}
+
 /* ------------------------------------------------------------------------------------------------
  * matrices and numbers */
 
-float *floats(size_t n) { return problem_alloc(n * sizeof(float)); }
+float *numbers(size_t n) { return problem_alloc(n * sizeof(float)); }
 
 void polar_of(float *out, const float *g, size_t m, size_t n, const SmNewtonSchulz *ns) {
-    float *scratch = floats(sm_lmo_scratch(m, n));
+    float *scratch = numbers(sm_lmo_scratch(m, n));
     sm_polar(out, g, m, n, ns, scratch);
     free(scratch);
 }
@@ -83,7 +95,7 @@ double norm_of(const float *x, size_t n) { return sqrt(sm_sum_squares(x, n)); }
 
 void known_matrix(float *g, float *o, size_t m, size_t n, size_t r, const double *sigma,
                   uint64_t key) {
-    float *u = floats(m * m), *v = floats(n * n);
+    float *u = numbers(m * m), *v = numbers(n * n);
     problem_haar(u, m, sm_hash(key, 1));
     problem_haar(v, n, sm_hash(key, 2));
     for (size_t i = 0; n > 0 && i < m * n; i++) {

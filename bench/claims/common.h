@@ -38,6 +38,7 @@ struct Claim {
 const Claim *sign_claims(size_t *count);  /* sign of the polar factor, vote, quadratic: sign.c */
 const Claim *lmo_claims(size_t *count);   /* norms, compressors, error feedback: lmo.c */
 const Claim *graph_claims(size_t *count); /* gossip, majority, the model: graph.c */
+Verdict check_causality(Answer *a, const Claim *c); /* of the model: gpt.c */
 
 /* Append to what the check found. */
 __attribute__((format(printf, 2, 3))) void say(Answer *a, const char *format, ...);
@@ -66,13 +67,15 @@ typedef struct Watch {
 Watch watch_run(Answer *a, ProblemRun *r, Watch w);
 ProblemRun run_of(const char *problem, const char *method, double lr, double mu, long steps);
 void final_models(Answer *a, ProblemRun *r, float *models); /* of all workers, side by side */
+/* |X - Y| / |Y| of the final models of all workers of two runs; 0: the same bits */
+double runs_differ(Answer *a, ProblemRun *x, ProblemRun *y);
 
 enum { SIDE = 100, SIZE = SIDE * SIDE }; /* of the default quadratic */
 
 /* ------------------------------------------------------------------------------------------------
  * matrices and numbers */
 
-float *floats(size_t n); /* zeroed, to be freed */
+float *numbers(size_t n); /* zeroed, to be freed */
 void polar_of(float *out, const float *g, size_t m, size_t n, const SmNewtonSchulz *ns);
 double gaussian(float *x, size_t n, uint64_t key); /* fills x; returns its length */
 double norm_of(const float *x, size_t n);          /* Euclidean */

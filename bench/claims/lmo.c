@@ -60,7 +60,7 @@ static double dual_norm(const char *norm, const float *g, size_t m, size_t n, co
 
 CHECK(check_duals) {
     enum { M = 12, N = 20 };
-    float g[M * N], o[M * N], first[M * N], *scratch = floats(sm_lmo_scratch(M, N));
+    float g[M * N], o[M * N], first[M * N], *scratch = numbers(sm_lmo_scratch(M, N));
     double sigma[M], worst = 0, moved = 0;
     const SmNewtonSchulz *ns = sm_newton_schulz("polar-express8"); /* exact on this matrix */
     const SmNorm *norm;
@@ -131,8 +131,8 @@ static Packet packet_open(const char *text, size_t rows, size_t cols) {
         fprintf(stderr, "claims: %s\n", error);
         exit(1);
     }
-    p.warm = floats(ef_warm(&p.link, rows, cols));
-    p.scratch = floats(ef_scratch(&p.link, rows, cols));
+    p.warm = numbers(ef_warm(&p.link, rows, cols));
+    p.scratch = numbers(ef_scratch(&p.link, rows, cols));
     p.message = problem_alloc(ef_most_bytes(&p.link, rows, cols) + 64);
     return p;
 }
@@ -231,7 +231,7 @@ CHECK(check_scaled_sign) {
         packet_close(&p);
     }
     Packet p = packet_open("sign", BIG, BIG);
-    float *x = floats(ALL), *out = floats(ALL);
+    float *x = numbers(ALL), *out = numbers(ALL);
     gaussian(x, ALL, 9);
     packet_compress(&p, out, x, 0);
     double kept = sm_sum_squares(out, ALL) / sm_sum_squares(x, ALL);
@@ -314,22 +314,16 @@ CHECK(check_invariants) {
 }
 
 CHECK(check_identity) {
-    enum { WORKERS = 4 };
-    float *models[2] = {floats(WORKERS * SIZE), floats(WORKERS * SIZE)};
     int same[2];
     for (int k = 0; k < 2; k++) {
-        long workers = k ? WORKERS : 1;
-        for (int j = 0; j < 2; j++) {
-            ProblemRun r = run_of("quadratic", j ? "muon" : "ef21-muon", 5e-3, 0.9, 60);
-            if (j == 0) r.config.up = r.config.down = "identity";
-            r.workers = workers;
-            r.parameter = 0.1;
-            r.config.first_gradient = 0;
-            final_models(a, &r, models[j]);
-        }
-        same[k] = memcmp(models[0], models[1], (size_t)workers * SIZE * sizeof *models[0]) == 0;
+        ProblemRun muon = run_of("quadratic", "muon", 5e-3, 0.9, 60),
+                   ef21 = run_of("quadratic", "ef21-muon", 5e-3, 0.9, 60);
+        ef21.config.up = ef21.config.down = "identity";
+        ef21.config.first_gradient = 0;
+        muon.workers = ef21.workers = k ? 4 : 1;
+        muon.parameter = ef21.parameter = 0.1;
+        same[k] = runs_differ(a, &muon, &ef21) == 0;
     }
-    free(models[0]), free(models[1]);
     say(a, "1 worker: %s; 4 different ones: %s", same[0] ? "same bits" : "differs",
         same[1] ? "same bits" : "differs");
     return judge_general(same[0] && same[1]);
@@ -348,9 +342,9 @@ CHECK(check_sign_downlink) {
 double feedback_run(FILE *csv, const char *text, int feedback, int steps) {
     enum { WORKERS = 5, M = 64, N = 48, ALL = M * N };
     ProblemData d;
-    float *scratch = floats(problem_scratch(M, N) + sm_lmo_scratch(M, N));
-    float *x = floats(ALL), *g = floats(ALL), *u = floats(ALL), *m = floats(WORKERS * ALL),
-          *estimate = floats(WORKERS * ALL);
+    float *scratch = numbers(problem_scratch(M, N) + sm_lmo_scratch(M, N));
+    float *x = numbers(ALL), *g = numbers(ALL), *u = numbers(ALL), *m = numbers(WORKERS * ALL),
+          *estimate = numbers(WORKERS * ALL);
     Packet link[WORKERS];
     unsigned char *messages = problem_alloc((size_t)WORKERS * 8 * ALL);
     problem_make(&d, "quadratic", M, N, WORKERS, 0.1, 1);

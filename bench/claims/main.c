@@ -2,13 +2,10 @@
 
      make claims                     every claim; writes docs/CLAIMS.md, docs/claims.csv and figures
      bench/claims/claims FILTER      the claims whose id or text contains FILTER; writes nothing
-     bench/claims/claims figures F   the data of the figures whose name contains F
 
    A claim is a row of a table at the end of sign.c, lmo.c or graph.c: who claims what, the
-   tolerance, set before the run, and a function that computes our figure and judges it. reproduced
-   within the tolerance not reproduced  outside it: the paper's setting differs from ours in some
-   way that matters refuted         a general statement, and here is a case in which it is false
-   Exit status 1 only when a claim could not be run. */
+   tolerance, set before the run, and a function that computes our figure and judges it. The
+   verdicts are explained in the notes below. Exit status 1 only when a claim could not be run. */
 #include "common.h"
 #include "../../lib/team.h"
 #include <sys/utsname.h>
@@ -41,8 +38,7 @@ static void close_file(FILE *f, const char *path) {
 /* ------------------------------------------------------------------------------------------------
  * figures: what a check computes for one value, for many */
 
-/* The learning rate with the least F, averaged over the last tenth, and its path, of every method.
- */
+/* The path of every method at the rate with the least F, averaged over the last tenth. */
 static void write_convergence(Answer *a, FILE *csv) {
     enum { TRIALS = 12, STEPS = 300 };
     const SmMethod *m;
@@ -127,12 +123,11 @@ static const struct {
 enum { FIGURES = sizeof figures / sizeof *figures };
 
 /* Returns 1 when a figure could not be computed. */
-static int write_figures(const char *filter) {
+static int write_figures(void) {
     int broken = 0;
     for (size_t i = 0; i < FIGURES; i++) {
         Answer a = {.broken = 0};
         char path[80];
-        if (!strstr(figures[i].name, filter)) continue;
         snprintf(path, sizeof path, "docs/claims_%s.csv", figures[i].name);
         FILE *f = open_file(path);
         fprintf(f, "%s\n", figures[i].header);
@@ -211,9 +206,8 @@ int main(int argc, char **argv) {
     size_t results = 0, count;
     int broken = 0;
     double start = base_now();
-    if (argc == 3 && strcmp(argv[1], "figures") == 0) return write_figures(argv[2]);
     if (argc > 2 || *filter == '-' || !gemm_default(GEMM_F32)) {
-        fprintf(stderr, "usage: bench/claims/claims [FILTER | figures NAME]\n");
+        fprintf(stderr, "usage: bench/claims/claims [FILTER]\n");
         return 2;
     }
     if (!*filter && access("docs", W_OK | X_OK)) {
@@ -237,7 +231,7 @@ int main(int argc, char **argv) {
         }
     }
     if (!*filter) {
-        broken |= write_figures("");
+        broken |= write_figures();
         write_documents(result, results, base_now() - start);
     }
     printf("%.0f seconds\n", base_now() - start);

@@ -126,25 +126,21 @@ CHECK(check_vacuous) {
 /* A factor on every gradient changes no bit of the models. */
 CHECK(check_scale) {
     static const char *const method[] = {"signmuon", "muon", "muonsign"};
-    float *one = floats(SIZE), *other = floats(SIZE);
     int same = 0, all = 0;
     for (size_t m = 0; m < 3; m++)
         for (int k = -20; k <= 20; k += 40, all++) {
-            ProblemRun r = run_of("quadratic", method[m], 1e-3, 0.9, 40);
-            final_models(a, &r, one);
-            r.scale = ldexp(1, k);
-            final_models(a, &r, other);
-            same += memcmp(one, other, SIZE * sizeof *one) == 0;
+            ProblemRun one = run_of("quadratic", method[m], 1e-3, 0.9, 40), other = one;
+            other.scale = ldexp(1, k);
+            same += runs_differ(a, &one, &other) == 0;
         }
-    free(one), free(other);
     say(a, "%d of %d runs give the same bits at 2^-20 and 2^20", same, all);
     return judge_general(same == all);
 }
 
 /* SignMuon with M <- mu M + G in place of the average, from the same gradients. */
 CHECK(check_heavy_ball) {
-    float *ema = floats(SIZE), *ball = floats(SIZE), *g = floats(SIZE), *u = floats(SIZE),
-          *v = floats(SIZE);
+    float *ema = numbers(SIZE), *ball = numbers(SIZE), *g = numbers(SIZE), *u = numbers(SIZE),
+          *v = numbers(SIZE);
     double differ = 0;
     for (uint64_t t = 0; t < 60; t++) {
         gaussian(g, SIZE, sm_key(5, 0, t / 3));
@@ -160,7 +156,7 @@ CHECK(check_heavy_ball) {
 }
 
 CHECK(check_decay) {
-    float *x = floats(SIZE), *y = floats(SIZE);
+    float *x = numbers(SIZE), *y = numbers(SIZE);
     double longest = 0, shortest = INFINITY, wd = 0.5, lr = 1e-2;
     for (int steps = 1; steps <= 12; steps++) {
         ProblemRun r = run_of("quadratic", "signmuon", lr, 0.9, steps);
@@ -193,7 +189,7 @@ CHECK(check_unit_gain) {
     size_t at = 0;
     for (size_t k = 0; k < sizeof shape / sizeof *shape; k++) {
         size_t m = shape[k][0], n = shape[k][1];
-        float *g = floats(m * n);
+        float *g = numbers(m * n);
         gaussian(g, m * n, k);
         polar_of(g, g, m, n, sm_newton_schulz("jordan5"));
         double length = norm_of(g, m * n) / sqrt((double)m) * gain->gain(m, n, 0);
@@ -214,7 +210,7 @@ CHECK(check_spectral) {
     for (size_t k = 0; k < sizeof shape / sizeof *shape; k++) {
         size_t m = shape[k][0], n = shape[k][1];
         int square = m == n;
-        float *g = floats(m * n);
+        float *g = numbers(m * n);
         gaussian(g, m * n, k);
         polar_of(g, g, m, n, sm_newton_schulz("jordan5"));
         for (size_t i = 0; i < m * n; i++) g[i] = g[i] > 0 ? 1.0f : -1.0f;
@@ -244,8 +240,7 @@ static double majority_bits(const uint64_t *messages, size_t workers) {
     return (double)set;
 }
 
-/* Share of right less share of wrong results of workers who are each right with probability 0.65.
- */
+/* Share of right less share of wrong results; each worker is right with probability 0.65. */
 CHECK(check_vote_alignment) {
     static const struct {
         size_t workers;
@@ -268,11 +263,10 @@ CHECK(check_vote_alignment) {
     return judge(worst < 0.008); /* four standard errors of 262144 votes */
 }
 
-/* |g| q / sigma: q is how often the vote gets the sign of g = 0.3 wrong under noise of deviation 1.
- */
+/* |g| q; q is how often a vote gets the sign of g = 0.3 wrong under noise of deviation 1. */
 double vote_error(const char *noise, size_t workers) {
     uint64_t *signs = problem_alloc(workers * VOTE_WORDS * sizeof *signs);
-    float *g = floats(VOTE_BITS);
+    float *g = numbers(VOTE_BITS);
     Noise kind;
     char error[512];
     if (noise_parse(&kind, noise, error, sizeof error)) return NAN;
@@ -316,7 +310,7 @@ CHECK(check_cycle) {
     unsigned char message[64];
     double worst = 0;
     a->broken |= ef_parse(&link, "sign", error, sizeof error) != 0;
-    float *scratch = floats(ef_scratch(&link, 2, 2));
+    float *scratch = numbers(ef_scratch(&link, 2, 2));
     for (uint64_t t = 0; t < 8; t++) {
         memcpy(before, g, sizeof g);
         p->gradient(target, NULL, x, 0, t, scratch);
@@ -439,8 +433,7 @@ CHECK(check_bytes) {
     return judge(right);
 }
 
-/* The federated CNN2: two 5 x 5 convolutions, a hidden layer, and 2146 weights outside of matrices.
- */
+/* The federated CNN2: two 5 x 5 convolutions, a hidden layer, and 2146 other weights. */
 CHECK(check_cnn2) {
     static const SmTensor tensors[] = {
         {.name = "conv1", .rows = 64, .cols = 75, .blocks = 1, .role = SM_HIDDEN},
@@ -465,12 +458,11 @@ CHECK(check_cnn2) {
     return judge(fabs(bits[1] / bits[0] - 29.4) < 0.1);
 }
 
-/* |mean of 11 polar factors|_F in units of one, with as much noise as signal; |polar of the mean|.
- */
+/* |mean of 11 polar factors| in units of one, with as much noise as signal; |polar of the mean| */
 CHECK(check_average_of_polars) {
     enum { WORKERS = 11, ROWS = 120, COLS = 4608, ALL = ROWS * COLS };
-    float *signal = floats(ALL), *g = floats(ALL), *u = floats(ALL), *mean = floats(ALL),
-          *average = floats(ALL);
+    float *signal = numbers(ALL), *g = numbers(ALL), *u = numbers(ALL), *mean = numbers(ALL),
+          *average = numbers(ALL);
     const SmNewtonSchulz *ns = sm_newton_schulz("jordan5");
     double one = 0;
     gaussian(signal, ALL, 1);
