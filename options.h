@@ -244,10 +244,10 @@ static inline int options_link(const char *text, double *per_byte, double *per_m
     return *per_byte > 0 && isfinite(*per_byte) && seconds > 0 && delay >= 0 && isfinite(delay);
 }
 
-/* The GPU that a worker's model is on; -1: the CPU. */
-static inline int options_device(const Options *o, int rank) {
+/* The GPU that a worker's model is on, of so many; -1: the CPU. */
+static inline int options_device(const Options *o, int rank, int devices) {
     if (strcmp(o->device, "cpu") == 0) return -1;
-    return strcmp(o->device, "gpu") == 0 ? rank : atoi(o->device);
+    return strcmp(o->device, "gpu") ? atoi(o->device) : devices ? rank % devices : 0;
 }
 
 #define REFUSE(...) return base_fail(error, size, USAGE, __VA_ARGS__)
@@ -259,7 +259,7 @@ static inline int options_check_device(Options *o, const unsigned char *given, c
     int is_number = *o->device && strspn(o->device, "0123456789") == strlen(o->device);
     if (strcmp(o->device, "cpu") && strcmp(o->device, "gpu") && (!is_number || strlen(o->device) > 4))
         REFUSE("--device %s: take cpu, gpu or the number of a GPU", o->device);
-    int on_cpu = options_device(o, 0) < 0;
+    int on_cpu = strcmp(o->device, "cpu") == 0;
     if (!on_cpu && !gpt_cuda_create)
         REFUSE("--device %s: this program was built without CUDA: make cuda, then train_gpt_cuda",
                o->device);

@@ -1467,6 +1467,11 @@ static int write_part(const Worker *w, const float *params, const char *name,
     return failed;
 }
 
+/* End the program where the optimizer's device has failed. */
+static void device_must(const Worker *w, int failed) {
+    must(failed, sm_device_error(w->optimizer));
+}
+
 /* All workers together: save under OUT/name. When that fails the program ends and the save before
  * it still stands. */
 static void save(Worker *w, const char *name, int with_state) {
@@ -1475,8 +1480,7 @@ static void save(Worker *w, const char *name, int with_state) {
     CheckpointStamp stamp = {
         .run = w->identity, .step = (uint64_t)w->step, .parts = with_state ? w->c->size + 1 : 1};
     const float *model = deployed_model(w);
-    if (with_state && w->on_device)
-        must(sm_from_device(w->optimizer), sm_device_error(w->optimizer));
+    if (with_state && w->on_device) device_must(w, sm_from_device(w->optimizer));
     int failed = w->c->rank == 0 && checkpoint_begin(out, name, error, sizeof error);
     if (!first_nonzero(w, failed)) {
         if (w->c->rank == 0) failed = write_part(w, model, name, &stamp, error, sizeof error);
@@ -1791,7 +1795,7 @@ static void optimize(Worker *w, double lr, double aux_lr) {
     if (w->on_device) {
         code = sm_step(w->optimizer, gpt_cuda_params(g->cuda), gpt_cuda_grads(g->cuda), step, lr,
                        aux_lr);
-        must(code == SM_FAILED, sm_device_error(w->optimizer));
+        device_must(w, code == SM_FAILED);
         return;
     }
     if (g->cuda) gpt_fetch_grads(g);
@@ -1883,7 +1887,7 @@ static void use_device(Worker *w) {
     w->on_device = sm_attach(w->optimizer, stages, error, sizeof error);
     must(w->on_device < 0, error);
     if (!w->on_device) stages->free(stages);
-    must(w->on_device && sm_to_device(w->optimizer), sm_device_error(w->optimizer));
+    device_must(w, w->on_device && sm_to_device(w->optimizer));
     gpt_send(w->g);
     if (o->quiet || w->c->rank) return;
     report_note(stderr, "%s: %.2f GB of the model's arrays; method %s with --aux %s steps %s",
@@ -1909,7 +1913,7 @@ static Worker *create_worker(Comm *c, Run *run) {
     w->losses = allocate(w->B * w->T * sizeof *w->losses);
     w->cuts = allocate((size + 1) * sizeof *w->cuts);
     w->gathered = allocate(size * 64);
-    int device = options_device(o, c->rank);
+    int device = options_device(o, c->rank, gpt_cuda_devices ? gpt_cuda_devices() : 0);
     if (device < 0)
         w->g = gpt_create(&run->model, w->pass, training, c->team);
     else
@@ -2042,7 +2046,7 @@ static Gpt *plan_model(Run *run) {
                 run->checkpoint.model.path, want.name);
     }
     double copies = o->sample ? 1 : (double)o->workers * (o->eval ? 1 : 3),
-           on_cpu = !o->sample && !o->eval && options_device(o, 0) < 0,
+           on_cpu = !o->sample && !o->eval && options_device(o, 0, 0) < 0,
            tokens = on_cpu * (double)o->batch / (double)o->accumulate * (double)o->context,
            least = 4 * (copies * (double)g->parameters + tokens * (double)(o->width * o->layers)),
            have = (double)comm_memory_limit();
@@ -2176,7 +2180,7 @@ static void begin_training(const Run *run, const Gpt *plan, int *lock) {
     options_data(stderr, &run->data);
     fprintf(stderr, "%ld workers (%s) of %ld compute threads, products by %s\n", o->workers,
             o->backend, o->threads,
-            options_device(o, 0) < 0 ? gemm_default(GEMM_F32)->name : "cuBLASLt");
+            options_device(o, 0, 0) < 0 ? gemm_default(GEMM_F32)->name : "cuBLASLt");
     options_rules(stderr, o, plan->tensor, plan->tensors);
 }
 

@@ -578,7 +578,6 @@ template <typename S> static void run(GptCuda *m, const GptCudaPass *p) {
         size_t tokens = sort_tokens(m, p->in, n);
         if (!*m->c.error) backward<S>(m, p, tokens);
     }
-    cuda_failed(&m->c, cudaGetLastError(), "a launch");
     if (p->logits) { /* of the last token only, by the way of fp32 in `partial` */
         Arrays<S> *a = arrays<S>(m);
         cuda_multiply(&m->c, operand(a->logits, m->padded, false),
@@ -589,6 +588,7 @@ template <typename S> static void run(GptCuda *m, const GptCudaPass *p) {
                    m->c.stream, m->partial, a->logits, (size_t)1, V, V, (size_t)1, 0);
         cuda_copy(&m->c, p->logits, m->partial, V);
     }
+    cuda_failed(&m->c, cudaGetLastError(), "a launch");
     if (p->losses) cuda_copy(&m->c, p->losses, m->losses, n);
     if (p->losses || p->logits) cuda_finish(&m->c);
 }
@@ -605,20 +605,28 @@ static void open_device(GptCuda *m, int device) {
     cudaDeviceProp about;
     int devices = 0;
     cudaError_t e = cudaGetDeviceCount(&devices);
-    if (e != cudaSuccess || devices == 0) {
-        cuda_fail(&m->c, "no NVIDIA GPU can be used: %s; --device cpu takes the processor",
-                  e == cudaSuccess ? "there is none" : cudaGetErrorString(e));
+    if (e != cudaSuccess || device >= devices) {
+        cuda_fail(&m->c, "GPU %d cannot be used: %s; there are %d, counted from 0", device,
+                  e == cudaSuccess ? "it is not there" : cudaGetErrorString(e), devices);
         return;
     }
-    m->c.device = device % devices;
+    m->c.device = device;
     if (cuda_failed(&m->c, cudaSetDevice(m->c.device), "opening it") ||
         cuda_failed(&m->c, cudaGetDeviceProperties(&about, m->c.device), "asking for its properties") ||
         cuda_failed(&m->c, cudaStreamCreate(&m->c.stream), "making a stream"))
         return;
     snprintf(m->name, sizeof m->name, "%s", about.name);
+    if (about.major < 8)
+        cuda_fail(&m->c, "device %d: %s has compute capability %d.%d, 8.0 is the least", m->c.device,
+                  m->name, about.major, about.minor);
     if (cublasLtCreate(&m->c.blas) != CUBLAS_STATUS_SUCCESS)
         cuda_fail(&m->c, "device %d: cuBLASLt cannot be started", m->c.device);
     m->c.workspace = take<char>(m, CUDA_WORKSPACE);
+}
+
+extern "C" int gpt_cuda_devices(void) {
+    int devices = 0;
+    return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
 }
 
 extern "C" GptCuda *gpt_cuda_create(const GptCudaShape *shape, size_t batch, int train, int device,

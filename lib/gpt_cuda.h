@@ -41,6 +41,7 @@ typedef struct GptCudaPass {
     float *logits;        /* NULL, or receives those after the last token, (V) */
 } GptCudaPass;
 
+#pragma weak gpt_cuda_devices
 #pragma weak gpt_cuda_create
 #pragma weak gpt_cuda_free
 #pragma weak gpt_cuda_name
@@ -53,7 +54,10 @@ typedef struct GptCudaPass {
 #pragma weak gpt_cuda_squares
 #pragma weak gpt_cuda_stages
 
-/* A model for passes of at most `batch` sequences, on device number `device` modulo their number.
+/* How many GPUs there are; 0 when none can be used. Not before a fork: the child could use none. */
+int gpt_cuda_devices(void);
+
+/* A model for passes of at most `batch` sequences, on GPU number `device`, counted from 0.
  * error   NULL and a sentence: no device, no memory */
 GptCuda *gpt_cuda_create(const GptCudaShape *shape, size_t batch, int train, int device, char *error,
                          size_t size);

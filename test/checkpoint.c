@@ -6,7 +6,6 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -61,7 +60,6 @@ static int hook_rename(const char *from, const char *to) {
 #undef unlink
 
 enum { WORKERS = 2, X = 0xa1, Y = 0xb2 };
-#define COUNT(rows) (sizeof(rows) / sizeof *(rows))
 #define ERROR error, sizeof error
 
 static char error[2048], note[2048];
@@ -127,13 +125,13 @@ static int shell(const char *folder, const char *command) {
     return test_command("cd '%s' && { %s; }", folder, command)->status;
 }
 
-/* Set the limit of open files, or of a file's size; returns what it was. */
-static rlim_t limit(int files, rlim_t value) {
+/* Set the limit of open files; returns what it was. */
+static rlim_t limit_files(rlim_t value) {
     struct rlimit all;
-    CHECK(!(files ? getrlimit(RLIMIT_NOFILE, &all) : getrlimit(RLIMIT_FSIZE, &all)));
+    CHECK(getrlimit(RLIMIT_NOFILE, &all) == 0);
     rlim_t old = all.rlim_cur;
     all.rlim_cur = value;
-    CHECK(!(files ? setrlimit(RLIMIT_NOFILE, &all) : setrlimit(RLIMIT_FSIZE, &all)));
+    CHECK(setrlimit(RLIMIT_NOFILE, &all) == 0);
     return old;
 }
 
@@ -207,14 +205,10 @@ static int save_in_child(const char *run, long first, long n, int code, volatile
     return WEXITSTATUS(status);
 }
 
-static volatile long *shared_numbers(void) {
-    return mmap(NULL, 2 * sizeof(long), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-}
-
 /* Three saves in a child. At its n-th call it ends, or the call fails; n grows, in the folder that
  * the child before left. After a child's end, a second one ends while it recovers. */
 TEST(checkpoint_stop_at_any_call_loses_nothing) {
-    volatile long *done = shared_numbers();
+    volatile long *done = test_shared(2 * sizeof(long));
     for (int fails = 0; fails < 2; fails++) {
         const char *run = new_run();
         long n = 1, step[2] = {0}; /* of the save that a reader finds: "last", "best" */
@@ -407,9 +401,9 @@ TEST(checkpoint_unreadable_file_stops_without_change) {
     CHECK(save(run, "last", X, 1) == 0 && save(run, "last", X, 2) == 0);
     int next = dup(0);
     close(next);
-    rlim_t old = limit(1, (rlim_t)next); /* no file can be opened */
+    rlim_t old = limit_files((rlim_t)next); /* no file can be opened */
     long step = found(run, "last", 1), begun = checkpoint_begin(run, "last", ERROR);
-    limit(1, old);
+    limit_files(old);
     CHECK(step == -2 && begun == -2 && strstr(error, strerror(EMFILE)), "%ld: %s", step, error);
     shell(run, "mv last last.new"); /* complete: begin must not empty it */
     shell(test_folder(), "chmod 777 .; chmod 0 run/last.new/worker-1.safetensors");
@@ -423,7 +417,7 @@ TEST(checkpoint_unreadable_file_stops_without_change) {
 
 /* A child that locks the run, tells so, forks a child of its own, and waits for its end. */
 static pid_t hold_lock(const char *run, int grandchild) {
-    volatile long *ready = shared_numbers();
+    volatile long *ready = test_shared(2 * sizeof(long));
     pid_t pid = fork();
     if (pid == 0) {
         int fd;
@@ -510,18 +504,4 @@ TEST(checkpoint_lock_finds_what_prevents_saving) {
         CHECK(checkpoint_begin(paths[i], "last", ERROR) == -2);
     }
     free(longest);
-    /* a full disk, seen by the file that the trial writes */
-    const char *run = new_run();
-    CHECK(save(run, "last", X, 1) == 0 && save(run, "last", X, 2) == 0);
-    void (*handler)(int) = signal(SIGXFSZ, SIG_IGN);
-    rlim_t old = limit(0, 100);
-    int code = checkpoint_lock(run, &fd, ERROR);
-    limit(0, old);
-    signal(SIGXFSZ, handler);
-    CHECK(code == -2 && strstr(error, "File too large") && !is_there(run, ".trial.new"), "%s",
-          error);
-    CHECK(checkpoint_lock(run, &fd, ERROR) == 0, "%s", error);
-    CHECK(!is_there(run, ".trial") && !is_there(run, ".trial.new"));
-    CHECK(found(run, "last", 1) == 2 && found(test_path("run/previous"), "", 1) == 1);
-    checkpoint_unlock(fd);
 }

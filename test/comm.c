@@ -1,6 +1,5 @@
 /* comm.c - tests of lib/team.h and lib/comm.h: bytes, counters, deaths, signals, limits. */
-#include "../lib/comm.h"
-#include "../lib/base.h"
+#include "collectives.h"
 #include "test.h"
 
 #include <signal.h>
@@ -22,12 +21,6 @@ static int run_workers(const char *backend, int workers, double timeout, CommWor
 
 static const char *const comm_both[] = {"threads", "processes"};
 
-static void *shared_memory(size_t bytes) {
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) abort();
-    return p;
-}
-
 static void sleep_ms(long ms) {
     struct timespec left = {ms / 1000, ms % 1000 * 1000000};
     while (nanosleep(&left, &left)) continue;
@@ -48,89 +41,9 @@ typedef struct Delivery { /* shared by the workers */
     _Atomic size_t wrong;
 } Delivery;
 
-static unsigned char byte_of(int from, size_t i) {
-    return (unsigned char)((((size_t)from + 1) * 40503 + i) * 2654435761u >> 13);
-}
-
-static void fill_bytes(unsigned char *data, size_t n, int from) {
-    for (size_t i = 0; i < n; i++) data[i] = byte_of(from, i);
-}
-
-/* How many of n bytes are not worker `from`'s, from its byte `first` on? */
-static size_t wrong_bytes(const unsigned char *data, size_t n, int from, size_t first) {
-    size_t wrong = 0;
-    for (size_t i = 0; i < n; i++) wrong += data[i] != byte_of(from, first + i);
-    return wrong;
-}
-
-static size_t wrong_counts(const Comm *c, CommKind kind, size_t sent, size_t received,
-                           size_t messages) {
-    return c->sent[kind] != sent || c->received[kind] != received || c->messages[kind] != messages;
-}
-
-/* Two collectives over uneven shards, the first one empty. A byte behind each buffer must stay. */
-static size_t check_shards(Comm *c, size_t unit, unsigned char *message, unsigned char *inbox) {
-    size_t cuts[6] = {0}, n = (size_t)c->size, rank = (size_t)c->rank, wrong = 0;
-    for (size_t j = 0; j < n; j++) cuts[j + 1] = cuts[j] + unit * (j * 7 % 5) / 5 + j % 2;
-    cuts[n] += unit;
-    size_t total = cuts[n], mine = cuts[rank + 1] - cuts[rank], rest = total - mine;
-    fill_bytes(message, total, c->rank);
-    message[total] = inbox[n * mine] = 42;
-    comm_alltoall(c, message, cuts, inbox, COMM_MATRICES);
-    for (size_t j = 0; j < n; j++) wrong += wrong_bytes(inbox + j * mine, mine, (int)j, cuts[rank]);
-    memset(message, 0, cuts[rank]);
-    memset(message + cuts[rank + 1], 0, total - cuts[rank + 1]);
-    comm_allgather(c, message, cuts, COMM_MATRICES);
-    for (size_t j = 0; j < n; j++)
-        wrong += wrong_bytes(message + cuts[j], cuts[j + 1] - cuts[j], (int)j, cuts[j]);
-    wrong += message[total] != 42 || inbox[n * mine] != 42;
-    wrong += c->up[COMM_MATRICES] != rest || c->down[COMM_MATRICES] != rest;
-    return wrong + wrong_counts(c, COMM_MATRICES, rest + (n - 1) * mine, rest + (n - 1) * mine,
-                                2 * (n - 1));
-}
-
-/* A gather, and a broadcast of every worker. */
-static size_t check_gather(Comm *c, size_t bytes, unsigned char *own, unsigned char *all) {
-    size_t n = (size_t)c->size, wrong = 0;
-    uint64_t before = c->sent[COMM_CONTROL];
-    fill_bytes(own, bytes, c->rank);
-    all[n * bytes] = 42;
-    comm_gather(c, own, bytes, all, COMM_CONTROL);
-    for (size_t j = 0; j < n; j++) wrong += wrong_bytes(all + j * bytes, bytes, (int)j, 0);
-    for (int root = 0; root < c->size; root++) {
-        memset(own, 0, bytes);
-        if (c->rank == root) fill_bytes(own, bytes, root + 90);
-        comm_broadcast(c, own, bytes, root, COMM_CONTROL);
-        wrong += wrong_bytes(own, bytes, root + 90, 0);
-    }
-    return wrong + (all[n * bytes] != 42) + (c->sent[COMM_CONTROL] != before + 2 * (n - 1) * bytes);
-}
-
-/* Worker 0 hears all in falling order, itself included; worker j > 0 hears worker j - 1 alone. */
-static size_t check_neighbours(Comm *c, size_t bytes, unsigned char *own, unsigned char *inbox) {
-    int sources[5];
-    size_t n = 0, wrong = 0, hear_me = (size_t)(c->rank > 0) + (size_t)(c->rank + 1 < c->size);
-    for (int j = c->size - 1; j >= 0; j--)
-        if (c->rank == 0 || j == c->rank - 1) sources[n++] = j;
-    fill_bytes(own, bytes, c->rank);
-    inbox[n * bytes] = 42;
-    comm_neighbours(c, own, bytes, sources, n, hear_me, inbox, COMM_AUXILIARY);
-    for (size_t k = 0; k < n; k++) wrong += wrong_bytes(inbox + k * bytes, bytes, sources[k], 0);
-    return wrong + (inbox[n * bytes] != 42) +
-           wrong_counts(c, COMM_AUXILIARY, hear_me * bytes, (n - (c->rank == 0)) * bytes, hear_me);
-}
-
 static int deliver(Comm *c, void *arg) {
     Delivery *d = arg;
-    size_t room = (size_t)c->size * (2 * d->unit + 3);
-    unsigned char *own = malloc(room), *inbox = malloc(room);
-    if (!own || !inbox) return 1;
-    d->wrong += check_shards(c, d->unit, own, inbox);
-    d->wrong += check_gather(c, 1, own, inbox);
-    d->wrong += check_gather(c, d->unit + 2, own, inbox);
-    d->wrong += check_neighbours(c, d->unit, own, inbox);
-    comm_barrier(c);
-    free(own), free(inbox);
+    d->wrong += check_collectives(c, d->unit);
     return 0;
 }
 
@@ -152,7 +65,7 @@ static void *deliver_on_this_stack(void *arg) {
 }
 
 TEST(collectives_deliver_every_byte_on_small_stacks) {
-    Delivery *d = shared_memory(sizeof *d);
+    Delivery *d = test_shared(sizeof *d);
     pthread_attr_t attributes;
     pthread_t thread;
     pthread_attr_init(&attributes);
@@ -160,7 +73,6 @@ TEST(collectives_deliver_every_byte_on_small_stacks) {
     CHECK(pthread_create(&thread, &attributes, deliver_on_this_stack, d) == 0);
     pthread_join(thread, NULL);
     pthread_attr_destroy(&attributes);
-    munmap(d, sizeof *d);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -223,7 +135,7 @@ TEST(attempts_see_deaths_and_hangs_anew) {
         {.workers = 2, .lost = 0},
         {.workers = 3, .lost = -1}, /* 600 ms in all: longer than the timeout, but in turns */
     };
-    Attempt *a = shared_memory(sizeof *a);
+    Attempt *a = test_shared(sizeof *a);
     char name[32];
     for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
         memcpy(a, &rows[i], sizeof *a);
@@ -237,7 +149,6 @@ TEST(attempts_see_deaths_and_hangs_anew) {
         snprintf(name, sizeof name, a->by ? "by signal %d (" : "waiting for 0.4 s", a->by);
         CHECK(strstr(comm_error, name) != NULL, "row %zu: %s", i, comm_error);
     }
-    munmap(a, sizeof *a);
 }
 
 typedef struct Pids { /* shared by the workers */
@@ -257,7 +168,7 @@ static int wait_for_go(Comm *c, void *arg) {
  * whose parent is killed die with it. */
 TEST(workers_outlive_stopped_but_not_killed_parent) {
 #ifdef __linux__
-    Pids *p = shared_memory(sizeof *p);
+    Pids *p = test_shared(sizeof *p);
     prctl(PR_SET_CHILD_SUBREAPER, 1); /* orphans become this process's children */
     for (int killed = 0; killed < 2; killed++) {
         memset(p, 0, sizeof *p);
@@ -272,8 +183,6 @@ TEST(workers_outlive_stopped_but_not_killed_parent) {
         CHECK(wait_status(pid) == (killed ? 128 + SIGKILL : 6));
         for (int r = 0; r < 3 && killed; r++) CHECK(wait_status(p->pid[r]) == 128 + SIGKILL);
     }
-    prctl(PR_SET_CHILD_SUBREAPER, 0);
-    munmap(p, sizeof *p);
 #endif
 }
 
@@ -372,7 +281,7 @@ static int speak_once(Comm *c, void *arg) {
 }
 
 TEST(one_worker_speaks_for_all) {
-    _Atomic int *speakers = shared_memory(sizeof *speakers);
+    _Atomic int *speakers = test_shared(sizeof *speakers);
     for (size_t b = 0; b < 2; b++) {
         *speakers = 0;
         fflush(NULL);
@@ -381,7 +290,6 @@ TEST(one_worker_speaks_for_all) {
         CHECK(wait_status(pid) == 3 && *speakers == 1, "%s: %d", comm_both[b], *speakers);
     }
     CHECK(comm_may_speak() && comm_may_speak() && !*comm_rank_prefix());
-    munmap((void *)speakers, sizeof *speakers);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -395,8 +303,6 @@ TEST(launcher_without_mpi_is_noticed) {
     setenv("PMI_RANK", "3", 1);
     comm_init(NULL, NULL, &rank, &ranks, &sharing);
     CHECK(rank == 3 && ranks == 4);
-    unsetenv("PMI_SIZE");
-    unsetenv("PMI_RANK");
 }
 
 typedef struct Groups {
@@ -474,34 +380,4 @@ TEST(team_runs_function_on_every_thread) {
         CHECK(t.wrong == 0, "%d threads", threads);
         for (int j = 0; j < 8; j++) CHECK(t.taken[j] == (j < threads ? 600 : 0));
     }
-}
-
-/* A process that may map 24 MiB more cannot make 64 threads of 1 MiB. */
-static int start_too_many_threads(void) {
-    long pages = 0;
-    Team team;
-    FILE *f = fopen("/proc/self/statm", "r");
-    if (!f || fscanf(f, "%ld", &pages) != 1) return 1;
-    fclose(f);
-    rlim_t limit = (rlim_t)(pages * sysconf(_SC_PAGESIZE)) + (24 << 20);
-    if (setrlimit(RLIMIT_AS, &(struct rlimit){limit, limit})) return 2;
-    for (int b = 1; b >= 0; b--) { /* processes first: stacks that threads had stay mapped */
-        CommOptions o = {.backend = comm_both[b], .workers = 2, .threads = 64};
-        if (comm_run(&o, return_rank, NULL, NULL, comm_error, sizeof comm_error) != COMM_FAILED)
-            return 3;
-        if (!strstr(comm_error, "64 compute threads")) return 4;
-    }
-    return team_start(&team, 64, 0) == 0 ? 5 : 0;
-}
-
-TEST(threads_that_cannot_start_leave_nothing) {
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && !defined(__clang__)
-    fflush(NULL);
-    pid_t pid = fork();
-    if (pid == 0) _exit(start_too_many_threads());
-    int status = wait_status(pid);
-    CHECK(status == 0, "%d", status);
-#else
-    (void)start_too_many_threads; /* a sanitizer maps far more */
-#endif
 }

@@ -55,10 +55,6 @@ TEST(command_wrong_use_exits_2_naming_flag) {
         const char *word, *line;
     } rows[] = {
         {"--method", "--metod sgd"},
-        {"--workers", "--worker=3"},
-        {"signmuon", "--method signmoun"},
-        {"maybe", "--bias maybe"},
-        {"--steps", "-steps 3"},
         {"-3", "--steps 3 --steps -3"},
         {"power of two", "--method demuon --workers 3 --topology one-peer"},
         {"row 2", "--method demuon --workers 3 --topology file:row"},

@@ -5,7 +5,6 @@
 #include "../dataloader.h"
 
 static char error[512];
-#define COUNT(rows) (sizeof(rows) / sizeof *(rows))
 #define ERROR error, sizeof error
 
 static const char *text_file(const char *name, const void *text, size_t n) {
@@ -132,6 +131,10 @@ TEST(data_windows_follow_the_formulas_for_every_row) {
             uint64_t room = length - windows * T < T ? length - windows * T : T;
             uint64_t at = chain(seed, epoch, UINT64_MAX) % room;
             at += T * walk(chain(seed, epoch, rank), windows, k % windows);
+            DataShard s = data__shard(&d, rank, N, T);
+            CHECK(s.length == length, "case %zu", c);
+            for (uint64_t p = 0; p < length && i < N; p++)
+                CHECK(s.first + p / s.block * s.stride + p % s.block == (uint64_t)shard[p]);
             CHECK(data_train_windows(&d, rank, N, T) == windows, "case %zu", c);
             CHECK(!data_train_window(&d, seed, rank, N, T, k, in, target), "case %zu", c);
             CHECK(!memcmp(in, shard + at, T * sizeof *in), "%s case %zu", name, c);
@@ -140,31 +143,6 @@ TEST(data_windows_follow_the_formulas_for_every_row) {
         data_close(&d);
     }
     CHECK(!data_shards_row(2), "a new row needs its transcription in shard_of");
-}
-
-TEST(data_shards_are_disjoint_and_complete) {
-    static const uint32_t sizes[] = {50257, 20011, 3000, 700};
-    static const size_t workers[] = {1, 2, 3, 7, 64}, contexts[] = {8, 33, 300};
-    static unsigned char seen[50257];
-    for (size_t c = 0; c < 2 * 4 * 5 * 3; c++) {
-        const size_t N = workers[c / 8 % 5], T = contexts[c / 40];
-        const char *name = data_shards_row(c % 2)->name;
-        DataSet d = counting(sizes[c / 2 % 4]);
-        int short_text = d.train_tokens / N <= T;
-        CHECK((data_check_context(&d, T, N, ERROR) != 0) == short_text, "case %zu", c);
-        int code = data_set_shards(&d, name, N, T, ERROR);
-        CHECK(code == (short_text ? DATA_TOO_SMALL : 0), "%s case %zu", name, c);
-        memset(seen, 0, sizeof seen);
-        for (size_t rank = 0; !code && rank < N; rank++) {
-            DataShard s = data__shard(&d, rank, N, T);
-            CHECK(s.length > T, "case %zu", c);
-            for (uint64_t p = 0; p < s.length; p++)
-                seen[s.first + p / s.block * s.stride + p % s.block]++;
-        }
-        for (uint64_t i = 0; !code && i < sizeof seen; i++)
-            CHECK(seen[i] == (i < d.train_tokens), "%s case %zu token %" PRIu64, name, c, i);
-        data_close(&d);
-    }
 }
 
 /* that no window comes twice in an epoch */

@@ -213,28 +213,6 @@ TEST(natural_stochastic_is_unbiased) {
     release(&b);
 }
 
-TEST(scaled_sign_error_is_exact) {
-    for (size_t s = 0; s <= SHAPES; s++)
-        for (size_t kind = 0; kind < (s < SHAPES ? KINDS : 1); kind++) {
-            int last = s == SHAPES;
-            Blocks b = blocks("sign", last ? 300 : shapes[s][0], last ? 200 : shapes[s][1]);
-            double l1 = 0, d = (double)b.d;
-            size_t plus = 0;
-            fill(b.x, b.rows, b.cols, kind, s + 1);
-            compress(&b, 6, 0);
-            double all = energy(b.x, b.d);
-            for (size_t i = 0; i < b.d; i++) {
-                l1 += fabs((double)b.x[i]);
-                plus += b.out[i] > 0;
-                CHECK(b.x[i] * b.out[i] >= 0);
-            }
-            CHECK_NEAR(distance(b.out, b.x, b.d), all - l1 * l1 / d, 1e-6 * all);
-            if (kind == 2 && b.d > 100) CHECK(plus > b.d / 3 && plus < 2 * b.d / 3); /* coins */
-            if (last) CHECK_NEAR(l1 * l1 / d / all, 2 / 3.14159265358979, 0.01);
-            release(&b);
-        }
-}
-
 /* ------------------------------------------------------------------------------------------------
  * what is kept */
 
@@ -327,47 +305,6 @@ TEST(feedback_shrinks_the_gap_by_alpha) {
         }
 }
 
-enum { WORKERS = 5 };
-
-/* Steps of a group whose targets wander; checks what receiver and server have after each. */
-static void run_group(const char *text, size_t rows, size_t cols, int workers) {
-    Blocks b = blocks(text, rows, cols), w[WORKERS];
-    size_t stride = b.room + 3;
-    unsigned char *messages = malloc(stride * WORKERS);
-    float *g = calloc(3 * b.d, sizeof *g), *expect = g + b.d, *copy = g + 2 * b.d;
-    double *sum = calloc(b.d, sizeof *sum);
-    if (!messages || !g || !sum) abort();
-    for (int j = 0; j < workers; j++) {
-        w[j] = blocks(text, rows, cols);
-        test_fill_normal(w[j].x, b.d, 60 + (uint64_t)j);
-    }
-    for (uint64_t step = 0; step < 25; step++) {
-        uint64_t coin = test_hash(3, step);
-        size_t bytes = ef_bytes(&b.link, rows, cols, coin);
-        memset(sum, 0, b.d * sizeof *sum);
-        for (int j = 0; j < workers; j++) {
-            unsigned char *message = messages + (size_t)j * stride;
-            test_fill_normal(b.x, b.d, 1000 + step * WORKERS + (uint64_t)j);
-            for (size_t i = 0; i < b.d; i++) w[j].x[i] += 0.1f * b.x[i];
-            ef_send(message, w[j].out, w[j].x, rows, cols, &b.link, sm_key(1, (uint64_t)j, step),
-                    coin, w[j].warm, w[j].scratch);
-            if (j == 0) CHECK(!ef_receive(copy, message, bytes, rows, cols, &b.link, b.scratch));
-            CHECK(ef_decode(b.out, message, bytes, rows, cols, &b.link, b.scratch) == 0);
-            for (size_t i = 0; i < b.d; i++) sum[i] += (double)b.out[i];
-        }
-        for (size_t i = 0; i < b.d; i++) {
-            float mean = (float)(sum[i] / workers);
-            expect[i] = b.link.row->replaces ? mean : expect[i] + mean;
-        }
-        CHECK(!ef_aggregate(g, messages, stride, bytes, workers, rows, cols, &b.link, b.scratch));
-        CHECK(!memcmp(g, expect, b.d * sizeof *g), "(%s: not the mean in rank order)", text);
-        CHECK(!memcmp(copy, w[0].out, b.d * sizeof *copy), "(%s: receiver differs)", text);
-    }
-    for (int j = 0; j < workers; j++) release(&w[j]);
-    release(&b);
-    free(messages), free(g), free(sum);
-}
-
 TEST(aggregate_is_the_mean_in_rank_order) {
     static const float messages[3][2] = {{1e30f, 1}, {-1e30f, 2}, {1, 4}};
     float g[2] = {7, 7}; /* (1e30 - 1e30) + 1 is 1 in this order only */
@@ -375,9 +312,6 @@ TEST(aggregate_is_the_mean_in_rank_order) {
     CHECK(ef_aggregate(g, messages, sizeof *messages, 8, 3, 1, 2, &b.link, b.scratch) == 0);
     CHECK(g[0] == 7 + 1 / 3.0f && g[1] == 7 + 7 / 3.0f);
     release(&b);
-    for (size_t k = 0; k < TEXTS; k++)
-        for (int workers = 1; workers <= WORKERS; workers += 2)
-            run_group(texts[k], k & 1 ? 19 : 7, k & 1 ? 6 : 23, workers);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -539,28 +473,4 @@ TEST(malformed_compressor_texts_are_refused) {
     }
     l = link_of("topk:12.5%+natural:stochastic");
     CHECK(l.value == 0.125 && l.natural && l.stochastic && !strcmp(l.row->name, "topk"));
-}
-
-TEST(paper_cost_table_follows_from_its_accounting) {
-    // clang-format off
-    static const struct { const char *text; double cost; } table[] = {
-        {"identity", 1.0000},  {"natural", 0.5000},   {"rankk:20%", 0.2687}, {"rankk:15%", 0.2019},
-        {"topk:20%", 0.3625},  {"rankk:10%", 0.1335}, {"rankk:5%", 0.0667},  {"topk:15%", 0.2719},
-        {"topk:10%", 0.1812},  {"topk:5%", 0.0906},   {"rankk:15%+natural", 0.1010},
-        {"topk:15%+natural", 0.1969},  {"topk:10%+natural", 0.1312}, {"rankk:10%+natural", 0.0667}};
-    // clang-format on
-    static const size_t gpt2[][3] = {
-        {1, 50304, 768}, {48, 768, 768}, {12, 3072, 768}, {12, 768, 3072}}; /* copies, rows, cols */
-    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
-        EfLink l = link_of(table[i].text);
-        double bits = 0, weights = 0;
-        for (size_t k = 0; k < 4; k++) {
-            bits += (double)gpt2[k][0] * ef_paper_bits(&l, gpt2[k][1], gpt2[k][2]);
-            weights += (double)(gpt2[k][0] * gpt2[k][1] * gpt2[k][2]);
-        }
-        CHECK(weights == 123568128);
-        CHECK_NEAR(bits / (32 * weights), table[i].cost, 1e-4);
-    }
-    EfLink l = link_of("rankk:15%+natural"); /* the table's digits do not show singular values */
-    CHECK(ef_paper_bits(&l, 20, 30) == 16 * 3 * 51);
 }

@@ -148,127 +148,10 @@ TEST(nonfinite_entry_is_seen_anywhere) {
     }
 }
 
-/* AdamW is compared with PyTorch below. */
-TEST(vector_updates_equal_double_recursions) {
-    enum { N = 21 };
-    float momentum[2][N] = {{0}}, lion[N] = {0}, w[N], g[N], out[3][N];
-    double M[N] = {0}, L[N] = {0}, W[N];
-    test_fill_normal(w, N, 1);
-    for (size_t i = 0; i < N; i++) W[i] = (double)w[i];
-    for (uint64_t t = 1; t <= 30; t++) {
-        test_fill_normal(g, N, 10 + t);
-        for (int k = 0; k < 3; k++) memcpy(out[k], g, sizeof g); /* out may be g */
-        sm_momentum(out[0], momentum[0], out[0], N, 0.95f, 0);
-        sm_momentum(out[1], momentum[1], out[1], N, 0.95f, 1);
-        sm_lion(out[2], lion, out[2], N, 0.9f, 0.98f);
-        sm_step_dense(w, g, N, 0.03f, 0.99f);
-        for (size_t i = 0; i < N; i++) {
-            double gi = (double)g[i];
-            CHECK_NEAR((double)out[2][i], 0.9 * L[i] + 0.1 * gi, 1e-6);
-            M[i] = 0.95 * M[i] + 0.05 * gi;
-            L[i] = 0.98 * L[i] + 0.02 * gi;
-            W[i] = 0.99 * W[i] - 0.03 * gi;
-            CHECK_NEAR((double)out[0][i], M[i], 1e-6);
-            CHECK_NEAR((double)out[1][i], 0.95 * M[i] + 0.05 * gi, 1e-6);
-            CHECK_NEAR((double)momentum[0][i], M[i], 1e-6);
-            CHECK_NEAR((double)momentum[1][i], M[i], 1e-6);
-            CHECK_NEAR((double)lion[i], L[i], 1e-6);
-            CHECK_NEAR((double)w[i], W[i], 2e-6);
-        }
-    }
-}
-
-TEST(reference_product_equals_naive_double) {
-    static const size_t shape[][3] = {{1, 1, 1}, {3, 5, 7}, {33, 32, 64}, {31, 65, 129}, {2, 3, 0}};
-    for (size_t s = 0; s < sizeof shape / sizeof *shape; s++)
-        for (const char *op = "nt"; *op; op++) {
-            size_t m = shape[s][0], n = shape[s][1], k = shape[s][2];
-            float a[31 * 129 + 2112], b[65 * 129], c[33 * 65], t[65 * 129];
-            test_fill_normal(a, m * k, s);
-            test_fill_normal(b, n * k, s + 50);
-            sm_reference_gemm(*op, c, a, b, m, n, k);
-            for (size_t i = 0; i < m; i++)
-                for (size_t j = 0; j < n; j++) {
-                    double sum = 0;
-                    for (size_t p = 0; p < k; p++)
-                        sum += (double)a[i * k + p] *
-                               (double)(*op == 'n' ? b[p * n + j] : b[j * k + p]);
-                    CHECK_NEAR((double)c[i * n + j], sum, 1e-5);
-                }
-            sm_transpose(t, b, n, k);
-            for (size_t i = 0; i < n; i++)
-                for (size_t p = 0; p < k; p++) CHECK(t[p * n + i] == b[i * k + p]);
-        }
-}
-
 /* ------------------------------------------------------------------------------------------------
  * the polar factor */
 
-TEST(jacobi_and_polar_express_equal_known_factor) {
-    static const size_t shape[][3] = {{1, 1, 1},  {9, 1, 1},    {6, 10, 6},   {17, 5, 3},
-                                      {5, 33, 5}, {40, 23, 23}, {20, 20, 20}, {8, 30, 4}};
-    static Known k;
-    double sigma[SIDE];
-    float exact[SIDE * SIDE], o[SIDE * SIDE];
-    for (size_t p = 0; p < SIDE; p++) sigma[p] = 3.0 / (double)(p + 1) + 0.1;
-    for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
-        known_make(&k, shape[s][0], shape[s][1], shape[s][2], sigma, s);
-        svd_polar(exact, k.g, k.m, k.n);
-        polar_guarded(o, k.g, k.m, k.n, sm_newton_schulz("polar-express8"));
-        for (size_t i = 0; i < k.m * k.n; i++) {
-            CHECK_NEAR((double)exact[i], k.polar[i], 2e-6);
-            if (k.r == k.m || k.r == k.n) CHECK_NEAR((double)o[i], k.polar[i], 2e-5);
-        }
-    }
-}
-
-/* Bands of the singular values that come out when those that go in are lo .. 1 of the norm, by
- * scalar evaluation of the polynomials. Matrices are wide and tall. 15 singular values of each are
- * on a log grid over lo .. 0.24, and the last one fills the norm up. */
-TEST(newton_schulz_fills_known_bands_of_singular_values) {
-    static const struct {
-        const char *name;
-        double lo, min, max;
-    } band[] = {{"jordan5", 1e-3, 0.4705, 1.2024},
-                {"jordan5", 1e-2, 0.6818, 1.1344},
-                {"polar-express5", 1e-3, 0.8462, 1.1236},
-                {"polar-express5", 1e-2, 0.8703, 1.1236},
-                {"polar-express8", 1e-3, 1, 1}};
-    enum { BANDS = sizeof band / sizeof *band, GRID = 15 * 24 };
-    static Known k;
-    float o[SIDE * SIDE];
-    for (size_t row = 0, tested; sm_newton_schulz_row(row); row++) {
-        for (size_t b = tested = 0; b < BANDS; b++)
-            tested += strcmp(band[b].name, sm_newton_schulz_row(row)->name) == 0;
-        CHECK(tested, "%s has no band", sm_newton_schulz_row(row)->name);
-    }
-    for (size_t b = 0; b < BANDS; b++) {
-        const SmNewtonSchulz *ns = sm_newton_schulz(band[b].name);
-        double least = 9, most = 0, tolerance = band[b].min < 1 ? 1e-3 : 1e-4;
-        double lo = band[b].lo * ns->safety; /* the table's lo is what the polynomial sees */
-        for (size_t matrix = 0; matrix < 24; matrix++) {
-            double sigma[16], left = 1;
-            for (size_t p = 1; p < 16; p++) {
-                sigma[p] = lo * pow(0.24 / lo, (double)((p - 1) * 24 + matrix) / (GRID - 1));
-                if (matrix % 2) sigma[p] = p > 1 ? lo : 0.24 + 0.46 * (double)matrix / 23;
-                left -= sigma[p] * sigma[p];
-            }
-            sigma[0] = sqrt(left);
-            known_make(&k, matrix % 3 ? 18 : 25, matrix % 3 ? 25 : 18, 16, sigma, 40 + matrix);
-            polar_guarded(o, k.g, k.m, k.n, ns);
-            for (size_t p = 0; p < 16; p++) {
-                double s = known_core(&k, o, p, p);
-                least = fmin(least, s), most = fmax(most, s);
-                CHECK_NEAR(known_core(&k, o, p, (p + 1) % 16), 0, 1e-3);
-            }
-        }
-        CHECK(least >= band[b].min - tolerance && most <= band[b].max + tolerance,
-              "%s: %.4f .. %.4f", ns->name, least, most);
-        CHECK(least <= band[b].min + 0.005 && most >= band[b].max - 0.005, "%s: %.4f .. %.4f",
-              ns->name, least, most); /* the band is not loose either */
-    }
-}
-
+/* Eight steps of Polar Express arrive at the factor of the SVD, too. */
 TEST(polar_equals_double_iteration_on_every_shape) {
     static const size_t shape[][2] = {{1, 1},  {1, 9},  {9, 1},  {2, 3},   {3, 2},
                                       {6, 10}, {17, 5}, {5, 33}, {40, 23}, {20, 20},
@@ -277,7 +160,7 @@ TEST(polar_equals_double_iteration_on_every_shape) {
         for (size_t s = 0; s < sizeof shape / sizeof *shape; s++) {
             const SmNewtonSchulz *ns = sm_newton_schulz_row(row);
             size_t m = shape[s][0], n = shape[s][1], size = m * n;
-            static float g[6800], input[6800], o[6800], t[6800], tall[6800];
+            static float g[6800], input[6800], o[6800], t[6800], tall[6800], exact[6800];
             static double x[6800];
             double error = 0, length = 0;
             test_fill_normal(g, size, 5 + s);
@@ -294,6 +177,10 @@ TEST(polar_equals_double_iteration_on_every_shape) {
             }
             CHECK(sqrt(error / length) < 1e-5, "%s %zu x %zu: %g", ns->name, m, n,
                   sqrt(error / length));
+            int converges = strcmp(ns->name, "polar-express8") == 0 && s % 2 == 0;
+            if (converges) svd_polar(exact, g, m, n);
+            for (size_t i = 0; i < size && converges; i++)
+                CHECK_NEAR((double)o[i], (double)exact[i], 2e-5);
             sm_transpose(t, g, m, n);
             polar_guarded(t, t, n, m, ns); /* out may be g */
             sm_transpose(tall, t, n, m);
@@ -338,52 +225,6 @@ TEST(polar_and_adamw_equal_pytorch) {
         for (size_t i = 0; i < 40; i++) CHECK_NEAR((double)p[i], (double)exact[t * 40 + i], 1e-6);
     }
     st_close(&file);
-}
-
-/* ------------------------------------------------------------------------------------------------
- * theorems of intsystems/SignMuon */
-
-/* <G, sgn(polar(G))> on the 4 x 4 instance of theorem 1, by `steps` of Jordan's quintic, or exactly
- * when 0; negative: the step ascends */
-static double theorem_1(double sigma, int steps) {
-    static const double o[16] = {101, 20, 2, -2,  -20, 97, 20,   -20,
-                                 -2,  20, 2, 101, -2,  20, -101, -2};
-    static const double u[4] = {10, -3, 10, 10}, v[4] = {10, 3, -10, 10};
-    SmNewtonSchulz ns = *sm_newton_schulz("jordan5");
-    double exact[16], sum = 0;
-    float g[16], polar[16];
-    uint64_t bits;
-    for (size_t i = 0; i < 16; i++) {
-        exact[i] = sigma * u[i / 4] * v[i % 4] / 309 + o[i] / 103;
-        g[i] = (float)exact[i];
-    }
-    ns.steps = steps;
-    for (size_t k = 5; k < 8; k++)
-        memcpy(ns.coefficient[k], ns.coefficient[0], sizeof ns.coefficient[k]);
-    if (steps)
-        polar_guarded(polar, g, 4, 4, &ns);
-    else
-        svd_polar(polar, g, 4, 4);
-    sm_pack(&bits, polar, 16, SM_COIN, 1);
-    for (size_t i = 0; i < 16; i++) sum += bits >> i & 1 ? exact[i] : -exact[i];
-    return sum;
-}
-
-TEST(signmuon_ascends_on_theorem_1_instance) {
-    static const double sigmas[] = {2, 12, 13, 100, 1000};
-    for (size_t i = 0; i < 5; i++)
-        CHECK_NEAR(theorem_1(sigmas[i], 0), (532 - 43 * sigmas[i]) / 103, 1e-9 * sigmas[i]);
-    static const struct {
-        double sigma;
-        int steps;
-        double inner;
-    } jordan[] = {{1000, 5, 3470.95}, {1000, 6, -412.311}, {1000, 8, 3470.95},
-                  {100, 5, -36.5825}, {100, 6, -36.5825},  {100, 8, -36.5825}};
-    for (size_t i = 0; i < sizeof jordan / sizeof *jordan; i++) {
-        CHECK_NEAR(theorem_1(jordan[i].sigma, jordan[i].steps), jordan[i].inner, 2e-6);
-        int ascends = theorem_1(13, jordan[i].steps) < 0; /* there only five steps ascend */
-        CHECK(ascends == (jordan[i].steps == 5), "%d steps", jordan[i].steps);
-    }
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -518,15 +359,4 @@ TEST(every_gain_equals_its_formula) {
                            1e-12);
         }
     }
-}
-
-TEST(every_row_is_found_by_its_name) {
-    size_t i = 0, j = 0, k = 0;
-    for (const SmNewtonSchulz *row; (row = sm_newton_schulz_row(i)) != NULL; i++)
-        CHECK(sm_newton_schulz(row->name) == row && *row->doc);
-    for (const SmNorm *row; (row = sm_norm_row(j)) != NULL; j++)
-        CHECK(sm_norm(row->name) == row && *row->doc);
-    for (const SmGain *row; (row = sm_gain_row(k)) != NULL; k++)
-        CHECK(sm_gain(row->name) == row && *row->doc);
-    CHECK(i && j && k && !sm_newton_schulz("jordan") && !sm_norm("none") && !sm_gain("auto"));
 }

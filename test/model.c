@@ -510,36 +510,6 @@ TEST(model_table_without_memory_initial_parameters_nanogpt) {
 /* ------------------------------------------------------------------------------------------------
  * kernels */
 
-TEST(linear_map_equals_naive_loops) {
-    enum { ROWS = 50, N = 3 * 48, K = 48 };
-    static float x[ROWS * K], dout[ROWS * N], out[ROWS * N], dx[ROWS * K], want[ROWS * N];
-    Model m;
-    model_open(&m, small, B3, 1);
-    disturb(&m, 0.5, 1);
-    Thread t = {.g = m.g, .nth = 1, .row_end = ROWS};
-    Arena scratch = {.block = m.g->scratch};
-    take_scratch(m.g, &scratch, &t);
-    m.g->training = 1;
-    m.g->B = 1;
-    m.g->T = ROWS;
-    pack_weights(&t);
-    const float *w = param(m.g, QKVW, 1), *b = param(m.g, QKVB, 1);
-    test_fill_normal(x, ROWS * K, 2);
-    test_fill_normal(dout, ROWS * N, 3);
-    linear_forward(&t, out, x, QKVW, 1, 0);
-    gemm_naive(want, N, x, K, 1, w, 1, K, ROWS, N, K, 0);
-    for (size_t i = 0; i < ROWS * N; i++) want[i] += b[i % N];
-    CHECK(distance(out, want, ROWS * N) < 1e-6);
-    linear_backward(&t, dx, dout, QKVW, 1, 0);
-    gemm_naive(want, K, dout, N, 1, w, K, 1, ROWS, K, N, 0);
-    CHECK(distance(dx, want, ROWS * K) < 1e-6);
-    keep_input(&t, x, QKVW, 0);
-    gradients(&t, 1, QKVW, QKVB);
-    gemm_naive(want, K, dout, 1, N, x, K, 1, N, K, ROWS, 0);
-    CHECK(distance(m.grads + tensor_of(m.g, QKVW, 1)->offset, want, N * K) < 1e-6);
-    model_close(&m);
-}
-
 TEST(fast_exponential_and_gelu_are_accurate) {
     for (double x = -86; x < 88; x += 0.00917) {
         double relative = (double)fast_exp((float)x) / exp((double)(float)x) - 1;

@@ -15,7 +15,6 @@
 
 #include "test.h"
 
-#define COUNT(rows) (sizeof(rows) / sizeof *(rows))
 /* A model whose step takes less than a millisecond. */
 #define MODEL                                                                                      \
     "train_gpt --data text.txt --layers 1 --heads 2 --width 32 --context 16 --batch 6 "            \

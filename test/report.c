@@ -4,8 +4,6 @@
 
 #include <sys/wait.h>
 
-#define COUNT(rows) (sizeof(rows) / sizeof *(rows))
-
 static char error[512];
 
 TEST(report_durations_are_minutes_or_hours) {
@@ -186,29 +184,6 @@ TEST(report_progress_in_pipe_is_plain_lines) {
     CHECK(strcmp(seen, FOUR "  12345 tokens/s  ETA 1:02:03\na note\n") == 0, "%s", seen);
     fclose(f);
     close(ends[0]);
-}
-
-/* A child whose SIGPIPE would kill it writes to a reader that has left. */
-TEST(report_lost_reader_of_progress_ends_nothing) {
-    int ends[2], status = -1;
-    CHECK(pipe(ends) == 0, "pipe");
-    fflush(NULL);
-    pid_t child = fork();
-    if (child == 0) {
-        sigset_t signals;
-        signal(SIGPIPE, SIG_DFL);
-        close(ends[0]);
-        FILE *f = fdopen(ends[1], "w");
-        report_progress(f, fields, FIELDS, 1);
-        report_note(f, "goes on");
-        int kept = sigpending(&signals) || sigismember(&signals, SIGPIPE);
-        pthread_sigmask(SIG_BLOCK, NULL, &signals);
-        _exit(kept || sigismember(&signals, SIGPIPE) ? 2 : 0);
-    }
-    close(ends[0]);
-    close(ends[1]);
-    waitpid(child, &status, 0);
-    CHECK(status == 0, "status %d", status);
 }
 
 /* ------------------------------------------------------------------------------------------------

@@ -23,6 +23,23 @@ static inline int svd_rotate(double *p, double *q, size_t n, double *u_p, double
     return 1;
 }
 
+/* Rows of x (m x n, m <= n) <- sigma_i v_i^T, rows of u (m x m) <- u_i^T, of x = U diag(sigma) V^T;
+ * sigma (m). */
+static inline void svd(double *x, double *u, double *sigma, size_t m, size_t n) {
+    for (size_t i = 0; i < m * m; i++) u[i] = i % (m + 1) == 0;
+    for (int sweep = 0, moved = 1; moved && sweep < 60; sweep++) {
+        moved = 0;
+        for (size_t p = 0; p < m; p++)
+            for (size_t q = p + 1; q < m; q++)
+                moved |= svd_rotate(x + p * n, x + q * n, n, u + p * m, u + q * m, m);
+    }
+    for (size_t i = 0; i < m; i++) {
+        sigma[i] = 0;
+        for (size_t k = 0; k < n; k++) sigma[i] += x[i * n + k] * x[i * n + k];
+        sigma[i] = sqrt(sigma[i]);
+    }
+}
+
 /* out <- U V^T of g (rows x cols) = U diag(sigma) V^T. Singular values below 1e-6 of the largest,
  * which is the rounding of fp32 input, count as zero. out may be g. */
 static inline void svd_polar(float *out, const float *g, size_t rows, size_t cols) {
@@ -31,21 +48,9 @@ static inline void svd_polar(float *out, const float *g, size_t rows, size_t col
     double largest = 0, *x = calloc(m * n + m * m + m, sizeof *x), *u, *sigma;
     if (!x) abort();
     u = x + m * n, sigma = u + m * m;
-    for (size_t i = 0; i < m; i++) {
-        for (size_t k = 0; k < n; k++) x[i * n + k] = (double)g[i * down + k * right];
-        u[i * m + i] = 1;
-    }
-    for (int sweep = 0, moved = 1; moved && sweep < 60; sweep++) {
-        moved = 0;
-        for (size_t p = 0; p < m; p++)
-            for (size_t q = p + 1; q < m; q++)
-                moved |= svd_rotate(x + p * n, x + q * n, n, u + p * m, u + q * m, m);
-    }
-    for (size_t i = 0; i < m; i++) { /* the rows of x are now sigma_i v_i^T, those of u are u_i^T */
-        for (size_t k = 0; k < n; k++) sigma[i] += x[i * n + k] * x[i * n + k];
-        sigma[i] = sqrt(sigma[i]);
-        largest = fmax(largest, sigma[i]);
-    }
+    for (size_t i = 0; i < m * n; i++) x[i] = (double)g[i / n * down + i % n * right];
+    svd(x, u, sigma, m, n);
+    for (size_t i = 0; i < m; i++) largest = fmax(largest, sigma[i]);
     for (size_t i = 0; i < m; i++)
         for (size_t k = 0; k < n; k++) {
             double sum = 0;

@@ -2,11 +2,11 @@
 #include "test.h"
 
 #include <errno.h>
-#include <fenv.h>
 #include <ftw.h>
 #include <math.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -57,6 +57,12 @@ double test_normal(uint64_t key, uint64_t index) {
 
 void test_fill_normal(float *x, size_t n, uint64_t key) {
     for (size_t i = 0; i < n; i++) x[i] = (float)test_normal(key, i);
+}
+
+void *test_shared(size_t size) {
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) abort();
+    return p;
 }
 
 static int remove_entry(const char *path, const struct stat *s, int kind, struct FTW *f) {
@@ -151,28 +157,72 @@ static int wanted(const char *name, int argc, char **argv) {
     return found;
 }
 
-int main(int argc, char **argv) {
-    static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
-    int passed = 0, failed = 0;
-    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
-        signal(signals[i], SIG_DFL); /* a script's background jobs begin with some ignored */
-    fenv_t environment; /* runs of workers flush denormals on the thread that starts them */
-    fegetenv(&environment);
-    for (Test *t = first_test; t; t = t->next) {
-        if (!wanted(t->name, argc, argv)) continue;
-        struct timespec begin, end;
-        clock_gettime(CLOCK_MONOTONIC, &begin);
-        failures = 0;
-        fesetenv(&environment);
-        t->run();
-        remove_folder();
-        clock_gettime(CLOCK_MONOTONIC, &end);
-        double seconds =
-            (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
-        printf("%s %6.2f s  %s\n", failures ? "FAIL" : "ok  ", seconds, t->name);
-        fflush(stdout);
-        *(failures ? &failed : &passed) += 1;
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Start a test in a process of its own. */
+static void begin(Test *t) {
+    fflush(NULL);
+    t->began = now();
+    t->out = tmpfile();
+    t->pid = t->out ? fork() : -1;
+    if (t->pid < 0) perror(t->name), exit(1);
+    if (t->pid > 0) return;
+    dup2(fileno(t->out), STDOUT_FILENO);
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    t->run();
+    remove_folder();
+    exit(failures != 0); /* or what a sanitizer makes of it */
+}
+
+/* Wait for the end of any test. */
+static void finish(void) {
+    for (int status, pid;;) {
+        if ((pid = wait(&status)) < 0) continue;
+        for (Test *t = first_test; t; t = t->next) {
+            if (t->pid != pid) continue;
+            t->seconds = now() - t->began;
+            t->status = status;
+            t->pid = -1;
+            return;
+        }
     }
-    printf("%d passed, %d failed\n", passed, failed);
-    return failed != 0;
+}
+
+static void report(Test *t) {
+    char text[4096];
+    rewind(t->out);
+    while (fgets(text, sizeof text, t->out)) fputs(text, stdout);
+    fclose(t->out);
+    if (WIFSIGNALED(t->status)) printf("    ended by signal %d\n", WTERMSIG(t->status));
+    printf("%s %6.2f s  %s\n", t->status ? "FAIL" : "ok  ", t->seconds, t->name);
+    fflush(stdout);
+}
+
+/* TOGETHER tests run at a time. They are reported in the order of their names. */
+int main(int argc, char **argv) {
+    enum { TOGETHER = 2 };
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGPIPE};
+    int count[2] = {0}, running = 0;
+    for (size_t i = 0; i < COUNT(signals); i++)
+        signal(signals[i], SIG_DFL); /* a script's background jobs begin with some ignored */
+    for (Test **at = &first_test; *at;)
+        if (wanted((*at)->name, argc, argv))
+            at = &(*at)->next;
+        else
+            *at = (*at)->next;
+    Test *next = first_test;
+    for (Test *t = first_test; t; t = t->next) {
+        for (; t->pid >= 0; running--) {
+            for (; next && running < TOGETHER; next = next->next, running++) begin(next);
+            finish();
+        }
+        report(t);
+        count[t->status != 0]++;
+    }
+    printf("%d passed, %d failed\n", count[0], count[1]);
+    return count[1] != 0;
 }

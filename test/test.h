@@ -1,5 +1,5 @@
 /* test.h - a small test framework: TEST registers itself, CHECK counts failures. One binary, many
- * files. */
+ * files; every test in a process of its own. */
 #ifndef TEST_H
 #define TEST_H
 #pragma GCC system_header /* CHECK takes a format or none, which -Wpedantic calls an error */
@@ -13,10 +13,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define COUNT(rows) (sizeof(rows) / sizeof *(rows))
+
 typedef struct Test {
     const char *name;
     void (*run)(void);
     struct Test *next;
+    int pid; /* of its process; 0 before it begins, -1 after its end */
+    int status;
+    FILE *out; /* what it prints */
+    double began, seconds;
 } Test;
 
 void test_register(Test *test);
@@ -28,7 +34,7 @@ __attribute__((format(printf, 4, 5))) void test_note(const char *file, int line,
 #define TEST(title)                                                                                \
     static void title(void);                                                                       \
     __attribute__((constructor)) static void title##_registers(void) {                             \
-        static Test test = {#title, title, NULL};                                                  \
+        static Test test = {.name = #title, .run = title};                                         \
         test_register(&test);                                                                      \
     }                                                                                              \
     static void title(void)
@@ -48,6 +54,8 @@ uint64_t test_hash(uint64_t key, uint64_t index);
 double test_uniform(uint64_t key, uint64_t index);       /* in [0, 1) */
 double test_normal(uint64_t key, uint64_t index);        /* mean 0, deviation 1 */
 void test_fill_normal(float *x, size_t n, uint64_t key); /* x (n) <- normal numbers */
+
+void *test_shared(size_t size); /* zeros, in memory that forked processes share */
 
 /* A folder of the running test's own, empty at its start and removed after it. */
 const char *test_folder(void);

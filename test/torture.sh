@@ -4,8 +4,7 @@
 #   under --on-death stop and continue. Each must end within 5 s of the last death or of SIGTERM, leave
 #   no process, say which worker died and that the others go on, and leave a save that loads and goes
 #   on; after every step the workers' parameters are compared (--check-every 1).
-#   KILLS (500) times the whole program is killed while it saves after every step. What is left must
-#   load, and resumed to the last step it must hold the bits of a run that nobody disturbed.
+#   KILLS (500) times the whole program is killed while it saves: test/failures.c.
 # Last line: RUNS runs, KILLS kills, B bad endings.
 set -u
 cd "$(dirname "$0")/.." || exit 1
@@ -13,7 +12,7 @@ runs=${1:-200} kills=${2:-500} RANDOM=${3:-1} bad=0 pid=
 dir=$(mktemp -d "$([ -w /dev/shm ] && echo /dev/shm || echo "${TMPDIR:-/tmp}")/torture.XXXXXX")
 trap 'end_group; rm -rf "$dir"' EXIT
 gpt=$PWD/train_gpt
-[ -x "$gpt" ] || { echo "torture.sh: there is no train_gpt: make first" >&2; exit 1; }
+[ -x "$gpt" ] && [ -x test_signmuon ] || { echo "torture.sh: there is no train_gpt or test_signmuon: make first" >&2; exit 1; }
 yes 'The quick brown fox, jumps; over a lazy dog? No!' | head -n 400 >"$dir/text"
 model="--data $dir/text --layers 1 --heads 2 --width 32 --context 16 --threads 1 --eval-every 0 --quiet"
 
@@ -22,7 +21,6 @@ wrong() { # wrong WHAT: the run in $line ended badly
     echo "bad: $1: $line"
     sed 's/^/      /' "$dir/err" | tail -n 4
 }
-tensors() { tail -c +$(($(od -An -tu8 -N8 "$1") + 9)) "$1" | sha256sum; } # they lie behind the metadata
 doze() { sleep "$(printf '0.%03d' $((RANDOM % $1)))"; }
 end_group() { [ -z "$pid" ] || kill -KILL -- "-$pid" 2>/dev/null; }
 start() { # start OUT: the command in $line, as a group of its own
@@ -76,25 +74,6 @@ for ((i = 0; i < runs; i++)); do
 done
 echo "$runs runs lost workers: $went_on went on, $stopped stopped"
 
-older=0 out=$dir/save
-for ((i = 0; i < kills; i++)); do
-    method=$((i / 2 % ${#methods[@]})) backend=$([ $((i % 2)) = 0 ] && echo threads || echo processes)
-    line="$model --method ${methods[method]} --workers 3 --batch 6 --backend $backend --steps 30 --save-every 1 --log-every 1"
-    whole=$dir/whole$method
-    # shellcheck disable=SC2086
-    [ -d "$whole" ] || "$gpt" $line --out "$whole" >/dev/null || wrong "undisturbed run fails"
-    rm -rf "$out"
-    start "$out"
-    until [ -e "$out/last/model.safetensors" ] || ! kill -0 $pid 2>/dev/null; do sleep 0.002; done
-    doze 150
-    end_group
-    wait $pid 2>/dev/null
-    "$gpt" --resume --out "$out" --quiet >/dev/null 2>"$dir/err" || wrong "cannot be resumed"
-    grep -q 'is used instead\|is complete and is used' "$dir/err" && older=$((older + 1))
-    for f in model worker-0 worker-1 worker-2; do
-        [ "$(tensors "$out/last/$f.safetensors")" = "$(tensors "$whole/last/$f.safetensors")" ] || { wrong "$f differs from the undisturbed run's"; break; }
-    done
-done
-echo "$kills kills while saving; $older times another save than last was taken"
+KILLS=$kills ./test_signmuon failure_kill_while_saving || bad=$((bad + 1))
 echo "$runs runs, $kills kills, $bad bad endings"
 [ $bad = 0 ]

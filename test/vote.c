@@ -2,7 +2,6 @@
 #include "../signmuon.h"
 #include "test.h"
 
-#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -58,27 +57,6 @@ TEST(packing_reads_the_sign_of_every_float) {
     CHECK(bits == 0x145 && present == 0x3cf, "%#jx %#jx", (uintmax_t)bits, (uintmax_t)present);
     sm_pack(&bits, x, 10, SM_PLUS, 0);
     CHECK(bits == 0x175, "%#jx", (uintmax_t)bits);
-}
-
-TEST(applying_bits_equals_naive_loop) {
-    static const size_t sizes[] = {1, 63, 64, 65, 190, 257};
-    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++)
-        for (int abstain = 0; abstain < 2; abstain++) {
-            size_t n = sizes[s], words = (n + 63) / 64;
-            float *w = malloc(n * sizeof *w), *start = malloc(n * sizeof *start);
-            uint64_t *bits = malloc(words * 8), *decided = malloc(words * 8);
-            fill_random(bits, words, s), fill_random(decided, words, s + 99);
-            test_fill_normal(start, n, s + 9);
-            memcpy(w, start, n * sizeof *w);
-            sm_apply(w, bits, abstain ? decided : NULL, n, 0.37f, 0.83f);
-            for (size_t i = 0; i < n; i++) {
-                int still = abstain && !bit(decided, i);
-                double step = still ? 0 : bit(bits, i) ? 0.37 : -0.37;
-                CHECK_NEAR((double)w[i], 0.83 * (double)start[i] - step, 4e-7);
-                CHECK(!still || w[i] == 0.83f * start[i]);
-            }
-            free(w), free(start), free(bits), free(decided);
-        }
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -230,10 +208,9 @@ static void *vote_often(void *arg) {
 /* Wrong votes among so many workers, threads or processes; -1: something else failed. */
 static int count_wrong(size_t workers, size_t words, int processes) {
     size_t bytes = sm_voters_bytes(workers, words), all = bytes + 64;
-    char *memory = mmap(NULL, all, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    char *memory = test_shared(all);
     Voter voter[7];
     pthread_t thread[7];
-    if (memory == MAP_FAILED) return -1;
     memset(memory, 0xee, all); /* init takes whatever is there */
     int *wrong = (int *)(void *)(memory + bytes), status, failed = 0;
     *wrong = 0;
@@ -251,9 +228,7 @@ static int count_wrong(size_t workers, size_t words, int processes) {
         else
             failed |= wait(&status) < 0 || status;
     for (size_t i = bytes + sizeof *wrong; i < all; i++) failed |= memory[i] != (char)0xee;
-    int result = failed ? -1 : *wrong;
-    munmap(memory, all);
-    return result;
+    return failed ? -1 : *wrong;
 }
 
 TEST(shared_memory_vote_equals_sm_vote) {
