@@ -462,6 +462,7 @@ static inline int options_has_server_model(const Options *o) {
 /* What of a worker's memory the model takes, in bytes. */
 typedef struct OptionsMemory {
     size_t activations, packed, arena; /* arena holds both, and scratch */
+    size_t device;                     /* on a GPU, which then has all these */
 } OptionsMemory;
 
 /* --dry-run: model, data, workers, rules, bytes and memory. */
@@ -511,6 +512,9 @@ static inline void options_dry_run(FILE *f, const Options *o, const DataSet *d, 
            worker = copies * base_allocated(floats) + base_allocated(memory.arena) +
                     base_allocated(s.total) + outbox;
     size_t save = base_allocated(floats) + base_allocated(s.state); /* read back, to verify it */
+    if (memory.device)
+        fprintf(f, "on a worker's GPU, MB: %.1f, and the optimizer's arrays if it steps there\n",
+                mb * (double)memory.device);
     fprintf(f, "memory of a worker, MB: %.1f parameters and gradients, %.1f packed matrices,\n",
             mb * 2 * (double)floats, mb * (double)memory.packed);
     fprintf(f, "  %.1f activations, %.1f optimizer state, %.1f messages, %.1f scratch\n",

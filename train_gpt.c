@@ -448,13 +448,10 @@ static size_t gpt_bytes(const GptConfig *c, size_t batch, int train, int threads
     return measure.used;
 }
 
-/* The same model on a GPU (lib/gpt_cuda.cu), which holds params and grads: g->params is a copy, as
- * gpt_fetch has left it, g->grads only what gpt_fetch_grads fills. NULL and a sentence. */
-static Gpt *gpt_create_cuda(const GptConfig *c, size_t batch, int train, int device, char *error,
-                            size_t size) {
-    Gpt *g = gpt_create(c, 0, 0, NULL);
-    base_fail(error, size, 0, "%s", NO_MEMORY);
-    if (!g) return NULL;
+/* What lib/gpt_cuda.cu needs to know of a model. */
+static GptCudaShape cuda_shape(const Gpt *g) {
+    const GptConfig *c = &g->config;
+    size_t layers = (size_t)c->layers;
     GptCudaShape shape = {.layers = c->layers,
                           .heads = c->heads,
                           .width = c->width,
@@ -462,11 +459,21 @@ static Gpt *gpt_create_cuda(const GptConfig *c, size_t batch, int train, int dev
                           .vocab = c->vocab,
                           .dropout = c->dropout,
                           .bf16 = c->bf16,
-                          .parameters = g->parameters,
-                          .stride = (int64_t)(g->of_kind[LNFW]->offset - g->of_kind[LN1W]->offset)};
-    shape.stride /= c->layers;
+                          .parameters = g->parameters};
+    shape.stride = (int64_t)((g->of_kind[LNFW]->offset - g->of_kind[LN1W]->offset) / layers);
     for (int k = 0; k < TENSOR_KINDS; k++)
         shape.offset[k] = g->of_kind[k] ? (int64_t)g->of_kind[k]->offset : -1;
+    return shape;
+}
+
+/* The same model on a GPU, which holds params and grads: g->params is a copy, as gpt_fetch has left
+ * it, g->grads only what gpt_fetch_grads fills. NULL and a sentence. */
+static Gpt *gpt_create_cuda(const GptConfig *c, size_t batch, int train, int device, char *error,
+                            size_t size) {
+    Gpt *g = gpt_create(c, 0, 0, NULL);
+    base_fail(error, size, 0, "%s", NO_MEMORY);
+    if (!g) return NULL;
+    GptCudaShape shape = cuda_shape(g);
     g->capacity = batch;
     g->params = base_allocate(g->parameters * sizeof(float));
     g->arena.block = base_allocate(batch * (size_t)c->context * sizeof(float));
@@ -1677,7 +1684,8 @@ static StepReport compute_gradient(Worker *w) {
     uint64_t dropout_key = sm_key(seed, 0x64726f70u + rank, step);
     r.loss = gpt_gradient(w->g, w->in, w->target, w->B, w->T, dropout_key) / (double)(w->B * w->T);
     if (w->g->cuda)
-        must(gpt_cuda_squares(w->g->cuda, w->g->tensor, count, w->tensor_square, error, sizeof error),
+        must(gpt_cuda_squares(w->g->cuda, w->g->tensor, count, w->tensor_square, error,
+                              sizeof error),
              error);
     else
         team_run(w->c->team, sum_squares, w);
@@ -1891,8 +1899,8 @@ static void use_device(Worker *w) {
     gpt_send(w->g);
     if (o->quiet || w->c->rank) return;
     report_note(stderr, "%s: %.2f GB of the model's arrays; method %s with --aux %s steps %s",
-                gpt_cuda_name(w->g->cuda), (double)gpt_cuda_bytes(w->g->cuda) * 1e-9, o->rule.method,
-                o->rule.aux, w->on_device ? "there too" : "on the CPU");
+                gpt_cuda_name(w->g->cuda), (double)gpt_cuda_bytes(w->g->cuda) * 1e-9,
+                o->rule.method, o->rule.aux, w->on_device ? "there too" : "on the CPU");
 }
 
 /* A worker with its model, from the checkpoint or the seed, and what training needs beyond. */
@@ -2214,8 +2222,13 @@ int main(int argc, char **argv) {
     if (training && !o->resume) run.identity = checkpoint_new_identity();
     if (o->dry_run) {
         OptionsMemory memory = {0};
-        memory.arena = gpt_bytes(&run.model, (size_t)(o->batch / o->workers / o->accumulate), 1, (int)o->threads,
-                                 &memory.activations, &memory.packed);
+        size_t batch = (size_t)(o->batch / o->workers / o->accumulate);
+        GptCudaShape shape = cuda_shape(plan);
+        if (options_device(o, 0, 0) < 0)
+            memory.arena = gpt_bytes(&run.model, batch, 1, (int)o->threads, &memory.activations,
+                                     &memory.packed);
+        else
+            memory.device = gpt_cuda_measure(&shape, batch, 1);
         options_dry_run(stdout, o, &run.data, plan->tensor, plan->tensors, memory);
     }
     gpt_free(plan);

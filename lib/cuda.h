@@ -73,7 +73,9 @@ __device__ __forceinline__ void copy_async(void *shared, const void *global, boo
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(global), "r"(bytes)
                  : "memory");
 }
-__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void copy_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
 template <int N> __device__ __forceinline__ void copy_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
@@ -171,10 +173,11 @@ template <typename Type> static inline Type *cuda_allocate(Cuda *c, size_t n) {
     if (*c->error) return NULL;
     if (cudaMalloc(&p, n * sizeof(Type) + 16) != cudaSuccess) {
         cudaGetLastError();
-        cuda_fail(c,
-                  "device %d: no memory for %.3g GB more: take a smaller model or context, or fewer "
-                  "sequences in a pass",
-                  c->device, (double)(n * sizeof(Type)) * 1e-9);
+        cuda_fail(
+            c,
+            "device %d: no memory for %.3g GB more: take a smaller model or context, or fewer "
+            "sequences in a pass",
+            c->device, (double)(n * sizeof(Type)) * 1e-9);
         return NULL;
     }
     cuda_failed(c, cudaMemsetAsync(p, 0, n * sizeof(Type) + 16, c->stream), "clearing memory");
@@ -182,9 +185,11 @@ template <typename Type> static inline Type *cuda_allocate(Cuda *c, size_t n) {
 }
 
 /* Copy n values; `to` and `from` may lie on the device or not. Waits where one is the host's. */
-template <typename Type> static inline void cuda_copy(Cuda *c, Type *to, const Type *from, size_t n) {
+template <typename Type>
+static inline void cuda_copy(Cuda *c, Type *to, const Type *from, size_t n) {
     if (*c->error || n == 0) return;
-    cuda_failed(c, cudaMemcpyAsync(to, from, n * sizeof(Type), cudaMemcpyDefault, c->stream), "a copy");
+    cuda_failed(c, cudaMemcpyAsync(to, from, n * sizeof(Type), cudaMemcpyDefault, c->stream),
+                "a copy");
 }
 
 /* Wait for everything that was launched; true after a failure. */
@@ -203,7 +208,9 @@ static inline void cuda_close(Cuda *c) {
     if (c->stream) cudaStreamDestroy(c->stream);
 }
 
-static inline unsigned blocks_for(size_t n, size_t each) { return (unsigned)((n + each - 1) / each); }
+static inline unsigned blocks_for(size_t n, size_t each) {
+    return (unsigned)((n + each - 1) / each);
+}
 
 /* ------------------------------------------------------------------------------------------------
  * products by cuBLASLt. It numbers columns first, so a row-major matrix is its transpose there. */
@@ -226,8 +233,8 @@ static inline CudaOperand operand(const bf16 *x, size_t ld, bool transposed, siz
     return {x, CUDA_R_16BF, (int64_t)ld, transposed, (int64_t)stride};
 }
 
-static inline cublasStatus_t cuda_layout(cublasLtMatrixLayout_t *layout, const CudaOperand &o, size_t rows,
-                                         size_t columns, int batch) {
+static inline cublasStatus_t cuda_layout(cublasLtMatrixLayout_t *layout, const CudaOperand &o,
+                                         size_t rows, size_t columns, int batch) {
     uint64_t high = o.transposed ? columns : rows, wide = o.transposed ? rows : columns;
     cublasStatus_t s = cublasLtMatrixLayoutCreate(layout, o.type, wide, high, o.ld);
     if (s == CUBLAS_STATUS_SUCCESS)
@@ -282,10 +289,12 @@ static inline CudaPlan *cuda_plan(Cuda *c, const CudaOperand &d, const CudaOpera
     TRY(cublasLtMatmulDescCreate(&p->op, CUBLAS_COMPUTE_32F, CUDA_R_32F));
     TRY(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSA, &ta, sizeof ta));
     TRY(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_TRANSB, &tb, sizeof tb));
-    TRY(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    TRY(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue,
+                                       sizeof epilogue));
     if (bias) {
         cudaDataType_t type = d.type;
-        TRY(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type, sizeof type));
+        TRY(cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &type,
+                                           sizeof type));
     }
     TRY(cuda_layout(&p->a, b, k, n, batch));
     TRY(cuda_layout(&p->b, a, m, k, batch));
@@ -298,9 +307,10 @@ static inline CudaPlan *cuda_plan(Cuda *c, const CudaOperand &d, const CudaOpera
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     const uint32_t bytes[4] = {alignment(b.x), alignment(a.x), alignment(old), alignment(d.x)};
     for (int i = 0; i < 4; i++)
-        TRY(cublasLtMatmulPreferenceSetAttribute(preference, aligned[i], &bytes[i], sizeof bytes[i]));
-    TRY(cublasLtMatmulAlgoGetHeuristic(c->blas, p->op, p->a, p->b, p->c, p->c, preference, 1, &result,
-                                       &found));
+        TRY(cublasLtMatmulPreferenceSetAttribute(preference, aligned[i], &bytes[i],
+                                                 sizeof bytes[i]));
+    TRY(cublasLtMatmulAlgoGetHeuristic(c->blas, p->op, p->a, p->b, p->c, p->c, preference, 1,
+                                       &result, &found));
 #undef TRY
     cublasLtMatmulPreferenceDestroy(preference);
     if (!found)
@@ -316,21 +326,22 @@ static inline CudaPlan *cuda_plan(Cuda *c, const CudaOperand &d, const CudaOpera
  * old   as d lies; may be d itself, and is not read with beta = 0
  * bias  of d's type, or NULL */
 static inline void cuda_multiply(Cuda *c, const CudaOperand &d, const CudaOperand &a,
-                                 const CudaOperand &b, size_t m, size_t n, size_t k, float alpha = 1,
-                                 float beta = 0, const void *old = NULL, int batch = 1,
-                                 const void *bias = NULL) {
+                                 const CudaOperand &b, size_t m, size_t n, size_t k,
+                                 float alpha = 1, float beta = 0, const void *old = NULL,
+                                 int batch = 1, const void *bias = NULL) {
     if (*c->error) return;
     if (!old) old = d.x;
     CudaPlan *p = cuda_plan(c, d, a, b, old, m, n, k, batch, bias != NULL);
     if (!p) return;
     if (bias)
-        cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
-    cublasStatus_t s = cublasLtMatmul(c->blas, p->op, &alpha, b.x, p->a, a.x, p->b, &beta,
-                                      old, p->c, (void *)d.x, p->c, &p->algorithm,
-                                      c->workspace, CUDA_WORKSPACE, c->stream);
+        cublasLtMatmulDescSetAttribute(p->op, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias,
+                                       sizeof bias);
+    cublasStatus_t s =
+        cublasLtMatmul(c->blas, p->op, &alpha, b.x, p->a, a.x, p->b, &beta, old, p->c, (void *)d.x,
+                       p->c, &p->algorithm, c->workspace, CUDA_WORKSPACE, c->stream);
     if (s != CUBLAS_STATUS_SUCCESS)
-        cuda_fail(c, "device %d: a product of (%zu, %zu) by (%zu, %zu) failed: status %d", c->device, m,
-                  k, k, n, (int)s);
+        cuda_fail(c, "device %d: a product of (%zu, %zu) by (%zu, %zu) failed: status %d",
+                  c->device, m, k, k, n, (int)s);
 }
 
 #endif

@@ -104,8 +104,9 @@ __global__ void position_backward(float *dwpe, const float *dres, size_t B, size
 /* out (n, C) = x + dropout(branch), or x where branch is NULL; norm (n, C) = its LayerNorm;
  * stats (n, 2) = mean, 1/deviation */
 template <typename S, int W>
-__global__ void layernorm_forward(float *out, S *norm, float *stats, const float *x, const S *branch,
-                                  const float *w, const float *b, size_t n, size_t C, Mask mask) {
+__global__ void layernorm_forward(float *out, S *norm, float *stats, const float *x,
+                                  const S *branch, const float *w, const float *b, size_t n,
+                                  size_t C, Mask mask) {
     size_t r = warp_row(), first = lane_column<W>();
     if (r >= n) return;
     const float *in = x + r * C;
@@ -146,7 +147,8 @@ __global__ void layernorm_backward(float *dres, S *branch, float *partial, const
                                    size_t C, int add, Mask mask) {
     SHARED(memory);
     size_t warps = blockDim.x / WARP, warp = threadIdx.x / WARP, first = lane_column<W>();
-    size_t begin = (size_t)blockIdx.x * NORM_ROWS, end = begin + NORM_ROWS < n ? begin + NORM_ROWS : n;
+    size_t begin = (size_t)blockIdx.x * NORM_ROWS,
+           end = begin + NORM_ROWS < n ? begin + NORM_ROWS : n;
     float *all = (float *)(void *)memory, *dw = all + warp * 2 * C, *db = dw + C;
     for (size_t c = first; c < C; c += WARP * W)
         for (int k = 0; k < W; k++) dw[c + k] = db[c + k] = 0;
@@ -200,10 +202,12 @@ __global__ void sum_rows(float *out, const S *x, size_t rows, size_t cols, size_
                          int add) {
     SHARED(memory);
     float *part = (float *)(void *)memory;
-    size_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, c = (size_t)blockIdx.x * WARP + lane;
+    size_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP,
+           c = (size_t)blockIdx.x * WARP + lane;
     size_t begin = (size_t)blockIdx.y * each, end = begin + each < rows ? begin + each : rows;
     float sum = 0;
-    for (size_t r = begin + warp; c < cols && r < end; r += THREADS / WARP) sum += to_float(x[r * ld + c]);
+    for (size_t r = begin + warp; c < cols && r < end; r += THREADS / WARP)
+        sum += to_float(x[r * ld + c]);
     part[threadIdx.x] = sum;
     __syncthreads();
     if (warp || c >= cols) return;
@@ -289,15 +293,16 @@ __global__ void cross_entropy(S *logits, float *losses, const int32_t *target, s
  * what the model holds on the device */
 
 template <typename S> struct Layer {
-    float *in, *mid, *stats1, *stats2, *lse; /* as in train_gpt.c's GptLayer */
+    float *in, *mid, *stats1, *stats2, *lse;  /* as in train_gpt.c's GptLayer */
     S *norm1, *qkv, *att, *norm2, *fc, *gelu; /* (n, C) (n, 3C) (n, C) (n, C) (n, 4C) (n, 4C) */
 };
 
 template <typename S> struct Arrays {
     Layer<S> *layer;
     float *last, *statsf;
-    S *normf, *branch; /* (n, C) ln_f's output; what a layer's two branches return, or its gradient */
-    S *logits;         /* (chunk, padded V) */
+    S *normf;  /* (n, C) ln_f's output */
+    S *branch; /* (n, C) what a layer's two branches return, or its gradient */
+    S *logits; /* (chunk, padded V) */
     S *dnorm, *datt, *dqkv, *dfc;
     S *weights; /* the parameters as S: params itself, or a copy in bf16 */
 };
@@ -308,9 +313,10 @@ struct GptCuda {
     char name[256];
     size_t capacity, C, V, NH, HS, padded, chunk; /* tokens of a pass; logits' columns, rows */
     size_t bytes;
-    int train;
-    float *params, *grads, *foreign; /* foreign: parameters of a pass that are not the model's own */
-    float *current;                  /* those of the pass under way, or the last one */
+    int train, measures; /* measures: counts the bytes only */
+    float *params, *grads;
+    float *foreign; /* parameters of a pass that are not the model's own */
+    float *current; /* those of the pass under way, or the last one */
     int32_t *in, *target, *token, *start, *rows;
     int32_t *host; /* (V + 1 + 3 capacity) scratch of sort_tokens */
     float *losses, *dres, *delta, *partial;
@@ -324,7 +330,7 @@ template <> Arrays<bf16> *arrays(GptCuda *m) { return &m->half; }
 
 template <typename Type> static Type *take(GptCuda *m, size_t n) {
     m->bytes += n * sizeof(Type);
-    return cuda_allocate<Type>(&m->c, n);
+    return m->measures ? NULL : cuda_allocate<Type>(&m->c, n);
 }
 
 /* Where a tensor begins in params and grads; the same place in the copy in bf16. */
@@ -395,8 +401,8 @@ static Mask mask_of(const GptCuda *m, const GptCudaPass *p, int l, int place) {
 
 /* out (n, fan_out) = x (n, fan_in) W^T + b */
 template <typename S>
-static void linear_forward(GptCuda *m, S *out, const S *x, int kind, int l, size_t n, size_t fan_out,
-                           size_t fan_in) {
+static void linear_forward(GptCuda *m, S *out, const S *x, int kind, int l, size_t n,
+                           size_t fan_out, size_t fan_in) {
     const S *w = arrays<S>(m)->weights;
     const S *b = has(m, kind + 1) ? w + at(m, kind + 1, l) : NULL;
     cuda_multiply(&m->c, operand(out, fan_out, false), operand(x, fan_in, false),
@@ -416,27 +422,26 @@ static void linear_backward(GptCuda *m, S *dx, const S *dout, const S *x, int ki
     if (!has(m, kind + 1)) return;
     unsigned chunks = blocks_for(n, SUM_ROWS), wide = blocks_for(fan_out, WARP);
     size_t shared = THREADS * sizeof(float);
-    LAUNCH(sum_rows<S>, dim3(wide, chunks), THREADS, shared, m->c.stream, m->partial, dout, n, fan_out,
-           fan_out, (size_t)SUM_ROWS, 0);
+    LAUNCH(sum_rows<S>, dim3(wide, chunks), THREADS, shared, m->c.stream, m->partial, dout, n,
+           fan_out, fan_out, (size_t)SUM_ROWS, 0);
     LAUNCH(sum_rows<float>, dim3(wide, 1), THREADS, shared, m->c.stream,
-           m->grads + at(m, kind + 1, l), m->partial, (size_t)chunks, fan_out, fan_out, (size_t)chunks,
-           add);
+           m->grads + at(m, kind + 1, l), m->partial, (size_t)chunks, fan_out, fan_out,
+           (size_t)chunks, add);
 }
 
 /* dres and branch as layernorm_backward has them, and the gradients of w and b */
 template <typename S>
-static void norm_backward(GptCuda *m, S *branch, const float *x, const float *stats, int kind, int l,
-                          size_t n, int add_to_dres, int add, Mask mask) {
+static void norm_backward(GptCuda *m, S *branch, const float *x, const float *stats, int kind,
+                          int l, size_t n, int add_to_dres, int add, Mask mask) {
     Arrays<S> *a = arrays<S>(m);
     size_t C = m->C, warps = NORM_SHARED / (2 * C * sizeof(float));
     warps = warps > 8 ? 8 : warps < 1 ? 1 : warps;
     unsigned blocks = blocks_for(n, NORM_ROWS);
     size_t shared = warps * 2 * C * sizeof(float);
     auto kernel = C % 8 == 0 ? layernorm_backward<S, 8> : layernorm_backward<S, 1>;
-    cuda_failed(&m->c,
-                cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
-                "--width is too large for a LayerNorm");
-    if (*m->c.error) return;
+    cudaError_t e =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+    if (cuda_failed(&m->c, e, "the width is too large for a LayerNorm")) return;
     LAUNCH(kernel, blocks, (unsigned)warps * WARP, shared, m->c.stream, m->dres, branch, m->partial,
            a->dnorm, x, stats, param(m, kind, l), n, C, add_to_dres, mask);
     for (int k = 0; k < 2; k++)
@@ -466,8 +471,8 @@ template <typename S> static void lm_head(GptCuda *m, const GptCudaPass *p, size
         cuda_multiply(&m->c, operand(a->dnorm + r * C, C, false), operand(a->logits, ld, false),
                       operand(wte, C, false), rows, C, ld);
         cuda_multiply(&m->c, operand(m->grads + at(m, WTE, 0), C, false),
-                      operand(a->logits, ld, true), operand(a->normf + r * C, C, false), ld, C, rows, 1,
-                      p->add || r > 0 ? 1.0f : 0.0f);
+                      operand(a->logits, ld, true), operand(a->normf + r * C, C, false), ld, C,
+                      rows, 1, p->add || r > 0 ? 1.0f : 0.0f);
     }
 }
 
@@ -504,7 +509,8 @@ template <typename S> static void backward(GptCuda *m, const GptCudaPass *p, siz
     size_t n = p->B * p->T, C = m->C;
     int L = m->shape.layers, add = p->add;
     Arrays<S> *a = arrays<S>(m);
-    norm_backward(m, a->branch, a->last, a->statsf, LNFW, 0, n, 0, add, mask_of(m, p, L - 1, DROP_MLP));
+    norm_backward(m, a->branch, a->last, a->statsf, LNFW, 0, n, 0, add,
+                  mask_of(m, p, L - 1, DROP_MLP));
     for (int l = L - 1; l >= 0; l--) {
         Layer<S> *y = &a->layer[l];
         linear_backward(m, a->dfc, a->branch, y->gelu, OUTW, l, n, C, 4 * C, add);
@@ -513,8 +519,9 @@ template <typename S> static void backward(GptCuda *m, const GptCudaPass *p, siz
         norm_backward(m, a->branch, y->mid, y->stats2, LN2W, l, n, 1, add,
                       mask_of(m, p, l, DROP_PROJECTION));
         linear_backward(m, a->datt, a->branch, y->att, ATTW, l, n, C, C, add);
-        attention_backward_cuda(&m->c, a->dqkv, m->delta, a->datt, y->att, y->lse, y->qkv, p->B, p->T,
-                                m->NH, m->HS, mask_of(m, p, l, DROP_ATTENTION).key, m->shape.dropout);
+        attention_backward_cuda(&m->c, a->dqkv, m->delta, a->datt, y->att, y->lse, y->qkv, p->B,
+                                p->T, m->NH, m->HS, mask_of(m, p, l, DROP_ATTENTION).key,
+                                m->shape.dropout);
         linear_backward(m, a->dnorm, a->dqkv, y->norm1, QKVW, l, n, 3 * C, C, add);
         norm_backward(m, l ? a->branch : (S *)NULL, y->in, y->stats1, LN1W, l, n, 1, add,
                       mask_of(m, p, l - 1, DROP_MLP));
@@ -612,16 +619,16 @@ static void open_device(GptCuda *m, int device) {
     }
     m->c.device = device;
     if (cuda_failed(&m->c, cudaSetDevice(m->c.device), "opening it") ||
-        cuda_failed(&m->c, cudaGetDeviceProperties(&about, m->c.device), "asking for its properties") ||
+        cuda_failed(&m->c, cudaGetDeviceProperties(&about, m->c.device),
+                    "asking for its properties") ||
         cuda_failed(&m->c, cudaStreamCreate(&m->c.stream), "making a stream"))
         return;
     snprintf(m->name, sizeof m->name, "%s", about.name);
     if (about.major < 8)
-        cuda_fail(&m->c, "device %d: %s has compute capability %d.%d, 8.0 is the least", m->c.device,
-                  m->name, about.major, about.minor);
+        cuda_fail(&m->c, "device %d: %s has compute capability %d.%d, 8.0 is the least",
+                  m->c.device, m->name, about.major, about.minor);
     if (cublasLtCreate(&m->c.blas) != CUBLAS_STATUS_SUCCESS)
         cuda_fail(&m->c, "device %d: cuBLASLt cannot be started", m->c.device);
-    m->c.workspace = take<char>(m, CUDA_WORKSPACE);
 }
 
 extern "C" int gpt_cuda_devices(void) {
@@ -629,39 +636,63 @@ extern "C" int gpt_cuda_devices(void) {
     return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
 }
 
-extern "C" GptCuda *gpt_cuda_create(const GptCudaShape *shape, size_t batch, int train, int device,
-                                    char *error, size_t size) {
+/* A model with its sizes, without arrays; NULL: no memory. */
+static GptCuda *new_model(const GptCudaShape *shape, size_t batch, int train) {
     GptCuda *m = (GptCuda *)calloc(1, sizeof *m);
-    if (!m) return snprintf(error, size, "no memory"), (GptCuda *)NULL;
+    if (!m) return NULL;
     m->shape = *shape;
     m->train = train;
     m->C = (size_t)shape->width, m->V = (size_t)shape->vocab, m->NH = (size_t)shape->heads;
     m->HS = m->C / m->NH;
-    size_t n = m->capacity = batch * (size_t)shape->context, C = m->C;
+    m->capacity = batch * (size_t)shape->context;
     m->padded = (m->V + 63) / 64 * 64;
-    size_t chunks = (n * m->padded + CHUNK_VALUES - 1) / CHUNK_VALUES;
-    m->chunk = ((n + chunks - 1) / chunks + 255) / 256 * 256;
-    open_device(m, device);
-    if (shape->bf16 && C % 8) cuda_fail(&m->c, "in bf16 the width must be a multiple of 8");
+    size_t chunks = (m->capacity * m->padded + CHUNK_VALUES - 1) / CHUNK_VALUES;
+    m->chunk = ((m->capacity + chunks - 1) / chunks + 255) / 256 * 256;
+    return m;
+}
+
+static void take_all(GptCuda *m) {
+    size_t n = m->capacity, C = m->C, P = m->shape.parameters;
     /* 64 rows more than there are, for the padded columns of the logits; see lm_head */
-    m->params = take<float>(m, shape->parameters + 64 * C);
+    m->params = take<float>(m, P + 64 * C);
     m->full.weights = m->params;
-    if (shape->bf16) m->half.weights = take<bf16>(m, shape->parameters + 64 * C);
-    if (shape->bf16)
+    if (m->shape.bf16) m->half.weights = take<bf16>(m, P + 64 * C);
+    if (m->shape.bf16)
         take_arrays<bf16>(m);
     else
         take_arrays<float>(m);
-    m->in = take<int32_t>(m, n), m->target = take<int32_t>(m, n), m->losses = take<float>(m, n);
+    m->in = take<int32_t>(m, n), m->target = take<int32_t>(m, n);
+    m->losses = take<float>(m, n);
     size_t sums = (n / SUM_ROWS + 1) * 4 * C, norms = (n / NORM_ROWS + 1) * 2 * C;
     size_t partial = sums > norms ? sums : norms;
     m->partial = take<float>(m, partial > m->padded ? partial : m->padded);
-    if (train) {
-        m->grads = take<float>(m, shape->parameters + 64 * C);
-        m->dres = take<float>(m, n * C), m->delta = take<float>(m, n * m->NH);
-        m->token = take<int32_t>(m, n), m->start = take<int32_t>(m, n + 1), m->rows = take<int32_t>(m, n);
-        m->host = (int32_t *)malloc((m->V + 2 + 3 * n) * sizeof *m->host);
-        if (!m->host) cuda_fail(&m->c, "no memory");
-    }
+    m->c.workspace = take<char>(m, CUDA_WORKSPACE);
+    if (!m->train) return;
+    m->grads = take<float>(m, P + 64 * C);
+    m->dres = take<float>(m, n * C), m->delta = take<float>(m, n * m->NH);
+    m->token = take<int32_t>(m, n), m->start = take<int32_t>(m, n + 1);
+    m->rows = take<int32_t>(m, n);
+}
+
+extern "C" size_t gpt_cuda_measure(const GptCudaShape *shape, size_t batch, int train) {
+    GptCuda *m = new_model(shape, batch, train);
+    if (!m) return 0;
+    m->measures = 1;
+    take_all(m);
+    size_t bytes = m->bytes;
+    free(m->full.layer), free(m->half.layer), free(m);
+    return bytes;
+}
+
+extern "C" GptCuda *gpt_cuda_create(const GptCudaShape *shape, size_t batch, int train, int device,
+                                    char *error, size_t size) {
+    GptCuda *m = new_model(shape, batch, train);
+    if (!m) return snprintf(error, size, "no memory"), (GptCuda *)NULL;
+    open_device(m, device);
+    if (shape->bf16 && m->C % 8) cuda_fail(&m->c, "in bf16 the width must be a multiple of 8");
+    if (train) m->host = (int32_t *)malloc((m->V + 2 + 3 * m->capacity) * sizeof *m->host);
+    if (train && !m->host) cuda_fail(&m->c, "no memory for %zu tokens", m->capacity);
+    take_all(m);
     if (!cuda_finish(&m->c)) return m;
     snprintf(error, size, "%s", m->c.error);
     gpt_cuda_free(m);
@@ -675,8 +706,8 @@ template <typename S> static void free_arrays(GptCuda *m, Arrays<S> *a) {
                        y->qkv, y->att, y->norm2,  y->fc,     y->gelu};
         for (void *x : all) cudaFree(x);
     }
-    void *all[] = {a->last, a->statsf, a->normf, a->branch, a->logits,
-                   a->dnorm, a->datt,  a->dqkv,  a->dfc};
+    void *all[] = {a->last,  a->statsf, a->normf, a->branch, a->logits,
+                   a->dnorm, a->datt,   a->dqkv,  a->dfc};
     for (void *x : all) cudaFree(x);
     free(a->layer);
 }
@@ -685,8 +716,9 @@ extern "C" void gpt_cuda_free(GptCuda *m) {
     if (!m) return;
     free_arrays(m, &m->full);
     free_arrays(m, &m->half);
-    void *all[] = {m->params, m->grads, m->foreign, m->half.weights, m->in, m->target, m->token,
-                   m->start, m->rows, m->losses, m->dres, m->delta, m->partial, m->c.workspace};
+    void *all[] = {m->params, m->grads, m->foreign, m->half.weights, m->in,
+                   m->target, m->token, m->start,   m->rows,         m->losses,
+                   m->dres,   m->delta, m->partial, m->c.workspace};
     for (void *x : all) cudaFree(x);
     cuda_close(&m->c);
     free(m->host);

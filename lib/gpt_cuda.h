@@ -23,9 +23,10 @@ typedef struct SmDevice SmDevice;
 typedef struct GptCudaShape {
     int layers, heads, width, context, vocab;
     double dropout;
-    int bf16;                   /* products and stored activations in bf16, else in fp32 */
-    size_t parameters;          /* fp32 values in params and grads */
-    int64_t offset[16], stride; /* of each kind in layer 0, -1: there is none; from layer to layer */
+    int bf16;          /* products and stored activations in bf16, else in fp32 */
+    size_t parameters; /* fp32 values in params and grads */
+    int64_t offset[16],
+        stride; /* of each kind in layer 0, -1: there is none; from layer to layer */
 } GptCudaShape;
 
 /* A pass over in (B, T). */
@@ -42,6 +43,7 @@ typedef struct GptCudaPass {
 } GptCudaPass;
 
 #pragma weak gpt_cuda_devices
+#pragma weak gpt_cuda_measure
 #pragma weak gpt_cuda_create
 #pragma weak gpt_cuda_free
 #pragma weak gpt_cuda_name
@@ -57,10 +59,13 @@ typedef struct GptCudaPass {
 /* How many GPUs there are; 0 when none can be used. Not before a fork: the child could use none. */
 int gpt_cuda_devices(void);
 
+/* Bytes that the arrays of such a model take on a GPU; opens none. 0: no memory. */
+size_t gpt_cuda_measure(const GptCudaShape *shape, size_t batch, int train);
+
 /* A model for passes of at most `batch` sequences, on GPU number `device`, counted from 0.
  * error   NULL and a sentence: no device, no memory */
-GptCuda *gpt_cuda_create(const GptCudaShape *shape, size_t batch, int train, int device, char *error,
-                         size_t size);
+GptCuda *gpt_cuda_create(const GptCudaShape *shape, size_t batch, int train, int device,
+                         char *error, size_t size);
 void gpt_cuda_free(GptCuda *m);
 const char *gpt_cuda_name(const GptCuda *m); /* "NVIDIA H100 80GB HBM3" */
 size_t gpt_cuda_bytes(const GptCuda *m);     /* memory that it takes on the device */
@@ -69,7 +74,8 @@ size_t gpt_cuda_bytes(const GptCuda *m);     /* memory that it takes on the devi
 float *gpt_cuda_params(GptCuda *m);
 const float *gpt_cuda_grads(GptCuda *m);
 int gpt_cuda_write_params(GptCuda *m, const float *params, char *error, size_t size);
-int gpt_cuda_read(GptCuda *m, float *params, float *grads, char *error, size_t size); /* NULL: not */
+int gpt_cuda_read(GptCuda *m, float *params, float *grads, char *error,
+                  size_t size); /* NULL: not */
 
 int gpt_cuda_pass(GptCuda *m, const GptCudaPass *pass, char *error, size_t size);
 

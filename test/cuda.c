@@ -156,8 +156,8 @@ TEST(cuda_losses_and_logits_equal_the_cpu) {
 typedef struct Steps {
     const char *method, *aux, *ns;
     int ns_bf16, polar_after_vote;
-    double bound;      /* on the distance of parameters to the host's, 0: the same bits */
-    double apart[8];   /* of each worker, after three steps */
+    double bound;    /* on the distance of parameters to the host's, 0: the same bits */
+    double apart[8]; /* of each worker, after three steps */
     double agreement[2];
 } Steps;
 
@@ -176,23 +176,27 @@ static int take_steps(SmComm *comm, void *context) {
     pair_open(&p, c, B, 0);
     for (size_t i = 0; i < 1024; i++) /* other data for every worker */
         p.in[i] = (int32_t)(test_hash(3 + (uint64_t)sm_rank(comm), i) % 37);
-    SmOptimizer *host = sm_create(&config, p.cpu->tensor, p.cpu->tensors, comm, error, sizeof error);
+    SmOptimizer *host =
+        sm_create(&config, p.cpu->tensor, p.cpu->tensors, comm, error, sizeof error);
     SmOptimizer *device =
         sm_create(&config, p.gpu->tensor, p.gpu->tensors, comm, error, sizeof error);
     SmDevice *stages = gpt_cuda_stages(p.gpu->cuda, s->ns_bf16, error, sizeof error);
     if (!host || !device || !stages) return fprintf(stderr, "%s\n", error), 1;
-    if (sm_attach(device, stages, error, sizeof error) != 1) return fprintf(stderr, "%s\n", error), 2;
+    if (sm_attach(device, stages, error, sizeof error) != 1)
+        return fprintf(stderr, "%s\n", error), 2;
     for (uint64_t step = 0; step < 3; step++) {
         gpt_gradient(p.gpu, p.in, p.target, B, T, 0);
         gpt_fetch_grads(p.gpu);
         if (sm_step(host, p.cpu->params, p.gpu->grads, step, 0.01, 0.02)) return 3;
-        if (sm_step(device, gpt_cuda_params(p.gpu->cuda), gpt_cuda_grads(p.gpu->cuda), step, 0.01, 0.02))
+        if (sm_step(device, gpt_cuda_params(p.gpu->cuda), gpt_cuda_grads(p.gpu->cuda), step, 0.01,
+                    0.02))
             return fprintf(stderr, "%s\n", sm_device_error(device)), 4;
     }
     gpt_fetch(p.gpu);
     s->apart[sm_rank(comm)] = distance(p.gpu->params, p.cpu->params, p.P);
     if (sm_from_device(device)) return 5;
-    if (sm_rank(comm) == 0) s->agreement[0] = sm_agreement(host), s->agreement[1] = sm_agreement(device);
+    if (sm_rank(comm) == 0)
+        s->agreement[0] = sm_agreement(host), s->agreement[1] = sm_agreement(device);
     SmState a, b;
     for (size_t i = 0; sm_state(host, i, &a) && sm_state(device, i, &b); i++)
         if (memcmp(a.data, b.data, a.rows * a.cols * sizeof(float)))
@@ -228,12 +232,14 @@ TEST(cuda_steps_with_polar_factors_near_the_cpu) {
         check_steps((Steps){.method = "muon", .aux = "adamw", .bound = 1e-5}, workers);
         check_steps((Steps){.method = "muon-avgpolar", .aux = "sign", .bound = 1e-5}, workers);
         check_steps((Steps){.method = "signmuon", .aux = "adamw", .bound = 3e-3}, workers);
-        check_steps((Steps){.method = "signmuon", .aux = "sign", .bound = 0.01, .polar_after_vote = 1},
+        check_steps(
+            (Steps){.method = "signmuon", .aux = "sign", .bound = 0.01, .polar_after_vote = 1},
+            workers);
+        check_steps((Steps){.method = "muon", .aux = "adamw", .ns_bf16 = 1, .bound = 2e-2},
                     workers);
-        check_steps((Steps){.method = "muon", .aux = "adamw", .ns_bf16 = 1, .bound = 2e-2}, workers);
-        check_steps((Steps){.method = "signmuon", .aux = "sign", .ns_bf16 = 1, .bound = 0.06}, workers);
+        check_steps((Steps){.method = "signmuon", .aux = "sign", .ns_bf16 = 1, .bound = 0.06},
+                    workers);
         check_steps((Steps){.method = "muon", .aux = "sign", .ns = "polar-express8", .bound = 1e-4},
                     workers);
     }
 }
-
