@@ -109,7 +109,8 @@ static void read_column(const char *folder, const char *name, double *value, int
 }
 
 /* Run ./train_gpt until its log has so many rows after the first, `every` steps apart, and kill it,
- * so that nothing is evaluated or saved. Returns the median seconds of a step. */
+ * so that nothing is evaluated or saved. Returns the median seconds of a step. It is looked for
+ * rarely, as looking takes time from the run. */
 static double time_program(char folder[FOLDER_SIZE], const char *arguments, int every,
                            int samples) {
     char command[2048];
@@ -120,7 +121,7 @@ static double time_program(char folder[FOLDER_SIZE], const char *arguments, int 
              "cd '%s' && rm -rf out; trap 'kill -9 $p 2>&-' EXIT; trap 'exit 1' INT TERM\n"
              "\"$OLDPWD\"/train_gpt --data text --out out --quiet --steps 1000000 --log-every %d "
              "--eval-every 0 --save-every 0 --check-every 0 %s & p=$!\n"
-             "until [ $(cat out/log.csv 2>&1 | wc -l) -ge %d ]; do kill -0 $p 2>&- && sleep 0.02 "
+             "until [ $(cat out/log.csv 2>&1 | wc -l) -ge %d ]; do kill -0 $p 2>&- && sleep 0.4 "
              "|| exit 1; "
              "done",
              folder, every, arguments, samples + 3);
