@@ -109,8 +109,8 @@ static void read_column(const char *folder, const char *name, double *value, int
 }
 
 /* Run ./train_gpt until its log has so many rows after the first, `every` steps apart, and kill it,
- * so that nothing is evaluated or saved. Returns the median seconds of a step. It is looked for
- * rarely, as looking takes time from the run. */
+ * so that nothing is evaluated or saved. Returns the median seconds of a step. The log is
+ * read every 0.4 s only, as that takes time from the run. */
 static double time_program(char folder[FOLDER_SIZE], const char *arguments, int every,
                            int samples) {
     char command[2048];
