@@ -1,4 +1,4 @@
-/* cuda.h - what the two CUDA files stand on: device, memory, launches, warp operations, products. MIT.
+/* cuda.h - what the two CUDA files stand on: device, memory, launches, warps, products. MIT.
 
    lib/gpt_cuda.cu (the model) and lib/signmuon_cuda.cu (the optimizer's stages) include it. nvcc
    compiles them for a GPU. With -DCUDA_ON_CPU a C++ compiler takes the same sources, and

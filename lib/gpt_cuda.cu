@@ -3,14 +3,14 @@
    The same model, equations and dropout masks as in train_gpt.c; read it first. What differs:
 
      tokens     all n = B T at once, a kernel or a product for each line of the CPU's stages
-     values     S = bf16 or float: operands of products and what they leave. The residual stream, its
-                gradient, statistics, losses and all gradients of parameters are fp32
-     logits     of a chunk of tokens at a time; the chunk becomes dlogits in its place and is used up
-                before the next one, so no (n, V) array exists
+     values     S = bf16 or float: operands of products and what they leave. The residual stream,
+                its gradient, statistics, losses and all gradients of parameters are fp32
+     logits     of a chunk of tokens at a time; the chunk becomes dlogits in its place and is used
+                up before the next one, so no (n, V) array exists
      sums       over tokens in a fixed order, without atomics
 
-   A warp takes a row of C values, W neighbours per lane: W = 8 where C allows it, else 1. bf16 takes
-   a C that is a multiple of 8, so that every tensor begins at 16 aligned bytes. */
+   A warp takes a row of C values, W neighbours per lane: W = 8 where C allows it, else 1. bf16
+   takes a C that is a multiple of 8, so that every tensor begins at 16 aligned bytes. */
 #include "lib/cuda.h"
 #include "lib/attention_cuda.h"
 #include "lib/gpt_cuda.h"
@@ -74,7 +74,7 @@ __global__ void embedding_forward(float *out, const int32_t *in, const float *wt
     }
 }
 
-/* dwte[token[i]] (C) += dropout(dres) of the token's rows, rows[start[i]] .. rows[start[i+1] - 1] */
+/* dwte[token[i]] (C) += dropout(dres) of its rows, rows[start[i]] .. rows[start[i+1] - 1] */
 __global__ void token_backward(float *dwte, const float *dres, const int32_t *token,
                                const int32_t *start, const int32_t *rows, size_t C, Mask mask) {
     size_t i = blockIdx.x, c = (size_t)blockIdx.y * blockDim.x + threadIdx.x;
@@ -371,7 +371,7 @@ template <typename S> static void take_arrays(GptCuda *m) {
 /* ------------------------------------------------------------------------------------------------
  * stages; `n` tokens */
 
-/* LAUNCH of a kernel with a warp or a thread for W = 8 neighbours where `wide` is a multiple of 8 */
+/* LAUNCH of a kernel whose lanes take W = 8 neighbours where `wide` is a multiple of 8, else 1 */
 #define LAUNCH_WIDE(kernel, wide, grid8, grid1, shared, ...)                                       \
     do {                                                                                           \
         if ((wide) % 8 == 0)                                                                       \
@@ -409,7 +409,7 @@ static void linear_forward(GptCuda *m, S *out, const S *x, int kind, int l, size
                   operand(w + at(m, kind, l), fan_in, true), n, fan_out, fan_in, 1, 0, NULL, 1, b);
 }
 
-/* dx (n, fan_in) = dout (n, fan_out) W; dW = or += dout^T x, db likewise the sums of dout's columns */
+/* dx (n, fan_in) = dout (n, fan_out) W; dW = or += dout^T x, db likewise dout's column sums */
 template <typename S>
 static void linear_backward(GptCuda *m, S *dx, const S *dout, const S *x, int kind, int l, size_t n,
                             size_t fan_out, size_t fan_in, int add) {
