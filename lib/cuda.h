@@ -109,11 +109,7 @@ template <int W, typename S> __device__ __forceinline__ void store(S *to, const 
 }
 
 /* Sum and maximum over the lanes of a warp; every lane gets the same bits. */
-__device__ __forceinline__ float warp_sum(float x) {
-    for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
-    return x;
-}
-__device__ __forceinline__ double warp_sum(double x) {
+template <typename Type> __device__ __forceinline__ Type warp_sum(Type x) {
     for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(ALL_LANES, x, step);
     return x;
 }
@@ -124,7 +120,7 @@ __device__ __forceinline__ float warp_max(float x) {
 }
 
 /* signmuon.h's sm_hash */
-__device__ __forceinline__ uint64_t hash64(uint64_t key, uint64_t index) {
+__host__ __device__ __forceinline__ uint64_t hash64(uint64_t key, uint64_t index) {
     uint64_t x = key + 0x9e3779b97f4a7c15u * (index + 1);
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;

@@ -390,10 +390,7 @@ static Mask mask_of(const GptCuda *m, const GptCudaPass *p, int l, int place) {
     double dropout = m->shape.dropout;
     Mask mask = {0, 0, 1.0f};
     if (!p->training || !(dropout > 0)) return mask;
-    uint64_t x = p->dropout_key + 0x9e3779b97f4a7c15u * ((uint64_t)(l * 3 + place + 1) + 1);
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u; /* sm_hash */
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    mask.key = (x ^ (x >> 31)) | 1;
+    mask.key = hash64(p->dropout_key, (uint64_t)(l * 3 + place + 1)) | 1;
     mask.threshold = (uint64_t)(dropout * 0x1p64);
     mask.scale = (float)(1 / (1 - dropout));
     return mask;
