@@ -14,6 +14,7 @@
 
 #include <assert.h>
 #include <inttypes.h>
+#include <strings.h>
 #include "dataloader.h"
 #include "demuon.h"
 #include "ef21muon.h"
@@ -27,6 +28,8 @@
 #include "lib/safetensors.h"
 #include "optimizer.h"
 #include "signmuon.h"
+
+#define VERSION "0.2.0"
 
 enum { FAILED = 1, USAGE = 2, DIVERGED = 3 }; /* exit statuses */
 
@@ -382,6 +385,26 @@ static inline int options_check(Options *o, const unsigned char *given, int rank
 
 /* ------------------------------------------------------------------------------------------------
  * tables for people */
+
+/* --help, --help GROUP or --help all; returns 0 when there is no such group. */
+static inline int options_help(FILE *f, const char *group) {
+    int known = !group || *group == '-' || strcmp(group, "all") == 0;
+    for (size_t i = 0; i < FLAGS && !known; i++)
+        known = strncasecmp(flags[i].group, group, strlen(group)) == 0;
+    if (!known) return 0;
+    if (group && *group == '-') group = NULL;
+    fprintf(f, "train_gpt - a GPT in plain C, trained by workers that send one bit per weight\n\n"
+               "  train_gpt --workers 3 --aux sign        the whole model at one bit per weight\n"
+               "  train_gpt --method adamw --lr 3e-3      the same with AdamW\n"
+               "  train_gpt --resume --steps 4000         go on from out/last, further\n"
+               "  train_gpt --sample 300 --prompt ROMEO:  write text from out/last\n"
+               "  train_gpt --list methods                explain the methods\n\n");
+    flags_help(f, flags, FLAGS, group, report_columns(f));
+    fprintf(f, "\nExit status: 0 done, 1 failed, 2 wrong use, 3 diverged, 128 + signal: stopped\n"
+               "and saved.\n");
+    if (!group) fprintf(f, "--help GROUP, or --help all: every flag.\n");
+    return 1;
+}
 
 /* --list: the rows of a table, their names and what they are. */
 static inline void options_list(FILE *f, const char *list) {

@@ -22,43 +22,8 @@
 #include "lib/report.h"     /* report_row report_progress report_note */
 #include "optimizer.h"      /* sm_create sm_step sm_state */
 #include "options.h"        /* Options flags schedule */
+#include "run.h"            /* Run Worker die save load_model load_state log_row */
 #include "signmuon.h"       /* sm_key sm_sum_squares sm_finite */
-
-#define VERSION "0.2.0"
-
-/* Print one sentence and exit. When several workers fail, only the first one prints. */
-__attribute__((format(printf, 2, 3))) __attribute__((noreturn)) static void
-die(int status, const char *format, ...) {
-    char text[2 * BASE_PATH];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    if (!comm_may_speak()) comm_wait_for_end();
-    report_note(stderr, "train_gpt: %s%s", comm_rank_prefix(), text);
-    exit(status);
-}
-
-/* End the program where a call has failed with a sentence. */
-static void must(int failed, const char *error) {
-    if (failed) die(FAILED, "%s", error);
-}
-
-static const char NO_MEMORY[] =
-    "no memory: take a smaller model, batch or context, or fewer workers";
-
-static void *allocate(size_t bytes) {
-    void *p = base_allocate(bytes);
-    must(!p, NO_MEMORY);
-    return p;
-}
-
-/* Flush stdout; exits when the result could not be written. */
-static int finish_stdout(void) {
-    if (fflush(stdout) || ferror(stdout))
-        die(FAILED, "the result cannot be written: %s", strerror(errno));
-    return 0;
-}
 
 /* ------------------------------------------------------------------------------------------------
  * The model: GPT-2 as in nanoGPT's model.py.
@@ -1162,78 +1127,7 @@ static int32_t sample_token(const float *logits, float *sorted, size_t V, double
 }
 
 /* ------------------------------------------------------------------------------------------------
- * a run, as all workers know it, and one worker */
-
-enum { EVALUATION_BATCH = 12 }; /* sequences of a pass of --eval */
-
-typedef struct Run {
-    Options o;
-    GptConfig model;
-    DataSet data;          /* empty for a sample */
-    DataVocab vocab;       /* of a checkpoint, for a sample */
-    char *vocab_text;      /* as a checkpoint keeps it */
-    Checkpoint checkpoint; /* what training, a sample or an evaluation begins with */
-    int has_checkpoint;    /* else it begins with random parameters */
-    int saved_workers;     /* number of workers that wrote it */
-    int *origin;       /* (workers) rank in the save whose state each worker loads; NULL: its own */
-    uint64_t identity; /* of the run, in every part of its saves */
-    int other_data;    /* resumed on another text: losses cannot be compared */
-} Run;
-
-/* Payload of training steps. UP: bytes sent to owners of shards; DOWN: bytes that come from them.
- */
-enum { SENT, RECEIVED, MESSAGES, UP, DOWN, TRAFFIC };
-static const char *const traffic_name[TRAFFIC] = {"sent", "received", "messages", "up", "down"};
-
-typedef struct Worker {
-    Run *run;
-    uint64_t identity; /* of the run: worker 0's */
-    Comm *c;
-    Gpt *g;
-    SmOptimizer *optimizer;
-    size_t B, T;             /* sequences of a step, tokens of a sequence */
-    size_t pass;             /* sequences of a pass over the model */
-    int on_device;           /* the optimizer's stages run on the model's GPU */
-    int32_t *in, *target;    /* (B, T) */
-    float *losses;           /* (B, T) of an evaluation */
-    double *window_loss;     /* one sum per validation window */
-    double *tensor_square;   /* squared norm of each tensor's gradient */
-    size_t *cuts;            /* (workers + 1) byte offsets of the shards of a message */
-    void *gathered;          /* (workers) of whatever is gathered */
-    float *mean, *shards;    /* gossip: the mean model, and everybody's part of my shard */
-    float *server;           /* EF21 with a compressed downlink: the server's model */
-    ReportLog log;           /* worker 0's */
-    long step, initial_step; /* steps done; the same where this call began */
-    double evaluated;        /* step last validated, -1 for none */
-    double train, val, best; /* nats per token; NaN where there is none yet */
-    double server_val, gap;  /* EF21: loss of the server's model X; |X - W| / |X| */
-    double consensus;        /* gossip: root of the sum of squared distances to the mean */
-    double node_val[3];      /* gossip: least, mean, greatest loss of the nodes' own models */
-    double seconds, started; /* of earlier calls of the run; clock at the begin of this one */
-    double shown;            /* clock at the last progress line */
-    double earlier[TRAFFIC]; /* payload of this worker in earlier calls of the run */
-    double most[TRAFFIC];    /* of the worker that has most, as last gathered */
-    double agreement;
-} Worker;
-
-/* Everybody's copy of `bytes` bytes, in rank order; valid until the next call. */
-static void *gather(Worker *w, const void *mine, size_t bytes, CommKind kind) {
-    assert(bytes <= 64);
-    comm_gather(w->c, mine, bytes, w->gathered, kind);
-    return w->gathered;
-}
-
-/* The first value that is not 0 among the workers' values, or 0. */
-static int first_nonzero(Worker *w, int32_t mine) {
-    const int32_t *all = gather(w, &mine, sizeof mine, COMM_OTHER);
-    for (int j = 0; j < w->c->size; j++)
-        if (all[j]) return all[j];
-    return 0;
-}
-
-static int gossips(const Worker *w) { return !sm_has_server(sm_method(w->run->o.rule.method)); }
-static double elapsed(const Worker *w) { return w->seconds + base_now() - w->started; }
-static int is_due(long step, long every) { return every > 0 && step % every == 0; }
+ * what workers do together */
 
 /* Divide n values of `bytes` bytes among the workers by w->cuts; this worker's are [*lo, *hi). */
 static void divide(Worker *w, size_t n, size_t bytes, size_t *lo, size_t *hi) {
@@ -1343,279 +1237,6 @@ static int write_sample(Gpt *g, const Run *run, const Comm *c) {
     return stopped ? 128 + stopped : 0;
 }
 
-/* ------------------------------------------------------------------------------------------------
- * saves: model.safetensors with nanoGPT's names, and worker-R.safetensors with what worker R alone
- * holds: momenta, error feedback, a node's own model, counters */
-
-/* Text pairs of a part; texts live as long as the list. */
-typedef struct Pairs {
-    StPair pair[FLAGS + 16];
-    char text[FLAGS + 16][64];
-    size_t n;
-} Pairs;
-
-static void add_text(Pairs *p, const char *key, const char *value) {
-    assert(p->n < FLAGS + 16);
-    p->pair[p->n++] = (StPair){key, value};
-}
-static void add_number(Pairs *p, const char *key, double value) {
-    snprintf(p->text[p->n], 64, "%.17g", value);
-    add_text(p, key, p->text[p->n]);
-}
-
-/* The number that a file's metadata hold under a key. */
-static double stored_number(const StFile *f, const char *key) {
-    const char *text = st_meta(f, key);
-    char *end = NULL;
-    double value = text ? strtod(text, &end) : 0;
-    if (!text || end == text || *end)
-        die(FAILED, "%s: its metadata hold no number for '%s': it was written by another program",
-            f->path, key);
-    return value;
-}
-
-static void read_array(const StFile *f, const char *name, float *to, size_t count) {
-    char error[BASE_PATH + 512];
-    must(st_read_f32(f, name, to, count, error, sizeof error), error);
-}
-
-/* A tensor as a file holds it: vectors have one dimension. */
-static StTensor as_stored(const SmTensor *t, const char *name, const float *params) {
-    size_t rows = fan_out(t);
-    StTensor s = {.name = name, .dtype = "F32", .rank = rows == 1 ? 1 : 2};
-    s.shape[0] = rows == 1 ? t->cols : rows;
-    s.shape[1] = rows == 1 ? 0 : t->cols;
-    s.data = params ? params + t->offset : NULL;
-    return s;
-}
-
-/* An array of a worker's part. */
-typedef struct Kept {
-    char name[112];
-    SmState state;
-    int is_node; /* a tensor of a gossip node's own model; else state of the optimizer */
-} Kept;
-
-/* All of them, for writing and for reading; the caller frees the list. */
-static Kept *list_state(const Worker *w, size_t *count) {
-    size_t states = 0, tensors;
-    const SmTensor *tensor = gpt_tensors(w->g, &tensors);
-    SmState s;
-    while (sm_state(w->optimizer, states, &s)) states++;
-    *count = states + (gossips(w) ? tensors : 0);
-    Kept *list = allocate((*count + 1) * sizeof *list);
-    for (size_t i = 0; i < *count; i++) {
-        if (!sm_state(w->optimizer, i, &s)) {
-            const SmTensor *t = &tensor[i - states];
-            s = (SmState){.kind = "node", .tensor = i - states, .block = -1};
-            s.rows = fan_out(t), s.cols = t->cols, s.data = w->g->params + t->offset;
-        }
-        list[i].state = s;
-        list[i].is_node = i >= states;
-        int n = snprintf(list[i].name, 112, "%s.%s", s.kind, tensor[s.tensor].name);
-        if (s.block >= 0) snprintf(list[i].name + n, 112 - (size_t)n, ".%d", s.block);
-    }
-    return list;
-}
-
-/* This worker's payload since the run began. */
-static void count_traffic(const Worker *w, double *out) {
-    const Comm *c = w->c;
-    memcpy(out, w->earlier, sizeof w->earlier);
-    for (int k = COMM_MATRICES; k <= COMM_CONTROL; k++) {
-        out[SENT] += (double)c->sent[k];
-        out[RECEIVED] += (double)c->received[k];
-        out[MESSAGES] += (double)c->messages[k];
-        out[UP] += k == COMM_CONTROL ? 0 : (double)c->up[k];
-        out[DOWN] += k == COMM_CONTROL ? 0 : (double)c->down[k];
-    }
-}
-
-/* Write a part of a save. With params: "model", which also holds every flag and the vocabulary.
- * With NULL: what this worker alone holds; worker 0 adds what all share. */
-static int write_part(const Worker *w, const float *params, const char *name,
-                      const CheckpointStamp *stamp, char *error, size_t size) {
-    const Run *run = w->run;
-    size_t n = 0, count, arrays;
-    const SmTensor *tensor = gpt_tensors(w->g, &count);
-    char part[32] = "model";
-    double traffic[TRAFFIC];
-    Kept *list = list_state(w, &arrays);
-    StTensor *t = allocate((count + arrays + 1) * sizeof *t);
-    Pairs *p = allocate(sizeof *p);
-    if (params) {
-        for (; n < count; n++) t[n] = as_stored(&tensor[n], tensor[n].name, params);
-        t[n++] = as_stored(&tensor[0], "lm_head.weight", params); /* tied to the embedding */
-        for (size_t i = 0; i < FLAGS; i++)
-            if ((flags[i].keep & KEEPING) != PER_CALL)
-                add_text(p, flags[i].name, flags_text(&flags[i], &run->o, p->text[p->n], 64));
-        add_text(p, "format", "train_gpt " VERSION);
-        add_text(p, "vocabulary", run->vocab_text);
-        snprintf(p->text[p->n], 64, "%016" PRIx64, data_fingerprint(&run->data));
-        add_text(p, "data_fingerprint", p->text[p->n]);
-        add_number(p, "val_loss", w->val);
-        add_number(p, "best_val_loss", w->best);
-        add_number(p, "evaluated", w->evaluated);
-    } else {
-        snprintf(part, sizeof part, "worker-%d", w->c->rank);
-        for (size_t i = 0; i < arrays; i++) {
-            const SmState *s = &list[i].state;
-            if (s->replicated && w->c->rank) continue;
-            t[n++] = list[i].is_node
-                         ? as_stored(&tensor[s->tensor], list[i].name, w->g->params)
-                         : (StTensor){list[i].name, "F32", {s->rows, s->cols}, 2, s->data};
-        }
-        add_number(p, "seconds", elapsed(w));
-        count_traffic(w, traffic);
-        for (int i = 0; i < TRAFFIC; i++) add_number(p, traffic_name[i], traffic[i]);
-    }
-    int failed = checkpoint_write(run->o.out, name, part, stamp, t, n, p->pair, p->n, error, size);
-    free(list), free(t), free(p);
-    return failed;
-}
-
-/* End the program where the optimizer's device has failed. */
-static void device_must(const Worker *w, int failed) {
-    must(failed, sm_device_error(w->optimizer));
-}
-
-/* All workers together: save under OUT/name. When that fails the program ends and the save before
- * it still stands. */
-static void save(Worker *w, const char *name, int with_state) {
-    const char *out = w->run->o.out;
-    char error[BASE_PATH + 512] = "";
-    CheckpointStamp stamp = {
-        .run = w->identity, .step = (uint64_t)w->step, .parts = with_state ? w->c->size + 1 : 1};
-    const float *model = deployed_model(w);
-    if (with_state && w->on_device) device_must(w, sm_from_device(w->optimizer));
-    int failed = w->c->rank == 0 && checkpoint_begin(out, name, error, sizeof error);
-    if (!first_nonzero(w, failed)) {
-        if (w->c->rank == 0) failed = write_part(w, model, name, &stamp, error, sizeof error);
-        if (!failed && with_state) failed = write_part(w, NULL, name, &stamp, error, sizeof error);
-        if (!first_nonzero(w, failed) && w->c->rank == 0)
-            failed = checkpoint_commit(out, name, with_state, error, sizeof error);
-    }
-    if (!first_nonzero(w, failed)) return;
-    if (*error) die(FAILED, "%s; the save before it is untouched: mend this, then --resume", error);
-    comm_wait_for_end();
-}
-
-/* This worker's training state. Another number of workers than saved it goes on by
- * --resume-workers: each with its own momenta (new ones with the mean), all with the mean, or with
- * zero. */
-static void load_state(Worker *w) {
-    Run *run = w->run;
-    const StFile *model = &run->checkpoint.model;
-    const char *policy = run->o.resume_workers;
-    char error[BASE_PATH + 512], name[32];
-    int saved = run->saved_workers, resized = saved != w->c->size || run->origin;
-    int rank = run->origin ? run->origin[w->c->rank] : w->c->rank; /* in the save */
-    int own = !resized || (strcmp(policy, "keep") == 0 && rank < saved);
-    size_t count;
-    Kept *list = list_state(w, &count);
-    float weight = own ? 1 : strcmp(policy, "zero") == 0 ? 0 : 1 / (float)saved;
-    float *scratch = allocate(w->g->parameters * sizeof *scratch);
-    for (int r = 0; r < saved; r++) {
-        StFile part;
-        int is_source = own ? r == rank : weight > 0;
-        if (r > 0 && r != rank && !is_source) continue;
-        snprintf(name, sizeof name, "worker-%d", r);
-        must(checkpoint_open_part(&run->checkpoint, name, &part, error, sizeof error), error);
-        for (size_t i = 0; i < count; i++) {
-            const SmState *s = &list[i].state;
-            size_t n = s->rows * s->cols;
-            int moved = s->block >= 0 && resized; /* blocks change owners */
-            if (s->replicated ? r == 0 : list[i].is_node && is_source && weight == 1) {
-                read_array(&part, list[i].name, s->data, n);
-            } else if (is_source && !moved && !s->replicated && !list[i].is_node) {
-                read_array(&part, list[i].name, scratch, n);
-                for (size_t k = 0; k < n; k++) s->data[k] += weight * scratch[k];
-            }
-        }
-        if (r == 0) w->seconds = stored_number(&part, "seconds");
-        for (int i = 0; i < TRAFFIC && r == rank; i++)
-            w->earlier[i] = stored_number(&part, traffic_name[i]);
-        st_close(&part);
-    }
-    free(list), free(scratch);
-    if (resized) sm_regroup(w->optimizer, w->g->params);
-    w->step = (long)run->checkpoint.stamp.step;
-    if (run->other_data) return; /* its losses cannot be compared */
-    w->evaluated = stored_number(model, "evaluated");
-    w->val = stored_number(model, "val_loss");
-    w->best = stored_number(model, "best_val_loss");
-}
-
-/* ------------------------------------------------------------------------------------------------
- * what a run tells */
-
-/* The columns of log.csv: name, format, value in log_row. */
-#define COLUMNS(COLUMN)                                                                            \
-    COLUMN("step", "%.0f", (double)w->step)                                                        \
-    COLUMN("tokens", "%.0f", (double)(w->step * o->batch * o->context))                            \
-    COLUMN("seconds", "%.3f", elapsed(w))                                                          \
-    COLUMN("train_loss", "%.6f", train)                                                            \
-    COLUMN("val_loss", "%.6f", val)                                                                \
-    COLUMN("lr", "%.6g", o->rule.lr *rate)                                                         \
-    COLUMN("aux_lr", "%.6g", o->rule.aux_lr *rate)                                                 \
-    COLUMN("grad_norm", "%.6g", norm)                                                              \
-    COLUMN("bytes_sent", "%.0f", w->most[SENT])                                                    \
-    COLUMN("bytes_received", "%.0f", w->most[RECEIVED])                                            \
-    COLUMN("agreement", "%.5f", w->agreement)                                                      \
-    COLUMN("wire_seconds", "%.4f", wire)                                                           \
-    COLUMN("uplink_bytes", "%.0f", w->most[UP])                                                    \
-    COLUMN("downlink_bytes", "%.0f", w->most[DOWN])                                                \
-    COLUMN("server_val_loss", "%.6f", w->server_val + if_validated)                                \
-    COLUMN("model_gap", "%.6g", w->gap + if_validated)                                             \
-    COLUMN("consensus", "%.6g", w->consensus)                                                      \
-    COLUMN("node_val_min", "%.6f", w->node_val[0] + if_validated)                                  \
-    COLUMN("node_val_mean", "%.6f", w->node_val[1] + if_validated)                                 \
-    COLUMN("node_val_max", "%.6f", w->node_val[2] + if_validated)                                  \
-    COLUMN("workers", "%.0f", (double)w->c->size)
-#define COLUMN_HEAD(title, number, value) {.name = title, .format = number},
-#define COLUMN_VALUE(title, number, value) value,
-
-static const ReportColumn columns[] = {COLUMNS(COLUMN_HEAD)};
-
-/* A row of log.csv; NaN is a value that was not measured at this step. */
-static void log_row(Worker *w, double train, double val, double norm) {
-    const Options *o = &w->run->o;
-    char error[BASE_PATH + 256];
-    double rate = w->step > 0 ? schedule(o, w->step - 1) : NAN, if_validated = isnan(val) ? NAN : 0;
-    double per_byte, per_message, wire = NAN;
-    if (*o->link && options_link(o->link, &per_byte, &per_message))
-        wire = w->most[SENT] * per_byte + w->most[MESSAGES] * per_message;
-    double values[] = {COLUMNS(COLUMN_VALUE)};
-    must(report_row(&w->log, values, error, sizeof error), error);
-}
-
-/* The progress line; on a narrow terminal it loses its least important fields. */
-static void show_progress(Worker *w, int ends) {
-    const Options *o = &w->run->o;
-    ReportField f[8];
-    size_t n = 0;
-    char time[32];
-    w->shown = base_now();
-    if (o->quiet || w->c->rank) return;
-    double spent = w->shown - w->started;
-    double rate = spent > 0 ? (double)(w->step - w->initial_step) / spent : 0;
-#define FIELD(weight, ...) (f[n].importance = weight, snprintf(f[n++].text, 64, __VA_ARGS__))
-    FIELD(9, "step %ld/%ld", w->step, o->steps);
-    if (!isnan(w->train)) FIELD(8, "loss %.4f", w->train);
-    if (!isnan(w->val)) FIELD(7, "val %.4f", w->val);
-    if (w->run->data.floor > 0) FIELD(3, "(entropy %.4f)", w->run->data.floor);
-    if (rate > 0) {
-        FIELD(4, "%.0f tokens/s", rate * (double)(o->batch * o->context));
-        if (w->c->size > 1 && w->step > 0)
-            FIELD(2, "%.3f bits/parameter",
-                  8 * w->most[SENT] / (double)w->step / (double)w->g->parameters);
-        report_duration(time, sizeof time, (double)(o->steps - w->step) / rate);
-        FIELD(6, "ETA %s", time);
-    }
-#undef FIELD
-    report_progress(stderr, f, n, ends);
-}
-
 /* Payload and agreement, from all workers; on a graph their distance from the mean model. */
 static void gather_statistics(Worker *w, CommKind kind) {
     struct Statistics {
@@ -1690,7 +1311,7 @@ static StepReport compute_gradient(Worker *w) {
     else
         team_run(w->c->team, sum_squares, w);
     for (size_t i = 0; i < count; i++) r.square += w->tensor_square[i];
-    double exploded = 10 * log((double)w->run->model.vocab) + 10; /* far beyond a uniform guess */
+    double exploded = 10 * log((double)w->g->config.vocab) + 10; /* far beyond a uniform guess */
     if (!isfinite(r.square) || !isfinite(r.loss)) {
         gpt_fetch(w->g);
         size_t bad = first_not_finite(w->g); /* a bad parameter spoils all gradients */
@@ -1789,7 +1410,7 @@ static int validate(Worker *w) {
     w->evaluated = (double)w->step;
     if (isnan(w->best) || val < w->best) {
         w->best = val;
-        save(w, "best", 0);
+        save(w, deployed_model(w), "best", 0);
     }
     return 1;
 }
@@ -1836,7 +1457,7 @@ static int train_step(Worker *w) {
         if (isatty(2) || validates || base_now() - w->shown > 10) show_progress(w, last);
     }
     if (!complete) stop = first_nonzero(w, comm_stop_requested(w->c));
-    if (saves || stop) save(w, "last", 1);
+    if (saves || stop) save(w, deployed_model(w), "last", 1);
     if (!stop || (last && complete)) return -1;
     if (w->c->rank == 0)
         report_note(stderr,
@@ -1903,12 +1524,30 @@ static void use_device(Worker *w) {
                 o->rule.method, o->rule.aux, w->on_device ? "there too" : "on the CPU");
 }
 
+enum { EVALUATION_BATCH = 12 }; /* sequences of a pass of --eval */
+
+/* The model that the options ask for. */
+static GptConfig model_of(const Run *run) {
+    const Options *o = &run->o;
+    return (GptConfig){.layers = (int)o->layers,
+                       .heads = (int)o->heads,
+                       .width = (int)o->width,
+                       .context = (int)o->context,
+                       .vocab = (int)(o->sample ? run->vocab.size : run->data.vocab.size),
+                       .bias = o->bias,
+                       .dropout = o->dropout,
+                       .seed = (uint64_t)o->seed,
+                       .bf16 = strcmp(o->dtype, "bf16") == 0,
+                       .passes = (int)o->accumulate};
+}
+
 /* A worker with its model, from the checkpoint or the seed, and what training needs beyond. */
 static Worker *create_worker(Comm *c, Run *run) {
     const Options *o = &run->o;
     int training = !o->sample && !o->eval;
     size_t size = (size_t)c->size;
     char error[512];
+    GptConfig config = model_of(run);
     Worker *w = allocate(sizeof *w);
     *w = (Worker){.run = run, .c = c, .evaluated = -1, .started = base_now()};
     w->train = w->val = w->best = w->server_val = w->gap = w->consensus = NAN;
@@ -1923,29 +1562,24 @@ static Worker *create_worker(Comm *c, Run *run) {
     w->gathered = allocate(size * 64);
     int device = options_device(o, c->rank, gpt_cuda_devices ? gpt_cuda_devices() : 0);
     if (device < 0)
-        w->g = gpt_create(&run->model, w->pass, training, c->team);
+        w->g = gpt_create(&config, w->pass, training, c->team);
     else
-        w->g = gpt_create_cuda(&run->model, w->pass, training, device, error, sizeof error);
+        w->g = gpt_create_cuda(&config, w->pass, training, device, error, sizeof error);
     must(!w->g, device < 0 ? NO_MEMORY : error);
-    size_t count, P = w->g->parameters;
-    const SmTensor *tensors = gpt_tensors(w->g, &count);
+    const size_t P = w->parameters = w->g->parameters;
+    w->params = w->g->params;
+    w->tensor = gpt_tensors(w->g, &w->tensors);
     if (!o->sample)
         w->window_loss = allocate((size_t)data_val_windows(&run->data, w->T) * sizeof(double));
+    if (c->rank == 0 && run->has_checkpoint) load_model(w, &run->checkpoint.model);
     if (c->rank == 0 && !run->has_checkpoint) gpt_init(w->g);
-    for (size_t i = 0; c->rank == 0 && run->has_checkpoint && i < count; i++) {
-        const SmTensor *t = &tensors[i];
-        const StFile *f = &run->checkpoint.model;
-        read_array(f, t->name, w->g->params + t->offset, tensor_size(t));
-        if (!sm_finite(w->g->params + t->offset, tensor_size(t)))
-            die(FAILED, "%s: '%s' holds NaN or infinity", f->path, t->name);
-    }
     comm_broadcast(c, w->g->params, P * sizeof(float), 0, COMM_OTHER);
     w->identity = run->identity;
     comm_broadcast(c, &w->identity, sizeof w->identity, 0, COMM_OTHER);
     gpt_send(w->g);
     if (!training) return w;
-    w->tensor_square = allocate(count * sizeof(double));
-    w->optimizer = sm_create(&o->rule, tensors, count, c, error, sizeof error);
+    w->tensor_square = allocate(w->tensors * sizeof(double));
+    w->optimizer = sm_create(&o->rule, w->tensor, w->tensors, c, error, sizeof error);
     must(!w->optimizer, error);
     if (gossips(w)) {
         w->mean = allocate(P * sizeof(float));
@@ -1985,74 +1619,14 @@ static int work(Comm *c, void *arg) {
  * main: options, the save that a run goes on from, data, then the workers */
 #ifndef TESTING
 
-/* Open OUT/last, or OUT itself, when it is a save. */
-static void open_save(Run *run, int resume) {
-    char error[BASE_PATH + 512], note[BASE_PATH + 512];
-    must(checkpoint_open(run->o.out, "last", resume, &run->checkpoint, note, sizeof note, error,
-                         sizeof error),
-         error);
-    if (*note) report_note(stderr, "%s", note);
-    run->has_checkpoint = 1;
-    run->saved_workers = run->checkpoint.stamp.parts - 1;
-}
-
-/* Open the text. A resumed run refuses another one than it was trained on, unless the call names
- * it. */
-static void open_data(Run *run, const unsigned char *given) {
-    Options *o = &run->o;
-    DataSet *data = &run->data;
-    char error[BASE_PATH + 512], now[32];
-    const StFile *f = run->has_checkpoint ? &run->checkpoint.model : NULL;
-    const char *then = f && o->resume ? st_meta(f, "data_fingerprint") : NULL,
-               *vocabulary = f ? st_meta(f, "vocabulary") : NULL;
-    int named = options_given(given, "data");
-    size_t N = (size_t)o->workers, T = (size_t)o->context;
-    if (!vocabulary) vocabulary = o->vocab ? o->vocab : "auto";
-    if (data_open(data, o->data, vocabulary, error, sizeof error))
-        die(FAILED, "%s%s", error,
-            named || f ? "" : "; 'make train' fetches this text, --data names another one");
-    must((*o->val_data && data_open_val(data, o->val_data, error, sizeof error)) ||
-             data_set_shards(data, o->shards, N, T, error, sizeof error) ||
-             data_check_context(data, T, N, error, sizeof error),
-         error);
-    size_t length = data_vocab_export(&data->vocab, NULL, 0) + 1;
-    run->vocab_text = allocate(length);
-    data_vocab_export(&data->vocab, run->vocab_text, length);
-    snprintf(now, sizeof now, "%016" PRIx64, data_fingerprint(data));
-    run->other_data = then && strcmp(then, now) != 0;
-    if (run->other_data && !named)
-        die(FAILED,
-            "%s is not the text that %s was trained on: restore it, or name it with --data to go "
-            "on with it",
-            o->data, o->out);
-}
-
-/* The model of the options, as a table of tensors; one that is not the save's, or does not fit this
- * machine at all, is refused before anything is allocated. */
-static Gpt *plan_model(Run *run) {
+/* It as a table of tensors; one that is not the save's, or does not fit this machine at all, is
+ * refused before anything is allocated. */
+static Gpt *plan_model(const Run *run) {
     const Options *o = &run->o;
-    unsigned vocab = o->sample ? run->vocab.size : run->data.vocab.size;
-    run->model = (GptConfig){.layers = (int)o->layers,
-                             .heads = (int)o->heads,
-                             .width = (int)o->width,
-                             .context = (int)o->context,
-                             .vocab = (int)vocab,
-                             .bias = o->bias,
-                             .dropout = o->dropout,
-                             .seed = (uint64_t)o->seed,
-                             .bf16 = strcmp(o->dtype, "bf16") == 0,
-                             .passes = (int)o->accumulate};
-    Gpt *g = gpt_create(&run->model, 0, 0, NULL);
+    GptConfig config = model_of(run);
+    Gpt *g = gpt_create(&config, 0, 0, NULL);
     must(!g, NO_MEMORY);
-    for (size_t i = 0; run->has_checkpoint && i < g->tensors; i++) {
-        StTensor want = as_stored(&g->tensor[i], g->tensor[i].name, NULL);
-        const StEntry *have = st_find(&run->checkpoint.model, want.name);
-        if (!have || have->rank != want.rank || have->shape[0] != want.shape[0] ||
-            (want.rank == 2 && have->shape[1] != want.shape[1]))
-            die(FAILED,
-                "%s: '%s' is missing, or has another shape than the flags stored beside it say",
-                run->checkpoint.model.path, want.name);
-    }
+    if (run->has_checkpoint) check_shapes(&run->checkpoint.model, g->tensor, g->tensors);
     double copies = o->sample ? 1 : (double)o->workers * (o->eval ? 1 : 3),
            on_cpu = !o->sample && !o->eval && options_device(o, 0, 0) < 0,
            tokens = on_cpu * (double)o->batch / (double)o->accumulate * (double)o->context,
@@ -2064,38 +1638,6 @@ static Gpt *plan_model(Run *run) {
             "context, or fewer workers",
             least * 1e-9, have * 1e-9);
     return g;
-}
-
-/* Some workers have died. The others go on from the last save, each with its own state and as many
- * sequences per step as before. */
-static void go_on_without(Run *run, const CommDeath *death) {
-    Options *o = &run->o;
-    char error[BASE_PATH + 512];
-    int left = 0, *survivor = allocate((size_t)o->workers * sizeof *survivor);
-    for (int r = 0; r < o->workers; r++) {
-        int lost = 0;
-        for (int k = 0; k < death->count; k++) lost |= death->rank[k] == r;
-        if (!lost) survivor[left++] = r;
-    }
-    if (left == 0) die(FAILED, "no worker is left");
-    if (run->has_checkpoint) checkpoint_close(&run->checkpoint);
-    run->has_checkpoint = checkpoint_exists(o->out);
-    if (run->has_checkpoint) open_save(run, 1);
-    /* a save by more workers is the one that this attempt began with, not one of its own */
-    if (run->has_checkpoint && run->origin && run->saved_workers > o->workers)
-        for (int k = 0; k < left; k++) survivor[k] = run->origin[survivor[k]];
-    free(run->origin);
-    run->origin = survivor;
-    o->resume_workers = "keep";
-    o->batch = o->batch / o->workers * left;
-    o->workers = left;
-    if (o->adversaries >= left) o->adversaries = o->rule.adversaries = left - 1;
-    if (o->adversaries == 0) o->rule.attack = NULL;
-    must(data_set_shards(&run->data, o->shards, (size_t)left, (size_t)o->context, error,
-                         sizeof error),
-         error);
-    report_note(stderr, "%d workers go on from %s", left,
-                run->has_checkpoint ? run->checkpoint.folder : "the start");
 }
 
 /* Train, evaluate or sample with all workers; restarts with the survivors where that is asked for.
@@ -2130,68 +1672,6 @@ static void end_of_map(int number) {
     _exit(written < 0 ? 128 + number : FAILED);
 }
 
-static int print_help(const char *group) {
-    int width = report_columns(stdout), known = !group || *group == '-' || !strcmp(group, "all");
-    for (size_t i = 0; i < FLAGS && !known; i++)
-        known = strncasecmp(flags[i].group, group, strlen(group)) == 0;
-    if (!known)
-        die(USAGE, "--help %s: there is Data, Model, Optimizer, Workers, Run, Text, Help or all",
-            group);
-    if (group && *group == '-') group = NULL;
-    printf("train_gpt - a GPT in plain C, trained by workers that send one bit per weight\n\n"
-           "  train_gpt --workers 3 --aux sign        the whole model at one bit per weight\n"
-           "  train_gpt --method adamw --lr 3e-3      the same with AdamW\n"
-           "  train_gpt --resume --steps 4000         go on from out/last, further\n"
-           "  train_gpt --sample 300 --prompt ROMEO:  write text from out/last\n"
-           "  train_gpt --list methods                explain the methods\n\n");
-    flags_help(stdout, flags, FLAGS, group, width);
-    printf("\nExit status: 0 done, 1 failed, 2 wrong use, 3 diverged, 128 + signal: stopped\n"
-           "and saved.\n");
-    if (!group) printf("--help GROUP, or --help all: every flag.\n");
-    return finish_stdout();
-}
-
-/* Options from the command line and a save, then the text and vocabulary that they name. */
-static void prepare_run(Run *run, const unsigned char *given, int ranks, int sharing) {
-    Options *o = &run->o;
-    const StFile *f = &run->checkpoint.model;
-    char error[BASE_PATH + 1024];
-    if ((o->resume != 0) + (o->sample != 0) + (o->eval != 0) > 1)
-        die(USAGE, "--resume, --sample and --eval are three different calls: name one");
-    if (o->resume || o->sample || o->eval) {
-        open_save(run, o->resume);
-        run->identity = run->checkpoint.stamp.run;
-        int status = options_take(o, given, f, error, sizeof error);
-        if (status) die(status, "%s", error);
-    }
-    int status = options_check(o, given, ranks, sharing, error, sizeof error);
-    if (status) die(status, "%s", error);
-    const char *vocabulary = o->sample ? st_meta(f, "vocabulary") : NULL;
-    if (!o->sample)
-        open_data(run, given);
-    else if (!vocabulary || data_vocab_import(&run->vocab, vocabulary, strlen(vocabulary)))
-        die(FAILED, "%s: its vocabulary cannot be read", f->path);
-}
-
-/* Lock the folder of a training run and say what begins. */
-static void begin_training(const Run *run, const Gpt *plan, int *lock) {
-    const Options *o = &run->o;
-    char error[BASE_PATH + 512];
-    must(checkpoint_lock(o->out, lock, error, sizeof error), error);
-    if (!o->resume && !o->overwrite && checkpoint_exists(o->out))
-        die(FAILED,
-            "%s holds a run: --resume goes on from it, --overwrite starts anew, --out DIR leaves "
-            "it alone",
-            o->out);
-    if (o->quiet) return;
-    fprintf(stderr, "%zu parameters\n", plan->parameters);
-    options_data(stderr, &run->data);
-    fprintf(stderr, "%ld workers (%s) of %ld compute threads, products by %s\n", o->workers,
-            o->backend, o->threads,
-            options_device(o, 0, 0) < 0 ? gemm_default(GEMM_F32)->name : "cuBLASLt");
-    options_rules(stderr, o, plan->tensor, plan->tensors);
-}
-
 int main(int argc, char **argv) {
     static Run run;
     Options *o = &run.o;
@@ -2207,8 +1687,12 @@ int main(int argc, char **argv) {
     signal(SIGPIPE, SIG_IGN); /* a lost reader of progress never ends a run */
     signal(SIGBUS, end_of_map);
     for (int i = 1; i < argc; i++)
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
-            return print_help(argv[i + 1]);
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+            if (options_help(stdout, argv[i + 1])) return finish_stdout();
+            die(USAGE,
+                "--help %s: there is Data, Model, Optimizer, Workers, Run, Text, Help or all",
+                argv[i + 1]);
+        }
     options_defaults(o);
     if (flags_parse(flags, FLAGS, o, argc, argv, given, error, sizeof error))
         die(USAGE, "%s", error);
@@ -2218,14 +1702,15 @@ int main(int argc, char **argv) {
     prepare_run(&run, given, ranks, sharing);
     Gpt *plan = plan_model(&run);
     int training = !o->sample && !o->eval && !o->dry_run;
-    if (training && rank == 0) begin_training(&run, plan, &lock);
+    if (training && rank == 0)
+        begin_training(&run, plan->tensor, plan->tensors, plan->parameters, &lock);
     if (training && !o->resume) run.identity = checkpoint_new_identity();
     if (o->dry_run) {
         OptionsMemory memory = {0};
         size_t batch = (size_t)(o->batch / o->workers / o->accumulate);
         GptCudaShape shape = cuda_shape(plan);
         if (options_device(o, 0, 0) < 0)
-            memory.arena = gpt_bytes(&run.model, batch, 1, (int)o->threads, &memory.activations,
+            memory.arena = gpt_bytes(&plan->config, batch, 1, (int)o->threads, &memory.activations,
                                      &memory.packed);
         else
             memory.device = gpt_cuda_measure(&shape, batch, 1);
