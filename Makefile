@@ -11,7 +11,6 @@ NVCC = nvcc
 GPU = -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=[sm_90,compute_90]
 NATIVE = 1
 OPT = -O3
-TESTOPT = -O1
 WARN = -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 BASE = -std=c11 -D_GNU_SOURCE -I. $(OPT) -fopenmp-simd -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread $(WARN) $(EXTRA)
 CFLAGS = $(BASE) $(if $(filter 1,$(NATIVE)),-march=native)
@@ -19,6 +18,7 @@ LDLIBS = -lm
 PREFIX = /usr/local
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 TESTS = $(patsubst test/%.c,build/test/%.o,$(filter-out test/mpi.c test/faults.c test/cuda.c,$(wildcard test/*.c)))
+OPTIMIZER = build/signmuon.o build/optimizer.o build/methods.o
 CLAIMS = $(patsubst %.c,build/%.o,$(wildcard bench/claims/*.c))
 
 all: train_gpt libsignmuon.a libsignmuon.so ## the program, and the optimizer as a library
@@ -26,35 +26,35 @@ all: train_gpt libsignmuon.a libsignmuon.so ## the program, and the optimizer as
 build/%.o: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
-build/test%.o: OPT = $(TESTOPT) # compiling takes longer than testing
+build/test%.o: OPT = -O1 # compiling takes longer than testing
 build/lib/%.o: %.c # of the library: it runs on any CPU of the family
 	@mkdir -p $(@D)
 	$(CC) $(BASE) -fPIC -fno-semantic-interposition -MMD -MP -c -o $@ $<
 -include $(wildcard build/*.d build/*/*.d build/*/*/*.d)
 
-train_gpt: build/train_gpt.o build/signmuon.o build/methods.o
-test_signmuon: build/test_signmuon.o build/signmuon.o build/methods.o $(TESTS)
+train_gpt: build/train_gpt.o $(OPTIMIZER)
+test_signmuon: build/test_signmuon.o $(OPTIMIZER) $(TESTS)
 data/play: build/data/play.o
-bench/claims/claims: $(CLAIMS) build/signmuon.o build/methods.o
-bench/bench bench/scale: bench/%: build/bench/%.o build/signmuon.o build/methods.o
+bench/claims/claims: $(CLAIMS) $(OPTIMIZER)
+bench/bench bench/scale: bench/%: build/bench/%.o $(OPTIMIZER)
 train_gpt test_signmuon data/play bench/claims/claims bench/bench bench/scale:
 	$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)
 
-libsignmuon.a: build/lib/signmuon.o build/lib/methods.o
+libsignmuon.a: $(OPTIMIZER:build/%=build/lib/%)
 	$(AR) rcs $@ $^
-libsignmuon.so: build/lib/signmuon.o build/lib/methods.o
+libsignmuon.so: $(OPTIMIZER:build/%=build/lib/%)
 	$(CC) $(BASE) -shared -o $@ $^ $(LDLIBS)
 
 mpi: train_gpt_mpi ## the program over MPI: mpirun -n 4 train_gpt_mpi (libopenmpi-dev or libmpich-dev)
-train_gpt_mpi: train_gpt.c signmuon.c methods.c $(wildcard *.h lib/*.h)
-	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(CFLAGS) -DCOMM_MPI -o $@ train_gpt.c signmuon.c methods.c $(LDLIBS)
+train_gpt_mpi: train_gpt.c $(OPTIMIZER:build/%.o=%.c) $(wildcard *.h lib/*.h)
+	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(CFLAGS) -DCOMM_MPI -o $@ $(filter %.c,$^) $(LDLIBS)
 
 cuda: train_gpt_cuda ## the program for NVIDIA GPUs (the CUDA toolkit, 12 or newer)
 build/cuda/%.o: lib/%.cu $(wildcard lib/*cuda*)
 	@command -v $(NVCC) >/dev/null || { echo "no $(NVCC) here: make cuda takes NVIDIA's CUDA toolkit; NVCC=/path/nvcc names one" >&2; exit 1; }
 	@mkdir -p $(@D)
 	$(NVCC) -O3 -std=c++17 $(GPU) -I. -c -o $@ $<
-CUDA = build/cuda/gpt_cuda.o build/cuda/signmuon_cuda.o build/signmuon.o build/methods.o
+CUDA = build/cuda/gpt_cuda.o build/cuda/signmuon_cuda.o $(OPTIMIZER)
 train_gpt_cuda: build/train_gpt.o $(CUDA)
 test_cuda: build/test/cuda.o build/test/test.o $(CUDA)
 train_gpt_cuda test_cuda:

@@ -194,15 +194,23 @@ static inline int data_vocab_import(DataVocab *v, const char *text, size_t lengt
 }
 
 /* Returns the number of tokens, of which the first max are written, or -(offset + 1) of the first
- * byte outside the vocabulary. GPT-2's merges are not here: DATA_GPT2 encodes only "". */
+ * byte outside the vocabulary. GPT-2's merges are not here: its tokens are given as "[15496][995]",
+ * as data_decode writes them. */
 static inline int64_t data_encode(const DataVocab *v, const char *utf8, uint16_t *out, size_t max) {
-    const unsigned char *p = (const unsigned char *)utf8;
     size_t length = strlen(utf8), count = 0;
     for (size_t i = 0, n; i < length; i += n, count++) {
-        uint32_t code;
-        n = data__next(v, p + i, length - i, &code);
-        if (v->kind == DATA_GPT2 || !n || !v->id[code]) return -(int64_t)i - 1;
-        if (count < max) out[count] = (uint16_t)(v->id[code] - 1);
+        uint32_t code = 0, token = 0; /* token + 1; 0: there is none */
+        if (v->kind == DATA_GPT2) {
+            int read = 0;
+            if (sscanf(utf8 + i, "[%5" SCNu32 "]%n", &code, &read) == 1 && read && code < v->size)
+                token = code + 1;
+            n = (size_t)read;
+        } else {
+            n = data__next(v, (const unsigned char *)utf8 + i, length - i, &code);
+            if (n) token = v->id[code];
+        }
+        if (!token) return -(int64_t)i - 1;
+        if (count < max) out[count] = (uint16_t)(token - 1);
     }
     return (int64_t)count;
 }
@@ -242,7 +250,9 @@ static inline int data__map(DataFile *f, char *error, size_t size) {
     struct stat s = {0};
     f->fd = base_open(f->path, O_RDONLY);
     int failed = f->fd < 0 || fstat(f->fd, &s);
-    const char *wrong = !failed ? NULL : errno == ENODEV ? "not a regular file" : strerror(errno);
+    const char *wrong = failed ? strerror(errno) : NULL;
+    if (failed && (errno == ENODEV || strcmp(f->path, "-") == 0))
+        wrong = "not a regular file; write the text to a file, and name that";
     if (failed && errno == EISDIR)
         wrong = "is a directory; name a file, or a pattern such as '*.bin' in it";
     if (!failed && !s.st_size)
@@ -346,8 +356,11 @@ static inline int data__tokenise(DataText *t, DataVocab *v, const char *words, c
                          t->tokenised ? "token" : "text", words);
     if (t->tokenised && !fixed) *v = (DataVocab){.kind = DATA_GPT2, .size = DATA_GPT2_VOCAB};
     for (const DataFile *f = t->file; f < t->file + t->files; all += f->bytes, f++)
-        for (size_t i = 0; t->tokenised && !fixed && i < f->tokens && i < 1 << 20; i++)
-            if (f->token[i] >= v->size) v->size = f->token[i] + 1u;
+        for (size_t i = 0; t->tokenised && i < f->tokens && i < 1 << 20; i++)
+            if (f->token[i] >= v->size)
+                return base_fail(error, size, DATA_UNKNOWN,
+                                 "%s: token %u at place %zu is beyond the vocabulary of %" PRIu32,
+                                 f->path, f->token[i], i, v->size);
     if (t->tokenised) return 0;
 
     if (bytes) v->kind = DATA_BYTES;
@@ -387,9 +400,9 @@ static inline double data_floor(const char *path) {
 /* Opens text or token files.
  * path   a file, or a pattern of files, which are joined in order of name
  * vocab  "auto" (characters if all is UTF-8, else bytes), "chars", "bytes", or an exported one, to
- *        which the text must keep. Token files take "auto" or "gpt2:V"; auto is V = max(50257,
- *        largest + 1) of the first 2^20 tokens of each file, since a full scan could take hours: a
- *        larger token met later gives DATA_CHANGED.
+ *        which the text must keep. Token files take "auto", which is "gpt2:50257", or "gpt2:V".
+ *        The first 2^20 tokens of each file are checked, since all could take hours: one beyond V
+ *        that is met later gives DATA_CHANGED.
  * cost   one pass over a text
  * error  DATA_NEEDS_BYTES when "auto" or "chars" fails and "bytes" would do */
 static inline int data_open(DataSet *d, const char *path, const char *vocab, char *error,

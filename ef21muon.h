@@ -501,6 +501,7 @@ static inline uint64_t ef__get(const uint64_t *bits, size_t *at, size_t n) {
  *          shape (length, index, a bit past the end). out is then as it was, or zero */
 static inline int ef_decode(float *out, const void *message, size_t bytes, size_t rows, size_t cols,
                             const EfLink *l, float *scratch) {
+    assert(scratch);
     const EfTask t = ef__task(l, rows, cols, scratch);
     const unsigned char *from = (const unsigned char *)message;
     float *v = l->row->scatter ? t.values : out;

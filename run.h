@@ -5,6 +5,7 @@
      Run, Worker                    a run as all workers know it; one worker's part of it
      save, load_model, load_state   parameters, optimizer and counters to OUT and back
      log_row, show_progress         a row of log.csv; the progress line
+     cut_samples, keep_sample       OUT/samples.txt
      prepare_run, begin_training    options from the command line and a save, the text, the folder
      go_on_without                  the run of the workers that are left
 
@@ -64,12 +65,15 @@ static inline int finish_stdout(void) {
 
 typedef struct Run {
     Options o;
-    DataSet data;          /* empty for a sample */
-    DataVocab vocab;       /* of a checkpoint, for a sample */
+    DataSet data;     /* empty for a sample */
+    DataVocab vocab;  /* of a checkpoint, for a sample */
+    uint16_t *prompt; /* where samples begin */
+    size_t prompt_tokens;
     char *vocab_text;      /* as a checkpoint keeps it */
     Checkpoint checkpoint; /* what training, a sample or an evaluation begins with */
-    int has_checkpoint;    /* else it begins with random parameters */
-    int saved_workers;     /* number of workers that wrote it */
+    int has_checkpoint;
+    StFile init;       /* weights to begin with; without a path the parameters are random */
+    int saved_workers; /* number of workers that wrote it */
     int *origin;       /* (workers) rank in the save whose state each worker loads; NULL: its own */
     uint64_t identity; /* of the run, in every part of its saves */
     int other_data;    /* resumed on another text: losses cannot be compared */
@@ -94,6 +98,7 @@ typedef struct Worker {
     long step, initial_step; /* steps done; the same where this call began */
     double evaluated;        /* step last validated, -1 for none */
     double train, val, best; /* nats per token; NaN where there is none yet */
+    double norm;             /* of the last mean gradient */
     double server_val, gap;  /* EF21: loss of the server's model X; |X - W| / |X| */
     double consensus;        /* gossip: root of the sum of squared distances to the mean */
     double node_val[3];      /* gossip: least, mean, greatest loss of the nodes' own models */
@@ -155,16 +160,17 @@ static inline void read_array(const StFile *f, const char *name, float *to, size
     must(st_read_f32(f, name, to, count, error, sizeof error), error);
 }
 
-/* Refuse a save whose model is not that of the flags beside it. */
+/* Refuse a file whose model is not that of the flags. */
 static inline void check_shapes(const StFile *f, const SmTensor *tensor, size_t tensors) {
     for (size_t i = 0; i < tensors; i++) {
         StTensor want = as_stored(&tensor[i], tensor[i].name, NULL);
         const StEntry *have = st_find(f, want.name);
-        if (!have || have->rank != want.rank || have->shape[0] != want.shape[0] ||
-            (want.rank == 2 && have->shape[1] != want.shape[1]))
-            die(FAILED,
-                "%s: '%s' is missing, or has another shape than the flags stored beside it say",
-                f->path, want.name);
+        if (!have) die(FAILED, "%s: there is no tensor '%s'", f->path, want.name);
+        if (have->rank != want.rank || have->shape[0] != want.shape[0] ||
+            have->shape[1] != want.shape[1])
+            die(FAILED, "%s: '%s' is %zu x %zu, and the flags and the text ask for %zu x %zu",
+                f->path, want.name, have->shape[0], have->rank < 2 ? 1 : have->shape[1],
+                want.shape[0], want.rank < 2 ? 1 : want.shape[1]);
     }
 }
 
@@ -193,10 +199,15 @@ static inline void open_data(Run *run, const unsigned char *given) {
                *vocabulary = f ? st_meta(f, "vocabulary") : NULL;
     int named = options_given(given, "data");
     size_t N = (size_t)o->workers, T = (size_t)o->context;
+    if (*o->init && !o->vocab) vocabulary = st_meta(&run->init, "vocabulary");
     if (!vocabulary) vocabulary = o->vocab ? o->vocab : "auto";
-    if (data_open(data, o->data, vocabulary, error, sizeof error))
+    int code = data_open(data, o->data, vocabulary, error, sizeof error);
+    if (code)
         die(FAILED, "%s%s", error,
-            named || f ? "" : "; 'make train' fetches this text, --data names another one");
+            code == DATA_NEEDS_BYTES           ? ": --vocab bytes"
+            : named || code != DATA_UNREADABLE ? ""
+            : f ? "; the run was trained on it: --data says where it is now"
+                : "; 'make train' fetches this text, --data names another one");
     must((*o->val_data && data_open_val(data, o->val_data, error, sizeof error)) ||
              data_set_shards(data, o->shards, N, T, error, sizeof error) ||
              data_check_context(data, T, N, error, sizeof error),
@@ -211,6 +222,58 @@ static inline void open_data(Run *run, const unsigned char *given) {
             "%s is not the text that %s was trained on: restore it, or name it with --data to go "
             "on with it",
             o->data, o->out);
+}
+
+/* Open the weights of --init. Their shapes are the model's, unless the call names others. */
+static inline void open_init(Run *run, const unsigned char *given) {
+    Options *o = &run->o;
+    const StFile *f = &run->init;
+    char error[BASE_PATH + 512], name[64];
+    must(st_open(&run->init, o->init, error, sizeof error), error);
+    const StEntry *wte = st_find(f, "transformer.wte.weight"),
+                  *wpe = st_find(f, "transformer.wpe.weight");
+    if (!wte || !wpe || wte->rank != 2 || wpe->rank != 2)
+        die(FAILED, "%s: has no transformer.wte.weight and wpe.weight: names must be nanoGPT's",
+            f->path);
+    long layers = 0;
+    do snprintf(name, sizeof name, "transformer.h.%ld.ln_1.weight", layers);
+    while (st_find(f, name) && ++layers);
+    const struct {
+        const char *flag;
+        long *field, found;
+    } shape[] = {{"layers", &o->layers, layers},
+                 {"width", &o->width, (long)wte->shape[1]},
+                 {"context", &o->context, (long)wpe->shape[0]}};
+    for (size_t i = 0; i < sizeof shape / sizeof *shape; i++) {
+        if (options_given(given, shape[i].flag) && *shape[i].field != shape[i].found)
+            die(USAGE, "--%s %ld: the model of %s has %ld: leave the flag out", shape[i].flag,
+                *shape[i].field, f->path, shape[i].found);
+        *shape[i].field = shape[i].found;
+    }
+    if (!options_given(given, "bias")) o->bias = st_find(f, "transformer.ln_f.bias") != NULL;
+    const char *heads = st_meta(f, "heads");
+    if (heads && !options_given(given, "heads")) o->heads = atol(heads);
+    if (o->layers < 1 || o->width < 1 || o->context < 1 || o->heads < 1 || o->layers > 1000 ||
+        o->width > 65536 || o->context > 1048576)
+        die(FAILED, "%s: %ld layers, width %ld, context %ld: not a model for this program", f->path,
+            o->layers, o->width, o->context);
+}
+
+/* The prompt of samples as tokens. */
+static inline void encode_prompt(Run *run, const DataVocab *vocab) {
+    const char *prompt = run->o.prompt;
+    size_t room = strlen(prompt) + 1;
+    run->prompt = allocate(room * sizeof *run->prompt);
+    int64_t n = data_encode(vocab, prompt, run->prompt, room);
+    if (n < 0 && strcmp(prompt, "\n") == 0) n = 0; /* a text of one line, or GPT-2's tokens */
+    if (n < 0 && vocab->kind == DATA_GPT2)
+        die(USAGE, "--prompt takes numbers of GPT-2 tokens such as [15496][995]: see byte %lld",
+            (long long)-n);
+    if (n < 0)
+        die(USAGE, "--prompt has at byte %lld a character that the model has never seen",
+            (long long)-n);
+    if (n == 0) run->prompt[n++] = vocab->kind == DATA_GPT2 && vocab->size > 50256 ? 50256 : 0;
+    run->prompt_tokens = (size_t)n;
 }
 
 /* Some workers have died. The others go on from the last save, each with its own state and as many
@@ -258,6 +321,7 @@ static inline void prepare_run(Run *run, const unsigned char *given, int ranks, 
         int status = options_take(o, given, f, error, sizeof error);
         if (status) die(status, "%s", error);
     }
+    if (*o->init && !o->resume) open_init(run, given);
     int status = options_check(o, given, ranks, sharing, error, sizeof error);
     if (status) die(status, "%s", error);
     const char *vocabulary = o->sample ? st_meta(f, "vocabulary") : NULL;
@@ -265,14 +329,24 @@ static inline void prepare_run(Run *run, const unsigned char *given, int ranks, 
         open_data(run, given);
     else if (!vocabulary || data_vocab_import(&run->vocab, vocabulary, strlen(vocabulary)))
         die(FAILED, "%s: its vocabulary cannot be read", f->path);
+    if (o->sample || o->sample_every)
+        encode_prompt(run, o->sample ? &run->vocab : &run->data.vocab);
 }
 
-/* Lock the folder of a training run and say what begins. */
-static inline void begin_training(const Run *run, const SmTensor *tensor, size_t tensors,
-                                  size_t parameters, int *lock) {
-    const Options *o = &run->o;
-    char error[BASE_PATH + 512];
+/* Lock the folder of a training run. */
+static inline void lock_folder(const Options *o, int *lock) {
+    char error[BASE_PATH + 512], save[2 * BASE_PATH];
+    snprintf(save, sizeof save, "%s/model.safetensors", o->out);
+    if (access(save, F_OK) == 0)
+        die(FAILED, "%s is a save of a run: --out takes the folder of the run, which holds it",
+            o->out);
     must(checkpoint_lock(o->out, lock, error, sizeof error), error);
+}
+
+/* A training run has its folder: say what begins. */
+static inline void begin_training(const Run *run, const SmTensor *tensor, size_t tensors,
+                                  size_t parameters) {
+    const Options *o = &run->o;
     if (!o->resume && !o->overwrite && checkpoint_exists(o->out))
         die(FAILED,
             "%s holds a run: --resume goes on from it, --overwrite starts anew, --out DIR leaves "
@@ -280,7 +354,7 @@ static inline void begin_training(const Run *run, const SmTensor *tensor, size_t
             o->out);
     if (o->quiet) return;
     fprintf(stderr, "%zu parameters\n", parameters);
-    options_data(stderr, &run->data);
+    options_data(stderr, o, &run->data);
     fprintf(stderr, "%ld workers (%s) of %ld compute threads, products by %s\n", o->workers,
             o->backend, o->threads,
             options_device(o, 0, 0) < 0 ? gemm_default(GEMM_F32)->name : "cuBLASLt");
@@ -382,6 +456,8 @@ static inline int write_part(const Worker *w, const float *params, const char *n
         add_text(p, "vocabulary", run->vocab_text);
         snprintf(p->text[p->n], 64, "%016" PRIx64, data_fingerprint(&run->data));
         add_text(p, "data_fingerprint", p->text[p->n]);
+        add_number(p, "train_loss", w->train);
+        add_number(p, "grad_norm", w->norm);
         add_number(p, "val_loss", w->val);
         add_number(p, "best_val_loss", w->best);
         add_number(p, "evaluated", w->evaluated);
@@ -428,7 +504,8 @@ static inline void save(Worker *w, const float *model, const char *name, int wit
     comm_wait_for_end();
 }
 
-/* The parameters that the run begins with, from a file. */
+/* The parameters that the run begins with, from a file. One that is not a save of ours may hold an
+ * output layer apart from the embedding. */
 static inline void load_model(const Worker *w, const StFile *f) {
     for (size_t i = 0; i < w->tensors; i++) {
         const SmTensor *t = &w->tensor[i];
@@ -437,6 +514,11 @@ static inline void load_model(const Worker *w, const StFile *f) {
         if (!sm_finite(w->params + t->offset, size))
             die(FAILED, "%s: '%s' holds NaN or infinity", f->path, t->name);
     }
+    const StEntry *wte = st_find(f, w->tensor[0].name), *head = st_find(f, "lm_head.weight");
+    size_t bytes = wte->end - wte->begin;
+    if (head &&
+        (head->end - head->begin != bytes || memcmp(st_data(f, wte), st_data(f, head), bytes)))
+        die(FAILED, "%s: lm_head.weight is not wte.weight: this model has them tied", f->path);
 }
 
 /* This worker's training state. Another number of workers than saved it goes on by
@@ -479,6 +561,8 @@ static inline void load_state(Worker *w) {
     free(list), free(scratch);
     if (resized) sm_regroup(w->optimizer, w->params);
     w->step = (long)run->checkpoint.stamp.step;
+    w->train = stored_number(model, "train_loss");
+    w->norm = stored_number(model, "grad_norm");
     if (run->other_data) return; /* its losses cannot be compared */
     w->evaluated = stored_number(model, "evaluated");
     w->val = stored_number(model, "val_loss");
@@ -493,11 +577,11 @@ static inline void load_state(Worker *w) {
     COLUMN("step", "%.0f", (double)w->step)                                                        \
     COLUMN("tokens", "%.0f", (double)(w->step * o->batch * o->context))                            \
     COLUMN("seconds", "%.3f", elapsed(w))                                                          \
-    COLUMN("train_loss", "%.6f", train)                                                            \
-    COLUMN("val_loss", "%.6f", val)                                                                \
+    COLUMN("train_loss", "%.6f", w->train)                                                         \
+    COLUMN("val_loss", "%.6f", w->val + if_validated)                                              \
     COLUMN("lr", "%.6g", o->rule.lr *rate)                                                         \
     COLUMN("aux_lr", "%.6g", o->rule.aux_lr *rate)                                                 \
-    COLUMN("grad_norm", "%.6g", norm)                                                              \
+    COLUMN("grad_norm", "%.6g", w->norm)                                                           \
     COLUMN("bytes_sent", "%.0f", w->most[SENT])                                                    \
     COLUMN("bytes_received", "%.0f", w->most[RECEIVED])                                            \
     COLUMN("agreement", "%.5f", w->agreement)                                                      \
@@ -517,15 +601,51 @@ static inline void load_state(Worker *w) {
 static const ReportColumn columns[] = {COLUMNS(COLUMN_HEAD)};
 
 /* A row of log.csv; NaN is a value that was not measured at this step. */
-static inline void log_row(Worker *w, double train, double val, double norm) {
+static inline void log_row(Worker *w, int validated) {
     const Options *o = &w->run->o;
     char error[BASE_PATH + 256];
-    double rate = w->step > 0 ? schedule(o, w->step - 1) : NAN, if_validated = isnan(val) ? NAN : 0;
+    double rate = w->step > 0 ? schedule(o, w->step - 1) : NAN, if_validated = validated ? 0 : NAN;
     double per_byte, per_message, wire = NAN;
     if (*o->link && options_link(o->link, &per_byte, &per_message))
         wire = w->most[SENT] * per_byte + w->most[MESSAGES] * per_message;
     double values[] = {COLUMNS(COLUMN_VALUE)};
     must(report_row(&w->log, values, error, sizeof error), error);
+}
+
+/* Open OUT/samples.txt, or end the program; -1 when there is none and none is to be made. */
+static inline int open_samples(const Worker *w, int mode, char *path, size_t size) {
+    snprintf(path, size, "%s/samples.txt", w->run->o.out);
+    int fd = base_open(path, mode);
+    if (fd < 0 && (errno != ENOENT || mode & O_CREAT))
+        die(FAILED, "%s: cannot be written: %s", path, strerror(errno));
+    return fd;
+}
+
+/* Drop the samples of later steps than this worker's; a new run drops all. */
+static inline void cut_samples(const Worker *w) {
+    char path[2 * BASE_PATH], *line = NULL;
+    int fd = open_samples(w, O_RDWR, path, sizeof path), later = 0;
+    FILE *f = fd < 0 ? NULL : fdopen(fd, "r");
+    size_t room = 0;
+    off_t at = 0;
+    long step;
+    for (ssize_t n; f && !later && (n = getline(&line, &room, f)) > 0; at += later ? 0 : n)
+        later = sscanf(line, "--- step %ld", &step) == 1 && step > w->step;
+    if (later && ftruncate(fd, at)) die(FAILED, "%s: cannot be cut: %s", path, strerror(errno));
+    if (f) fclose(f);
+    free(line);
+}
+
+/* Add a sample, and show it. */
+static inline void keep_sample(const Worker *w, const char *text, size_t size) {
+    char path[2 * BASE_PATH], head[64];
+    int n = snprintf(head, sizeof head, "--- step %ld\n", w->step);
+    int fd = open_samples(w, O_WRONLY | O_CREAT | O_APPEND, path, sizeof path);
+    if (base_write(fd, head, (size_t)n) || base_write(fd, text, size) || close(fd))
+        die(FAILED, "%s: cannot be written: %s", path, strerror(errno));
+    if (w->run->o.quiet) return;
+    report_note(stderr, "--- step %ld", w->step);
+    report_text_put(&(ReportText){.terminal = isatty(2)}, stderr, text, size, 1);
 }
 
 /* The progress line; on a narrow terminal it loses its least important fields. */

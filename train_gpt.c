@@ -1088,11 +1088,12 @@ static void gpt_losses(Gpt *g, const float *params, const int32_t *in, const int
 
 /* logits (V) after the last of `count` tokens: the forward pass over rows [from, count) of one
  * sequence. The rows before have left their keys and values in qkv; from = 0 begins anew. */
-static void gpt_logits(Gpt *g, const int32_t *tokens, size_t from, size_t count, float *logits) {
+static void gpt_logits(Gpt *g, const float *params, const int32_t *tokens, size_t from,
+                       size_t count, float *logits) {
     g->training = 0;
     g->weights_packed = from > 0;
     g->logits = logits;
-    run_pass(g, g->params, tokens, NULL, 1, count, from);
+    run_pass(g, params, tokens, NULL, 1, count, from);
     g->logits = NULL;
 }
 
@@ -1151,18 +1152,28 @@ static double square_distance(const Worker *w, const float *x, const float *y, d
  * evaluation: the whole validation split in consecutive windows, shared by the workers and summed
  * in the order of the windows, so that the result depends on nothing else */
 
+/* How many windows are evaluated: all, or as many as --eval-tokens asks for, spread evenly. */
+static size_t validation_windows(const Worker *w) {
+    size_t all = (size_t)data_val_windows(&w->run->data, w->T);
+    size_t some = (size_t)w->run->o.eval_tokens / w->T;
+    return w->run->o.eval_tokens == 0 || some >= all ? all : some ? some : 1;
+}
+
 /* Mean loss of a model in nats per token; NaN when a signal cut it short.
  * alone   this worker evaluates all windows by itself */
 static double evaluate(Worker *w, const float *params, int alone) {
     const DataSet *data = &w->run->data;
-    size_t windows = (size_t)data_val_windows(data, w->T), T = w->T, lo, hi;
+    size_t all = (size_t)data_val_windows(data, w->T), T = w->T, lo, hi;
+    size_t windows = validation_windows(w);
+    double targets = windows < all ? (double)(windows * T) : (double)(data->val_tokens - 1);
     divide(w, windows, sizeof(double), &lo, &hi);
     if (alone) lo = 0, hi = windows;
     for (size_t at = lo; at < hi; at += w->pass) {
         size_t B = min_size(w->pass, hi - at);
         int stopped = comm_stop_requested(w->c);
         for (size_t b = 0; b < B; b++) {
-            int64_t failed = data_val_window(data, T, at + b, w->in + b * T, w->target + b * T);
+            int64_t failed = data_val_window(data, T, (at + b) * all / windows, w->in + b * T,
+                                             w->target + b * T);
             if (failed < 0) die(FAILED, "%s: %s", w->run->o.data, data_strerror((int)failed));
         }
         if (!stopped) gpt_losses(w->g, params, w->in, w->target, B, T, at > lo, w->losses);
@@ -1174,7 +1185,7 @@ static double evaluate(Worker *w, const float *params, int alone) {
     if (!alone) comm_allgather(w->c, w->window_loss, w->cuts, COMM_OTHER);
     double sum = 0;
     for (size_t i = 0; i < windows; i++) sum += w->window_loss[i];
-    return sum / (double)(data->val_tokens - 1);
+    return sum / targets;
 }
 
 /* The model that a run is judged by: W, or the mean over the nodes of a graph. */
@@ -1194,57 +1205,73 @@ static const float *deployed_model(Worker *w) {
 }
 
 /* ------------------------------------------------------------------------------------------------
- * text: a sample on stdout */
+ * samples */
 
-/* Write o->sample tokens after the prompt. When the context is full, its last half stays. */
-static int write_sample(Gpt *g, const Run *run, const Comm *c) {
+enum { SAMPLE_TOKENS = 300 }; /* of a sample while it trains */
+
+/* Write the prompt, and `count` tokens that a model draws after it; `number` keys the draws. When
+ * the context is full, its last half stays. A signal ends it early. */
+static void write_text(Worker *w, const float *params, long count, uint64_t number, FILE *f,
+                       int terminal) {
+    const Run *run = w->run;
     const Options *o = &run->o;
-    const DataVocab *vocab = &run->vocab;
-    size_t T = (size_t)o->context, V = vocab->size, room = strlen(o->prompt) + 1, done = 0;
-    uint16_t *prompt = allocate(room * sizeof *prompt);
+    const DataVocab *vocab = o->sample ? &run->vocab : &run->data.vocab;
+    size_t T = w->T, V = vocab->size, length = run->prompt_tokens, done = 0;
     int32_t *window = allocate((T + 1) * sizeof *window);
     float *logits = allocate(V * sizeof *logits), *sorted = allocate(V * sizeof *sorted);
-    ReportText out = {.terminal = isatty(1)};
+    ReportText out = {.terminal = terminal};
     char text[DATA_DECODED];
-    int64_t length = data_encode(vocab, o->prompt, prompt, room);
-    if (vocab->kind == DATA_GPT2 && length < 0) length = 1, prompt[0] = V > 50256 ? 50256 : 0;
-    if (length < 0 && strcmp(o->prompt, "\n") == 0) length = 0; /* a text of one line */
-    if (length < 0)
-        die(USAGE, "--prompt has at byte %lld a character that the model has never seen",
-            (long long)-length);
-    if (length == 0) length = 1, prompt[0] = 0;
-    size_t known = min_size((size_t)length, T);
-    for (size_t i = 0; i < (size_t)length; i++)
-        report_text_put(&out, stdout, text, data_decode(vocab, prompt[i], text), 0);
-    for (size_t i = 0; i < known; i++) window[i] = prompt[(size_t)length - known + i];
-    for (long made = 0; made < o->sample && !comm_stop_requested(c); made++) {
+    size_t known = min_size(length, T);
+    for (size_t i = 0; i < length; i++)
+        report_text_put(&out, f, text, data_decode(vocab, run->prompt[i], text), 0);
+    for (size_t i = 0; i < known; i++) window[i] = run->prompt[length - known + i];
+    for (long made = 0; made < count && !comm_stop_requested(w->c); made++) {
         if (known > T) {
             memmove(window, window + known - (T + 1) / 2, (T + 1) / 2 * sizeof *window);
             known = (T + 1) / 2;
             done = 0;
         }
-        gpt_logits(g, window, done, known, logits);
+        gpt_logits(w->g, params, window, done, known, logits);
         done = known;
-        double u = base_uniform(sm_key((uint64_t)o->seed, 0x73616d70u, 0), (uint64_t)made);
+        double u = base_uniform(sm_key((uint64_t)o->seed, 0x73616d70u, number), (uint64_t)made);
         window[known] = sample_token(logits, sorted, V, o->temperature, (size_t)o->top_k, u);
         size_t n = data_decode(vocab, (unsigned)window[known++], text);
-        report_text_put(&out, stdout, text, n, 0);
+        report_text_put(&out, f, text, n, 0);
     }
-    report_text_put(&out, stdout, "\n", out.terminal ? 1 : 0, 1);
-    free(prompt), free(window), free(logits), free(sorted);
+    report_text_put(&out, f, "\n", terminal ? 1 : 0, 1);
+    free(window), free(logits), free(sorted);
+}
+
+/* --sample: text on stdout, and nothing else. */
+static int write_sample(Worker *w) {
+    write_text(w, w->params, w->run->o.sample, 0, stdout, isatty(1));
     finish_stdout();
-    int stopped = comm_stop_requested(c);
+    int stopped = comm_stop_requested(w->c);
     return stopped ? 128 + stopped : 0;
 }
 
+/* --sample-every: worker 0 adds a sample to OUT/samples.txt, and shows it. */
+static void add_sample(Worker *w, const float *model) {
+    char *text = NULL;
+    size_t size = 0;
+    if (w->c->rank) return;
+    FILE *f = open_memstream(&text, &size);
+    must(!f, NO_MEMORY);
+    write_text(w, model, SAMPLE_TOKENS, (uint64_t)w->step, f, 0);
+    fprintf(f, "\n");
+    must(fclose(f), NO_MEMORY);
+    keep_sample(w, text, size);
+    free(text);
+}
+
 /* Payload and agreement, from all workers; on a graph their distance from the mean model. */
-static void gather_statistics(Worker *w, CommKind kind) {
+static void gather_statistics(Worker *w) {
     struct Statistics {
         double traffic[TRAFFIC], agreement;
     } mine = {.agreement = sm_agreement(w->optimizer)};
     double length, sum = 0;
     count_traffic(w, mine.traffic);
-    const struct Statistics *all = gather(w, &mine, sizeof mine, kind);
+    const struct Statistics *all = gather(w, &mine, sizeof mine, COMM_OTHER);
     memset(w->most, 0, sizeof w->most);
     w->agreement = 0;
     for (int j = 0; j < w->c->size; j++) {
@@ -1440,22 +1467,25 @@ static int train_step(Worker *w) {
     optimize(w, o->rule.lr * rate, o->rule.aux_lr * rate);
     w->step++;
     w->train = report.loss;
+    w->norm = sqrt(report.square);
 
     int last = w->step >= o->steps, stop = (int)report.stop;
     int validates = last || is_due(w->step, o->eval_every);
     int logs = validates || is_due(w->step, o->log_every);
     int saves = last || stop || is_due(w->step, o->save_every);
+    int samples = o->sample_every && (last || is_due(w->step, o->sample_every));
     int checks = !gossips(w) && (last || is_due(w->step, o->check_every));
     if (validates || saves)
         agree_on(w, (StepReport){.bad = -1, .fault = sm_fault(w->optimizer)}, COMM_OTHER);
     if (w->on_device && (validates || saves || checks)) gpt_fetch(w->g);
     if (checks) check_replicas(w);
-    if (logs) gather_statistics(w, COMM_CONTROL);
+    if (logs) gather_statistics(w);
     int complete = !validates || validate(w);
     if (logs && complete && w->c->rank == 0) { /* else the resumed run writes the row */
-        log_row(w, report.loss, validates ? w->val : NAN, sqrt(report.square));
+        log_row(w, validates);
         if (isatty(2) || validates || base_now() - w->shown > 10) show_progress(w, last);
     }
+    if (samples && complete) add_sample(w, deployed_model(w));
     if (!complete) stop = first_nonzero(w, comm_stop_requested(w->c));
     if (saves || stop) save(w, deployed_model(w), "last", 1);
     if (!stop || (last && complete)) return -1;
@@ -1483,12 +1513,13 @@ static int train(Worker *w) {
         must(report_open_log(&w->log, o->out, columns, sizeof columns / sizeof columns[0],
                              w->run->has_checkpoint ? (double)w->step : NAN, error, sizeof error),
              error);
+        cut_samples(w);
     }
-    gather_statistics(w, w->step > 0 ? COMM_OTHER : COMM_CONTROL);
+    gather_statistics(w);
     if (w->evaluated < (double)w->step && (finished || is_due(w->step, o->eval_every))) {
         if (!validate(w))
             return 128 + first_nonzero(w, comm_stop_requested(w->c)); /* nothing is lost */
-        if (w->c->rank == 0) log_row(w, NAN, w->val, NAN), show_progress(w, 0);
+        if (w->c->rank == 0) log_row(w, 1), show_progress(w, 0);
     }
     while (w->step < o->steps) {
         int status = train_step(w);
@@ -1550,7 +1581,7 @@ static Worker *create_worker(Comm *c, Run *run) {
     GptConfig config = model_of(run);
     Worker *w = allocate(sizeof *w);
     *w = (Worker){.run = run, .c = c, .evaluated = -1, .started = base_now()};
-    w->train = w->val = w->best = w->server_val = w->gap = w->consensus = NAN;
+    w->train = w->val = w->best = w->norm = w->server_val = w->gap = w->consensus = NAN;
     w->node_val[0] = w->node_val[1] = w->node_val[2] = NAN;
     w->T = (size_t)o->context;
     w->B = training ? (size_t)(o->batch / o->workers) : o->eval ? EVALUATION_BATCH : 1;
@@ -1571,8 +1602,12 @@ static Worker *create_worker(Comm *c, Run *run) {
     w->tensor = gpt_tensors(w->g, &w->tensors);
     if (!o->sample)
         w->window_loss = allocate((size_t)data_val_windows(&run->data, w->T) * sizeof(double));
-    if (c->rank == 0 && run->has_checkpoint) load_model(w, &run->checkpoint.model);
-    if (c->rank == 0 && !run->has_checkpoint) gpt_init(w->g);
+    if (c->rank == 0 && run->has_checkpoint)
+        load_model(w, &run->checkpoint.model);
+    else if (c->rank == 0 && *o->init)
+        load_model(w, &run->init);
+    else if (c->rank == 0)
+        gpt_init(w->g);
     comm_broadcast(c, w->g->params, P * sizeof(float), 0, COMM_OTHER);
     w->identity = run->identity;
     comm_broadcast(c, &w->identity, sizeof w->identity, 0, COMM_OTHER);
@@ -1597,7 +1632,7 @@ static int work(Comm *c, void *arg) {
     const Options *o = &w->run->o;
     int status = 0;
     if (o->sample) {
-        status = write_sample(w->g, w->run, c);
+        status = write_sample(w);
     } else if (o->eval) {
         w->val = evaluate(w, w->g->params, 0);
         int stopped = first_nonzero(w, isnan(w->val) ? comm_stop_requested(c) : 0);
@@ -1627,6 +1662,7 @@ static Gpt *plan_model(const Run *run) {
     Gpt *g = gpt_create(&config, 0, 0, NULL);
     must(!g, NO_MEMORY);
     if (run->has_checkpoint) check_shapes(&run->checkpoint.model, g->tensor, g->tensors);
+    if (run->init.path) check_shapes(&run->init, g->tensor, g->tensors);
     double copies = o->sample ? 1 : (double)o->workers * (o->eval ? 1 : 3),
            on_cpu = !o->sample && !o->eval && options_device(o, 0, 0) < 0,
            tokens = on_cpu * (double)o->batch / (double)o->accumulate * (double)o->context,
@@ -1699,11 +1735,12 @@ int main(int argc, char **argv) {
     if (o->version) return printf("train_gpt %s (%s)\n", VERSION, __VERSION__), finish_stdout();
     if (*o->list) return options_list(stdout, o->list), finish_stdout();
 
+    int training = !o->sample && !o->eval && !o->dry_run, locks = training && rank == 0;
+    if (locks && o->resume && checkpoint_exists(o->out)) lock_folder(o, &lock);
     prepare_run(&run, given, ranks, sharing);
     Gpt *plan = plan_model(&run);
-    int training = !o->sample && !o->eval && !o->dry_run;
-    if (training && rank == 0)
-        begin_training(&run, plan->tensor, plan->tensors, plan->parameters, &lock);
+    if (locks && lock < 0) lock_folder(o, &lock);
+    if (locks) begin_training(&run, plan->tensor, plan->tensors, plan->parameters);
     if (training && !o->resume) run.identity = checkpoint_new_identity();
     if (o->dry_run) {
         OptionsMemory memory = {0};
@@ -1722,7 +1759,8 @@ int main(int argc, char **argv) {
     data_close(&run.data);
     data_vocab_free(&run.vocab);
     checkpoint_close(&run.checkpoint);
-    free(run.vocab_text), free(run.origin);
+    st_close(&run.init);
+    free(run.vocab_text), free(run.origin), free(run.prompt);
     return status;
 }
 #endif

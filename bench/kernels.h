@@ -1,4 +1,4 @@
-/* kernels.h - signmuon.h with the matrix products of lib/gemm.h, as in signmuon.c, and a count of
+/* kernels.h - signmuon.h with the matrix products of lib/gemm.h, as in optimizer.c, and a count of
    the floating-point operations of Newton-Schulz. MIT.
 
    Include it before anything that includes signmuon.h. Every unit has a count of its own. */

@@ -78,14 +78,14 @@ musl) # Alpine's libc
     make -s CC=musl-gcc OPT=-O1 EXTRA=-Werror test
     ;;
 tidy)
-    clang-tidy --quiet train_gpt.c signmuon.c methods.c data/play.c examples/mlp.c bench/*.c bench/claims/*.c -- \
+    clang-tidy --quiet train_gpt.c signmuon.c optimizer.c methods.c data/play.c examples/mlp.c bench/*.c bench/claims/*.c -- \
         -std=c11 -D_GNU_SOURCE -I. -pthread
     ;;
 cuda)
     copy
     mkdir -p build/emulated
-    make -s build/signmuon.o build/methods.o build/test/test.o build/train_gpt.o build/test/cuda.o \
-        data/play EXTRA=-Werror
+    make -s build/signmuon.o build/optimizer.o build/methods.o build/test/test.o build/train_gpt.o \
+        build/test/cuda.o data/play EXTRA=-Werror
     emulate() { # FLAGS: the kernels as C++ for this CPU, the tests' program, the trainer
         for source in gpt_cuda signmuon_cuda; do
             g++ -std=c++17 -Wall -Wextra -Werror -Wno-unknown-pragmas -ffp-contract=off -I. -DCUDA_ON_CPU $1 -x c++ \
@@ -93,7 +93,7 @@ cuda)
         done
         for program in "test_cuda build/test/cuda.o build/test/test.o" "train_gpt_cuda build/train_gpt.o"; do
             # shellcheck disable=SC2086
-            g++ $1 -o $program build/emulated/*.o build/signmuon.o build/methods.o -lm -pthread
+            g++ $1 -o $program build/emulated/*.o build/signmuon.o build/optimizer.o build/methods.o -lm -pthread
         done
     }
     emulate -O2

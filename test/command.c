@@ -49,7 +49,7 @@ TEST(command_wrong_use_exits_2_naming_flag) {
         "--adversaries 3 --workers 3", "--attack flip --workers 3",
         "--attack flop --adversaries 1 --workers 3", "--on-death continue",
         "--resume-workers keep", "--prompt 'aXb' --sample 5 --out a",
-        "--prompt '\xff' --sample 5 --out a", "--method $(printf %05000d 0 | tr 0 z)"};
+        "--prompt '\xff' --sample-every 5", "--method $(printf %05000d 0 | tr 0 z)"};
     // clang-format on
     static const struct {
         const char *word, *line;
@@ -61,6 +61,13 @@ TEST(command_wrong_use_exits_2_naming_flag) {
         {"column 0", "--method demuon --workers 3 --topology file:column"},
         {"nowhere", "--method demuon --topology file:nowhere"},
         {"UTF-8", "--data \xff.txt"},
+        {"--prompt has no effect in training", "--prompt ab"},
+        {"--top-k has no effect in training", "--top-k 3"},
+        {"--temperature has no effect in training", "--temperature 0.5"},
+        {"--sample 0", "--sample 0"},
+        {"--data has no effect beside --sample", "--sample 5 --lr 1 --out a"},
+        {"--batch has no effect beside --eval", "--eval --batch 3 --out a"},
+        {"--prompt has no effect beside --eval", "--eval --prompt a --out a"},
         {"zzz", "--$(printf %05000d 0 | tr 0 z)"},
     };
     char word[32];
@@ -71,7 +78,8 @@ TEST(command_wrong_use_exits_2_naming_flag) {
     uint64_t before = snapshot();
     for (size_t i = 0; i < COUNT(lines); i++) {
         snprintf(word, sizeof word, "%.*s", (int)strcspn(lines[i], " ="), lines[i]);
-        REFUSED(2, word, "train_gpt --data text.txt %s", lines[i]);
+        REFUSED(2, word, "train_gpt %s %s", strstr(lines[i], "--sample 5") ? "" : "--data text.txt",
+                lines[i]);
     }
     for (size_t i = 0; i < COUNT(rows); i++)
         REFUSED(2, rows[i].word, "train_gpt --data text.txt %s", rows[i].line);
@@ -201,7 +209,7 @@ TEST(command_sample_is_prompt_and_characters_only) {
         {50, "\n", "--temperature 1e-9 --top-k 1000000"},
     };
     static const char *const true_of_samples[] = {
-        "\"$(s --seed 3)\" = \"$(s --seed 3 --threads 2 --backend processes --out a/best)\"",
+        "\"$(s --seed 3)\" = \"$(s --seed 3 --quiet --out a/best)\"",
         "\"$(s --seed 3 | head -c 51)\" = \"$(s --seed 3 --sample 50)\"",
         "\"$(s --seed 3)\" != \"$(s --seed 4)\"",
         "\"$(s --temperature 0 --seed 3)\" = \"$(s --temperature 0 --seed 4)\"",
@@ -243,6 +251,60 @@ TEST(command_eval_prints_loss_of_closing_line) {
     CHECK(before == snapshot());
 }
 
+TEST(command_eval_tokens_are_spread_over_split) {
+    setup(); /* 2000 tokens to validate on, the second half of them of another pattern */
+    OK("head -c 1000 text.txt >two; head -c 1000 text.txt | tr a-w b-x >>two");
+    OK(SMALL "--steps 20 --val-data two --data two --out a");
+    OK("train_gpt --eval --out a");
+    double all = number_after(ended.out, "val_loss ");
+    OK("train_gpt --eval --out a --eval-tokens 2000");
+    CHECK_NEAR(number_after(ended.out, "val_loss "), all, 0);
+    OK("train_gpt --eval --out a --eval-tokens 400 --workers 3");
+    double some = number_after(ended.out, "val_loss ");
+    CHECK(fabs(some - all) > 1e-6 && fabs(some - all) < 0.2, "%g, and %g on all", some, all);
+    OK("train_gpt --eval --out a --eval-tokens 1"); /* a window at least */
+}
+
+TEST(command_samples_while_it_trains_are_kept_and_shown) {
+    const char *line = SMALL "--workers 3 --sample-every 4 --prompt ab --schedule constant";
+    setup();
+    OK("%s --steps 10 --out a", line);
+    OK("grep -c '^--- step' a/samples.txt | grep -qx 3"); /* 4, 8, and the last */
+    OK("grep -A 1 '^--- step 8$' a/samples.txt | grep -q ^ab");
+    OK(MODEL "--workers 3 --sample-every 2 --prompt ab --steps 2 --out b 2>&1 | grep -qx -- "
+             "'--- step 2'");
+    OK("%s --steps 6 --out b && train_gpt --resume --steps 10 --out b --quiet", line);
+    OK("grep -v 'step 6$' b/samples.txt | grep -q 'step 10$'");
+    OK("cp b/samples.txt kept; train_gpt --resume --out b --quiet; cmp kept b/samples.txt");
+    OK(SMALL "--workers 3 --schedule constant --steps 10 --out c");
+    check_same("a", "c", 3); /* samples change nothing */
+    check_same("a", "b", 3);
+    OK(SMALL "--steps 3 --out a; test ! -s a/samples.txt");
+}
+
+TEST(command_init_begins_with_weights_made_elsewhere) {
+    setup();
+    OK(SMALL "--steps 20 --bias --heads 4 --out a");
+    OK("train_gpt --eval --out a");
+    double val = number_after(ended.out, "val_loss ");
+    OK("train_gpt --data text.txt --init a/last/model.safetensors --batch 6 --steps 0 --out b "
+       "--quiet"); /* layers, heads, width, context and bias are the file's */
+    CHECK_NEAR(number_after(ended.out, "val_loss "), val, 6e-5);
+    OK("train_gpt --data text.txt --init a/last/model.safetensors --batch 6 --steps 3 --out c "
+       "--quiet --workers 3 --method muon && train_gpt --resume --steps 5 --out c --quiet");
+    REFUSED(2, "--layers 2", MODEL "--layers 2 --init a/last/model.safetensors --out b");
+    REFUSED(2, "--init", "train_gpt --resume --out c --init a/last/model.safetensors");
+    REFUSED(1, "names must be nanoGPT's", MODEL "--init a/last/worker-0.safetensors --out b");
+    REFUSED(1, "vocabulary",
+            "tr a-w c-y <text.txt >other; train_gpt --data other --quiet --init "
+            "a/last/model.safetensors --out b --overwrite");
+    REFUSED(1, "ask for",
+            "head -c 40 text.txt >few; for i in 1 2 3 4 5 6 7 8 9; do cat few few "
+            "few >>more; done; train_gpt --vocab chars --data more --quiet --init "
+            "a/last/model.safetensors --out b --overwrite --batch 6");
+    REFUSED(1, "holds it", MODEL "--out a/last");
+}
+
 TEST(command_progress_in_pipe_is_plain_lines) {
     setup();
     OK(MODEL "--steps 9 --eval-every 5 --workers 3 --aux sign --out a");
@@ -264,7 +326,8 @@ TEST(command_data_may_be_characters_bytes_or_tokens) {
         {"--data letters.txt --vocab bytes", "different bytes", "größe", 7 + 50},
         {"--data bytes --val-data text.txt", "256 different bytes: 5120 to train on, 20000", "a",
          51},
-        {"--data 'tokens_*' --width 4", "GPT-2 tokens: 1440 to train on, 160 to validate", "a", 51},
+        {"--data 'tokens_*' --width 4", "50257 different GPT-2 tokens: 1440 to train on",
+         "[100][7]", 8 + 50 * 3},
     };
     static uint32_t tokens[256 + 500] = {20240520, 1}; /* llm.c's header, two tokens a word */
     setup();
@@ -283,8 +346,14 @@ TEST(command_data_may_be_characters_bytes_or_tokens) {
         OK("train_gpt --resume --out a --steps 5 --quiet");
         OK("train_gpt --sample 50 --out a --prompt '%s'", rows[i].prompt);
         CHECK(ended.size >= rows[i].bytes && !*ended.err, "%zu: %s", ended.size, rows[i].line);
-        if (rows[i].line[7] != '\'') CHECK(strstr(ended.out, rows[i].prompt) == ended.out);
+        CHECK(strstr(ended.out, rows[i].prompt) == ended.out, "%s: %s", ended.line, ended.out);
     }
     OK(SMALL "--data letters.txt --steps 1 --out b");
     REFUSED(2, "--prompt", "train_gpt --out b --sample 5 --prompt 'gré'");
+    REFUSED(2, "[15496]", "train_gpt --out a --sample 5 --prompt '[50257]'");
+    REFUSED(2, "[15496]", "train_gpt --out a --sample 5 --prompt Hello");
+    tokens[256 + 40] = 50257;
+    test_write(test_path("tokens_1"), tokens, 700 * 2 + 1024);
+    REFUSED(1, "token 50257 at place 80", MODEL "--data 'tokens_*' --out b");
+    REFUSED(1, "not a regular file", MODEL "--out c --data -");
 }

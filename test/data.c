@@ -265,6 +265,11 @@ TEST(data_token_files_join_by_name) {
         for (uint64_t i = 0; i < 40; i++) CHECK((uint64_t)got[i] == at + i, "at %" PRIu64, at);
     }
     CHECK(data_encode(&d.vocab, "hello", &token, 1) == -1);
+    CHECK(data_encode(&d.vocab, "[15496][50256]", &token, 1) == 2 && token == 15496);
+    CHECK(data_encode(&d.vocab, "[7][50257]", &token, 1) == -4);
+    CHECK(data_encode(&d.vocab, "[7][-1]", &token, 1) == -4 && token == 7);
+    CHECK(data_encode(&d.vocab, "[7]]", &token, 1) == -4);
+    CHECK(data_encode(&d.vocab, "[7", &token, 1) == -1);
     CHECK(data_decode(&d.vocab, 50256, out) == 7 && !memcmp(out, "[50256]", 7));
     CHECK(data_decode(&d.vocab, 50257, out) == 0);
     data_close(&d);
@@ -276,12 +281,13 @@ TEST(data_token_files_join_by_name) {
     d = opened(test_path("x_[0].txt"), "auto");
     CHECK(d.text.tokens == 3);
     data_close(&d);
-    /* a token beyond GPT-2's makes the vocabulary larger, or is refused when it is read */
+    /* a token beyond the vocabulary is refused at once, or far into the file when it is read */
     const char *path = token_file("big", 20240520, 1, 40, 40, 50240);
-    d = opened(path, "auto");
-    CHECK(d.vocab.size == 50280);
-    data_close(&d);
-    d = opened(path, "gpt2:50257");
+    CHECK(data_open(&d, path, "auto", ERROR) == DATA_UNKNOWN);
+    CHECK(strstr(error, "token 50257 at place 17 is beyond"), "%s", error);
+    d = opened(token_file("big", 20240520, 1, 40, 40, 0), "gpt2:40");
+    int fd = open(path, O_WRONLY);
+    CHECK(pwrite(fd, "\x28", 1, 1024 + 2 * 17) == 1 && !close(fd)); /* token 40 */
     CHECK(data__read(&d.text, &d.vocab, 0, 17, got) == 0);
     CHECK(data__read(&d.text, &d.vocab, 17, 1, got) == DATA_CHANGED);
     data_close(&d);

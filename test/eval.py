@@ -1,10 +1,11 @@
 """Validation loss of a checkpoint, computed by PyTorch.
 
-    python3 test/eval.py OUT/last TEXT
+    python3 test/eval.py OUT/last TEXT [NEW.safetensors]
 
 Reads OUT/last/model.safetensors and the file TEXT, and evaluates the last 10 % of the text in
 consecutive windows, the partial last one included, so that each of the n - 1 predictions counts
-once. Prints `val_loss X.XXXXXX`, in nats per character.  MIT licence.
+once. Prints `val_loss X.XXXXXX`, in nats per character. NEW receives the model as PyTorch holds it,
+for --init.  MIT licence.
 """
 import os
 import sys
@@ -53,10 +54,12 @@ def validate(model, tokens, context, batch=64):
 
 
 def main():
-    if len(sys.argv) != 3:
-        sys.exit("usage: eval.py OUT/last TEXT")
+    if len(sys.argv) not in (3, 4):
+        sys.exit("usage: eval.py OUT/last TEXT [NEW.safetensors]")
     model, context, vocab = build(*gpt.load(os.path.join(sys.argv[1], "model.safetensors")))
     tokens = read_tokens(sys.argv[2], vocab)
+    if len(sys.argv) == 4:
+        gpt.save(sys.argv[3], {name: x.numpy() for name, x in model.state_dict().items()}, {})
     print(f"val_loss {validate(model, tokens[int(0.9 * len(tokens)):], context):.6f}")
 
 

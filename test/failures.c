@@ -28,9 +28,9 @@ TEST(failure_unusable_data_or_out_exits_1) {
 }
 
 TEST(failure_full_disk_keeps_save_before) {
-    static const char *const lines[] = {"--sample 20 --out a", "--eval --out a",
-                                        "--dry-run",           "--help",
-                                        "--list methods",      "--version"};
+    static const char *const lines[] = {
+        "--sample 20 --out a", "--eval --out a", "--dry-run --data text.txt", "--help",
+        "--list methods",      "--version"};
     setup();
     OK(SMALL "--out good --steps 4 --workers 3");
     OK("cp -R good a");
@@ -42,7 +42,7 @@ TEST(failure_full_disk_keeps_save_before) {
     }
     OK("train_gpt --resume --out a --steps 8 --quiet");
     for (size_t i = 0; i < COUNT(lines) && access("/dev/full", W_OK) == 0; i++)
-        REFUSED(1, "cannot", "train_gpt --data text.txt %s >/dev/full", lines[i]);
+        REFUSED(1, "cannot", "train_gpt %s >/dev/full", lines[i]);
 }
 
 TEST(failure_cut_data_ends_with_sentence) {
@@ -336,12 +336,12 @@ TEST(failure_forged_save_is_refused_before_allocation) {
     } rows[] = {
         {"layers", "1000", "h.1.", "--eval"},
         {"layers", "1e9", "--layers", "--eval"},
-        {"width", "65536", "another shape", "--sample 5"},
-        {"context", "1048576", "another shape", "--sample 5"},
+        {"width", "65536", "ask for", "--sample 5"},
+        {"context", "1048576", "ask for", "--sample 5"},
         {"heads", "999", "--heads", "--eval"},
         {"batch", "999999999", "GB", "--resume"},
         {"workers", "99999", "--workers", "--resume"},
-        {"vocabulary", "gpt2:65536", "another shape", "--sample 5"},
+        {"vocabulary", "gpt2:65536", "ask for", "--sample 5"},
         {"vocabulary", "chars:0-10fffff", "vocabulary", "--sample 5"},
         {"evaluated", "soon", "evaluated", "--resume"},
         {"checkpoint_step", "-3", "not a part", "--resume"},
@@ -355,7 +355,7 @@ TEST(failure_forged_save_is_refused_before_allocation) {
     double honest = ended.peak;
     for (size_t i = 0; i < COUNT(rows); i++) {
         forge(rows[i].key, rows[i].value);
-        run("train_gpt %s --out b --quiet --data text.txt", rows[i].call);
+        run("train_gpt %s --out b --quiet", rows[i].call);
         check_ended(ended.status == 2 ? 2 : 1, rows[i].word);
         CHECK(!strchr(ended.err, 0x1b) && !strstr(ended.err, "\x9b"), "%s", ended.line);
         CHECK(ended.peak < honest + 64, "%g MB: %s", ended.peak, ended.line);

@@ -21,7 +21,7 @@ trap 'umount "$folder/small" 2>/dev/null; rm -rf "$folder"' EXIT
 
 build() { # build FLAG...: the program whose calls can fail
     ${CC:-gcc} ${CFLAGS:--std=c11 -D_GNU_SOURCE -O1 -fopenmp-simd -ffp-contract=off -pthread} -g -no-pie "$@" \
-        -I"$sources" -o train_gpt "$sources"/{train_gpt,signmuon,methods,test/faults}.c -lm $(sed -n \
+        -I"$sources" -o train_gpt "$sources"/{train_gpt,signmuon,optimizer,methods,test/faults}.c -lm $(sed -n \
         's/^[FW][A-Z_]*([^,]*, \([a-z_]*\), .*/-Wl,--wrap=\1/p; s/^int __wrap_\([a-z]*\)(.*/-Wl,--wrap=\1/p' \
         "$sources/test/faults.c") || exit 1
 }

@@ -101,7 +101,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    def __init__(self, layers, heads, width, context, vocab, bias=False, untied=False):
+    def __init__(self, layers, heads, width, context, vocab, bias=False):
         super().__init__()
         self.transformer = nn.ModuleDict({
             "wte": nn.Embedding(vocab, width),
@@ -110,8 +110,7 @@ class GPT(nn.Module):
             "ln_f": LayerNorm(width, bias),
         })
         self.lm_head = nn.Linear(width, vocab, False)
-        if not untied:
-            self.lm_head.weight = self.transformer.wte.weight
+        self.lm_head.weight = self.transformer.wte.weight
 
     def forward(self, inputs, targets=None):
         """(B,T) tokens -> logits (B,T,V) and the mean loss over the targets that are not -1."""

@@ -14,8 +14,8 @@ import torch
 import gpt
 
 MODELS = {
-    "a": dict(layers=2, heads=3, width=24, context=10, vocab=17, bias=False, untied=False),
-    "b": dict(layers=1, heads=2, width=16, context=7, vocab=11, bias=True, untied=True),
+    "a": dict(layers=2, heads=3, width=24, context=10, vocab=17, bias=False),
+    "b": dict(layers=1, heads=2, width=16, context=7, vocab=11, bias=True),
 }
 BATCH = {"a": 2, "b": 3}
 SHAPES = [(24, 16), (16, 24), (20, 20)]

@@ -244,18 +244,15 @@ static void fixture_read(const StFile *f, char model, const char *name, void *ou
         CHECK(0, "%s is not in the fixture", full);
 }
 
-/* A fixture whose lm_head is not tied runs with a vocabulary twice as large: lm_head, then wte, and
- * inputs are numbered from there. Its logits must agree; loss and gradients have no counterpart. */
 static void check_pytorch(const StFile *f, char model) {
-    int untied = fixture_int(f, model, "untied") > 0;
     GptConfig c = {.layers = fixture_int(f, model, "layers"),
                    .heads = fixture_int(f, model, "heads"),
                    .width = fixture_int(f, model, "width"),
                    .context = fixture_int(f, model, "context"),
-                   .vocab = fixture_int(f, model, "vocab") * (1 + untied),
+                   .vocab = fixture_int(f, model, "vocab"),
                    .bias = fixture_int(f, model, "bias")};
     size_t B = (size_t)fixture_int(f, model, "batch"), T = (size_t)c.context, BT = B * T, real = 0;
-    size_t V = (size_t)c.vocab, whole = V / (size_t)(1 + untied), C = (size_t)c.width;
+    size_t V = (size_t)c.vocab;
     int32_t in[32], target[32];
     float logits[64], expected[32 * 64];
     double loss = 0;
@@ -265,28 +262,23 @@ static void check_pytorch(const StFile *f, char model) {
     fixture_read(f, model, "inputs", in, BT * sizeof *in);
     fixture_read(f, model, "targets", target, BT * sizeof *target);
     fixture_read(f, model, "loss", &loss, sizeof loss);
-    fixture_read(f, model, "logits", expected, BT * whole * sizeof *expected);
+    fixture_read(f, model, "logits", expected, BT * V * sizeof *expected);
     for (size_t i = 0; i < m.count; i++) {
         const SmTensor *t = &m.tensors[i];
         char grad[128];
-        size_t n = entries(t);
         snprintf(grad, sizeof grad, "grad.%s", t->name);
-        if (untied && i == 0) n = whole * C;
-        if (untied && i == 0) fixture_read(f, model, "lm_head.weight", m.params, n * 4);
-        size_t at = t->offset + entries(t) - n;
-        fixture_read(f, model, t->name, m.params + at, n * 4);
-        fixture_read(f, model, grad, want + at, n * 4);
+        fixture_read(f, model, t->name, m.params + t->offset, entries(t) * 4);
+        fixture_read(f, model, grad, want + t->offset, entries(t) * 4);
     }
     for (size_t i = 0; i < BT; i++) {
-        in[i] += untied ? (int32_t)whole : 0;
-        gpt_logits(m.g, in + i / T * T, 0, i % T + 1, logits);
-        double d = distance(logits, expected + i * whole, whole);
+        gpt_logits(m.g, m.params, in + i / T * T, 0, i % T + 1, logits);
+        double d = distance(logits, expected + i * V, V);
         CHECK(d < 2e-6, "model %c, logits of token %zu: relative error %g", model, i, d);
     }
     for (size_t i = 0; i < BT; i++) real += target[i] >= 0;
     double sum = gpt_gradient(m.g, in, target, B, T, 0);
-    if (!untied) CHECK_NEAR(sum / (double)real, loss, 1e-6);
-    for (size_t i = 0; !untied && i < m.count; i++) {
+    CHECK_NEAR(sum / (double)real, loss, 1e-6);
+    for (size_t i = 0; i < m.count; i++) {
         size_t at = m.tensors[i].offset;
         double d = distance(m.grads + at, want + at, entries(&m.tensors[i]));
         CHECK(d <= 1e-5, "model %c, gradient of %s: error %g", model, m.tensors[i].name, d);
@@ -408,13 +400,13 @@ TEST(model_logits_row_by_row_equal_whole_pass) {
         for (size_t s = 0; s < 3; s++)
             for (size_t from = 0, to; from < T70; from = to) {
                 to = from + steps[s] < T70 ? from + steps[s] : T70;
-                gpt_logits(m.g, in, from, to, logits);
+                gpt_logits(m.g, m.params, in, from, to, logits);
                 double sum = 0, tolerance = bf16 ? 0.02 : 1e-5;
                 for (size_t v = 0; v < V37; v++) sum += exp((double)logits[v]);
                 CHECK_NEAR(log(sum) - (double)logits[target[to - 1]], (double)losses[to - 1],
                            tolerance);
                 if (to < T70) continue;
-                gpt_logits(m.g, in, 0, to, whole);
+                gpt_logits(m.g, m.params, in, 0, to, whole);
                 CHECK(distance(logits, whole, V37) < tolerance, "%zu rows, bf16 %d", steps[s],
                       bf16);
             }

@@ -1,6 +1,6 @@
 /* reference.h - the oracle of the optimizer: every method's equation, transcribed in double. It
    knows the methods' names, sm_resolve's numbers, and signmuon.h's tables of gains and polynomials,
-   which test/math.c proves; and nothing of signmuon.c's rows and stages. */
+   which test/math.c proves; and nothing of signmuon.c's stages. */
 #ifndef REFERENCE_H
 #define REFERENCE_H
 

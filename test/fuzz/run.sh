@@ -10,7 +10,7 @@ export TMPDIR GEMM_ISA=portable
 trap 'rm -rf "$TMPDIR"' EXIT && trap 'exit 130' INT TERM
 clang -std=c11 -D_GNU_SOURCE -I. -O1 -g -fopenmp-simd -ffp-contract=off -pthread -Wall -Wextra -Wno-unused-function \
     -Wno-pass-failed -fsanitize=fuzzer,address,undefined,float-cast-overflow -fno-sanitize-recover=all \
-    -o build/fuzz/fuzz test/fuzz/fuzz.c signmuon.c methods.c -lm || exit 1
+    -o build/fuzz/fuzz test/fuzz/fuzz.c signmuon.c optimizer.c methods.c -lm || exit 1
 targets=0 executions=0 crashes=0
 for target in ${*:-$(build/fuzz/fuzz)}; do
     log=build/fuzz/$target.log found=build/fuzz/found/$target
