@@ -333,20 +333,25 @@ static inline void prepare_run(Run *run, const unsigned char *given, int ranks, 
         encode_prompt(run, o->sample ? &run->vocab : &run->data.vocab);
 }
 
-/* Lock the folder of a training run. */
-static inline void lock_folder(const Options *o, int *lock) {
-    char error[BASE_PATH + 512], save[2 * BASE_PATH];
+/* Lock the folder of a training run and say what begins. */
+static inline void begin_training(const Run *run, const SmTensor *tensor, size_t tensors,
+                                  size_t parameters, int *lock) {
+    const Options *o = &run->o;
+    char error[BASE_PATH + 512], note[BASE_PATH + 512], save[2 * BASE_PATH];
     snprintf(save, sizeof save, "%s/model.safetensors", o->out);
     if (access(save, F_OK) == 0)
         die(FAILED, "%s is a save of a run: --out takes the folder of the run, which holds it",
             o->out);
     must(checkpoint_lock(o->out, lock, error, sizeof error), error);
-}
-
-/* A training run has its folder: say what begins. */
-static inline void begin_training(const Run *run, const SmTensor *tensor, size_t tensors,
-                                  size_t parameters) {
-    const Options *o = &run->o;
+    if (o->resume) { /* until now another program may have held the lock, and saved */
+        Checkpoint now;
+        const CheckpointStamp *then = &run->checkpoint.stamp;
+        must(checkpoint_open(o->out, "last", 1, &now, note, sizeof note, error, sizeof error),
+             error);
+        if (now.stamp.step != then->step || now.stamp.run != then->run)
+            die(FAILED, "another program has saved in %s just now: start again", o->out);
+        checkpoint_close(&now);
+    }
     if (!o->resume && !o->overwrite && checkpoint_exists(o->out))
         die(FAILED,
             "%s holds a run: --resume goes on from it, --overwrite starts anew, --out DIR leaves "

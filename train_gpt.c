@@ -1735,12 +1735,11 @@ int main(int argc, char **argv) {
     if (o->version) return printf("train_gpt %s (%s)\n", VERSION, __VERSION__), finish_stdout();
     if (*o->list) return options_list(stdout, o->list), finish_stdout();
 
-    int training = !o->sample && !o->eval && !o->dry_run, locks = training && rank == 0;
-    if (locks && o->resume && checkpoint_exists(o->out)) lock_folder(o, &lock);
     prepare_run(&run, given, ranks, sharing);
     Gpt *plan = plan_model(&run);
-    if (locks && lock < 0) lock_folder(o, &lock);
-    if (locks) begin_training(&run, plan->tensor, plan->tensors, plan->parameters);
+    int training = !o->sample && !o->eval && !o->dry_run;
+    if (training && rank == 0)
+        begin_training(&run, plan->tensor, plan->tensors, plan->parameters, &lock);
     if (training && !o->resume) run.identity = checkpoint_new_identity();
     if (o->dry_run) {
         OptionsMemory memory = {0};
