@@ -626,7 +626,7 @@ static inline int open_samples(const Worker *w, int mode, char *path, size_t siz
     return fd;
 }
 
-/* Drop the samples of later steps than this worker's; a new run drops all. */
+/* Drop the samples of this step, which is sampled again, and of later ones. */
 static inline void cut_samples(const Worker *w) {
     char path[2 * BASE_PATH], *line = NULL;
     int fd = open_samples(w, O_RDWR, path, sizeof path), later = 0;
@@ -635,7 +635,7 @@ static inline void cut_samples(const Worker *w) {
     off_t at = 0;
     long step;
     for (ssize_t n; f && !later && (n = getline(&line, &room, f)) > 0; at += later ? 0 : n)
-        later = sscanf(line, "--- step %ld", &step) == 1 && step > w->step;
+        later = sscanf(line, "--- step %ld", &step) == 1 && step >= w->step;
     if (later && ftruncate(fd, at)) die(FAILED, "%s: cannot be cut: %s", path, strerror(errno));
     if (f) fclose(f);
     free(line);

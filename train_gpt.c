@@ -1250,18 +1250,26 @@ static int write_sample(Worker *w) {
     return stopped ? 128 + stopped : 0;
 }
 
-/* --sample-every: worker 0 adds a sample to OUT/samples.txt, and shows it. */
-static void add_sample(Worker *w, const float *model) {
+/* --sample-every: where a sample is due, worker 0 adds it to OUT/samples.txt and shows it. Returns 0
+ * when a signal cut it short: the resumed run makes it. */
+static int add_sample(Worker *w) {
+    const Options *o = &w->run->o;
+    int due = w->step > 0 && (is_due(w->step, o->sample_every) || w->step >= o->steps), stopped = 0;
     char *text = NULL;
     size_t size = 0;
-    if (w->c->rank) return;
-    FILE *f = open_memstream(&text, &size);
-    must(!f, NO_MEMORY);
-    write_text(w, model, SAMPLE_TOKENS, (uint64_t)w->step, f, 0);
-    fprintf(f, "\n");
-    must(fclose(f), NO_MEMORY);
-    keep_sample(w, text, size);
-    free(text);
+    if (!o->sample_every || !due) return 1;
+    const float *model = deployed_model(w);
+    if (w->c->rank == 0) {
+        FILE *f = open_memstream(&text, &size);
+        must(!f, NO_MEMORY);
+        write_text(w, model, SAMPLE_TOKENS, (uint64_t)w->step, f, 0);
+        fprintf(f, "\n");
+        must(fclose(f), NO_MEMORY);
+        stopped = comm_stop_requested(w->c);
+        if (!stopped) keep_sample(w, text, size);
+        free(text);
+    }
+    return !first_nonzero(w, stopped);
 }
 
 /* Payload and agreement, from all workers; on a graph their distance from the mean model. */
@@ -1473,7 +1481,6 @@ static int train_step(Worker *w) {
     int validates = last || is_due(w->step, o->eval_every);
     int logs = validates || is_due(w->step, o->log_every);
     int saves = last || stop || is_due(w->step, o->save_every);
-    int samples = o->sample_every && (last || is_due(w->step, o->sample_every));
     int checks = !gossips(w) && (last || is_due(w->step, o->check_every));
     if (validates || saves)
         agree_on(w, (StepReport){.bad = -1, .fault = sm_fault(w->optimizer)}, COMM_OTHER);
@@ -1485,8 +1492,8 @@ static int train_step(Worker *w) {
         log_row(w, validates);
         if (isatty(2) || validates || base_now() - w->shown > 10) show_progress(w, last);
     }
-    if (samples && complete) add_sample(w, deployed_model(w));
-    if (!complete) stop = first_nonzero(w, comm_stop_requested(w->c));
+    int sampled = !complete || add_sample(w);
+    if (!complete || !sampled) stop = first_nonzero(w, comm_stop_requested(w->c));
     if (saves || stop) save(w, deployed_model(w), "last", 1);
     if (!stop || (last && complete)) return -1;
     if (w->c->rank == 0)
@@ -1521,6 +1528,7 @@ static int train(Worker *w) {
             return 128 + first_nonzero(w, comm_stop_requested(w->c)); /* nothing is lost */
         if (w->c->rank == 0) log_row(w, 1), show_progress(w, 0);
     }
+    if (!add_sample(w)) return 128 + first_nonzero(w, comm_stop_requested(w->c));
     while (w->step < o->steps) {
         int status = train_step(w);
         if (status >= 0) return status;
