@@ -15,6 +15,8 @@ WARN = -Wall -Wextra -Wpedantic -Wshadow -Wconversion
 BASE = -std=c11 -D_GNU_SOURCE -I. $(OPT) -fopenmp-simd -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread $(WARN) $(EXTRA)
 CFLAGS = $(BASE) $(if $(filter 1,$(NATIVE)),-march=native)
 LDLIBS = -lm
+VERSION = $(shell sed -n 's/^.define SM_VERSION "\(.*\)"/\1/p' optimizer.h)
+SONAME = libsignmuon.so.$(firstword $(subst ., ,$(VERSION)))
 PREFIX = /usr/local
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 TESTS = $(patsubst test/%.c,build/test/%.o,$(filter-out test/mpi.c test/faults.c test/cuda.c,$(wildcard test/*.c)))
@@ -43,7 +45,7 @@ train_gpt test_signmuon data/play bench/claims/claims bench/bench bench/scale:
 libsignmuon.a: $(OPTIMIZER:build/%=build/lib/%)
 	$(AR) rcs $@ $^
 libsignmuon.so: $(OPTIMIZER:build/%=build/lib/%)
-	$(CC) $(BASE) -shared -o $@ $^ $(LDLIBS)
+	$(CC) $(BASE) -shared -Wl,-soname,$(SONAME) -o $@ $^ $(LDLIBS)
 
 mpi: train_gpt_mpi ## the program over MPI: mpirun -n 4 train_gpt_mpi (libopenmpi-dev or libmpich-dev)
 train_gpt_mpi: train_gpt.c $(OPTIMIZER:build/%.o=%.c) $(wildcard *.h lib/*.h)
@@ -51,8 +53,7 @@ train_gpt_mpi: train_gpt.c $(OPTIMIZER:build/%.o=%.c) $(wildcard *.h lib/*.h)
 
 cuda: train_gpt_cuda ## the program for NVIDIA GPUs (the CUDA toolkit, 12 or newer)
 build/cuda/%.o: lib/%.cu $(wildcard lib/*cuda*)
-	@command -v $(NVCC) >/dev/null || { echo "no $(NVCC) here: make cuda takes NVIDIA's CUDA toolkit; NVCC=/path/nvcc names one" >&2; exit 1; }
-	@mkdir -p $(@D)
+	@mkdir -p $(@D) && command -v $(NVCC) >/dev/null || { echo "no $(NVCC) here: make cuda takes NVIDIA's CUDA toolkit; NVCC=/path/nvcc names one" >&2; exit 1; }
 	$(NVCC) -O3 -std=c++17 $(GPU) -I. -c -o $@ $<
 CUDA = build/cuda/gpt_cuda.o build/cuda/signmuon_cuda.o $(OPTIMIZER)
 train_gpt_cuda: build/train_gpt.o $(CUDA)
@@ -63,14 +64,12 @@ train_gpt_cuda test_cuda:
 # The text to train on: TinyShakespeare, or without it the offline corpus.
 TEXT = $$(sh data/tinyshakespeare.sh || { $(MAKE) -s data/play >&2 && data/play data/offline.txt >&2 && echo data/offline.txt; })
 METHOD = signmuon --aux sign
+NANOGPT = echo 'nanoGPT publishes val_loss 1.88 for this model, batch and number of steps on TinyShakespeare (20 random batches, AdamW)'
 
-train: train_gpt ## train on TinyShakespeare by majority vote, then print a sample
-	text=$(TEXT) && ./train_gpt --data "$$text" --method $(METHOD) --workers 3 --threads 2 --out out --overwrite $(TRAIN)
-	@echo "nanoGPT publishes val_loss 1.88 for this model, batch and number of steps on TinyShakespeare (20 random batches, AdamW)"
-	@./train_gpt --sample 300 --out out
-sample: train_gpt ## 300 characters from the last training run
-	@./train_gpt --sample 300 --out out
-
+train: train_gpt ## train on TinyShakespeare by majority vote, with samples
+	text=$(TEXT) && ./train_gpt --data "$$text" --method $(METHOD) --workers 3 --threads 2 --out out --overwrite --sample-every 1000 $(TRAIN) && \
+	if [ "$$text" != data/offline.txt ]; then $(if $(TRAIN),:,$(NANOGPT)); else echo 'no model can come below the exact entropy of this text'; fi
+	@echo "compare: make train METHOD=muon TRAIN='--out out/muon', then make plots LOGS='out/log.csv out/muon/log.csv'"
 test: train_gpt test_signmuon data/play libsignmuon.a libsignmuon.so ## every test (under a minute; needs nothing but the compiler)
 	CC="$(CC)" EXTRA="$(EXTRA)" ./test_signmuon
 
@@ -82,39 +81,40 @@ check-%: ## one of them
 fuzz: ## libFuzzer on every reader of foreign bytes, SECONDS=60 each (clang)
 	+@sh test/check.sh fuzz $(or $(SECONDS),60)
 torture: train_gpt test_signmuon ## workers and programs killed at random, every call to the outside world failing once (an hour)
-	bash test/torture.sh
-	+sh test/check.sh faults all
+	+bash test/torture.sh && sh test/check.sh faults all
 
 bench: bench/bench train_gpt ## kernels and steps in percent of this machine's limits: docs/BENCH.md (two minutes)
 	./bench/bench
 scale: bench/scale train_gpt ## steps on 8 to 100,000 workers, predicted from rates measured here: docs/SCALE.md (gnuplot)
-	./bench/scale
-	gnuplot bench/scale.gp
+	./bench/scale && gnuplot bench/scale.gp
 claims: bench/claims/claims ## what the papers claim, recomputed: docs/CLAIMS.md (four minutes; gnuplot)
-	./bench/claims/claims
-	gnuplot bench/claims/claims.gp
-
+	./bench/claims/claims && gnuplot bench/claims/claims.gp
 table bytes gossip byzantine network: %: train_gpt ## studies: every method; bytes to a loss; graphs; attacks; slow wires (half an hour each)
 	text=$(TEXT) && sh bench/$@.sh "$$text" >build/$@.md && mv build/$@.md docs/$(shell echo $@ | tr a-z A-Z).md
 
 LOGS = $(wildcard out/log.csv)
 plots: ## LOGS='a/log.csv b/log.csv' as SVG in plots/: loss against step, bytes sent, wire time (gnuplot)
-	@mkdir -p plots
-	gnuplot -e "logs='$(LOGS)'; to='plots'" bench/plot.gp
+	@mkdir -p plots && gnuplot -e "logs='$(LOGS)'; to='plots'" bench/plot.gp
 
-install: all ## into $(DESTDIR)$(PREFIX)
-	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/lib" "$(DESTDIR)$(PREFIX)/include"
-	install train_gpt "$(DESTDIR)$(PREFIX)/bin"
-	install -m 644 libsignmuon.a "$(DESTDIR)$(PREFIX)/lib"
-	install libsignmuon.so "$(DESTDIR)$(PREFIX)/lib"
-	install -m 644 optimizer.h signmuon.h ef21muon.h demuon.h "$(DESTDIR)$(PREFIX)/include"
+TO = $(DESTDIR)$(PREFIX)
+HEADERS = optimizer.h signmuon.h ef21muon.h demuon.h
+install: all ## into $(DESTDIR)$(PREFIX), with a file for pkg-config
+	install -d "$(TO)/bin" "$(TO)/lib/pkgconfig" "$(TO)/include"
+	install train_gpt "$(TO)/bin"
+	install -m 644 libsignmuon.a "$(TO)/lib"
+	install libsignmuon.so "$(TO)/lib/libsignmuon.so.$(VERSION)"
+	cd "$(TO)/lib" && ln -sf libsignmuon.so.$(VERSION) $(SONAME) && ln -sf $(SONAME) libsignmuon.so
+	install -m 644 $(HEADERS) "$(TO)/include"
+	printf '%s\n' 'prefix=$(PREFIX)' 'Name: signmuon' 'Description: Muon steps that travel as one bit per weight' 'Version: $(VERSION)' \
+		'Cflags: -I"$${prefix}/include"' 'Libs: -L"$${prefix}/lib" -lsignmuon -lm -pthread' >"$(TO)/lib/pkgconfig/signmuon.pc"
+uninstall: ## what install has put there
+	rm -f "$(TO)/bin/train_gpt" "$(TO)/lib/libsignmuon."* "$(TO)/lib/pkgconfig/signmuon.pc" $(HEADERS:%="$(TO)/include/%")
 
 clean: ## remove what was built
 	rm -rf train_gpt train_gpt_mpi train_gpt_cuda test_cuda test_signmuon data/play bench/bench bench/scale bench/claims/claims build *.a *.so
-
 help: ## this list
 	@sed -n '/^$$/q; s/^# *//p' Makefile
 	@echo
 	@sed -n 's/^\([a-z][a-z %-]*\):.*## /\1\t/p' Makefile | expand -t 16
 
-.PHONY: all mpi cuda train sample test check fuzz torture bench scale claims table bytes gossip byzantine network plots install clean help
+.PHONY: all mpi cuda train test check fuzz torture bench scale claims table bytes gossip byzantine network plots install uninstall clean help

@@ -35,6 +35,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define SM_VERSION "0.2.0"
+
 #ifdef __cplusplus
 extern "C" {
 #endif

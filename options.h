@@ -29,8 +29,6 @@
 #include "optimizer.h"
 #include "signmuon.h"
 
-#define VERSION "0.2.0"
-
 enum { FAILED = 1, USAGE = 2, DIVERGED = 3 }; /* exit statuses */
 
 /* ------------------------------------------------------------------------------------------------
@@ -64,8 +62,8 @@ enum {
     FIXED,       /* keeps it; --resume refuses another value */
     SIZED,       /* the same, unless --resume-workers takes another number of workers */
     KEEPING = 3, /* mask of the four above */
-    EVALUATES = 1 << 2,
-    SAMPLES = 1 << 3,
+    WITH_EVAL = 1 << 2,
+    WITH_SAMPLE = 1 << 3,
     COMMON = FLAG_COMMON /* on the short page of --help */
 };
 
@@ -132,17 +130,17 @@ NAMES(choice_schedule, schedule_row)
 
 // clang-format off
 static const Flag flags[] = {
-    TEXT("Data", "data", data, "data/tinyshakespeare.txt", "PATH", "a text, or token shards of llm.c (a quoted pattern for many)", STORED | COMMON | EVALUATES),
-    TEXT("Data", "val-data", val_data, "", "PATH", "text or shards to validate on; without it the last 10 % of --data", STORED | EVALUATES),
-    CHOICE("Data", "vocab", vocab, "auto", choice_vocab, "tokens of a text: its characters, or bytes; auto: characters if it is UTF-8", FIXED | EVALUATES),
+    TEXT("Data", "data", data, "data/tinyshakespeare.txt", "PATH", "a text, or token shards of llm.c (a quoted pattern for many)", STORED | COMMON | WITH_EVAL),
+    TEXT("Data", "val-data", val_data, "", "PATH", "text or shards to validate on; without it the last 10 % of --data", STORED | WITH_EVAL),
+    CHOICE("Data", "vocab", vocab, "auto", choice_vocab, "tokens of a text: its characters, or bytes; auto: characters if it is UTF-8", FIXED | WITH_EVAL),
     CHOICE("Data", "shards", shards, "iid", choice_shards, "which part of the text each worker trains on", FIXED),
-    WHOLE("Model", "layers", layers, "4", 1, 1000, "transformer layers", FIXED | COMMON | EVALUATES | SAMPLES),
-    WHOLE("Model", "heads", heads, "4", 1, 1000, "attention heads; they divide the width", FIXED | COMMON | EVALUATES | SAMPLES),
-    WHOLE("Model", "width", width, "128", 1, 65536, "channels", FIXED | COMMON | EVALUATES | SAMPLES),
-    WHOLE("Model", "context", context, "64", 1, 1048576, "tokens that the model sees at once", FIXED | COMMON | EVALUATES | SAMPLES),
+    WHOLE("Model", "layers", layers, "4", 1, 1000, "transformer layers", FIXED | COMMON | WITH_EVAL | WITH_SAMPLE),
+    WHOLE("Model", "heads", heads, "4", 1, 1000, "attention heads; they divide the width", FIXED | COMMON | WITH_EVAL | WITH_SAMPLE),
+    WHOLE("Model", "width", width, "128", 1, 65536, "channels", FIXED | COMMON | WITH_EVAL | WITH_SAMPLE),
+    WHOLE("Model", "context", context, "64", 1, 1048576, "tokens that the model sees at once", FIXED | COMMON | WITH_EVAL | WITH_SAMPLE),
     REAL("Model", "dropout", dropout, "0", 0, 0.99, "P", "probability that an activation is dropped", STORED),
-    SWITCH("Model", "bias", bias, "biases in linear layers and LayerNorms", FIXED | EVALUATES | SAMPLES),
-    CHOICE("Model", "dtype", dtype, "auto", choice_dtype, "of products and stored activations; sums, weights and optimizer stay fp32. auto: bf16 on a GPU, else fp32", STORED | EVALUATES | SAMPLES),
+    SWITCH("Model", "bias", bias, "biases in linear layers and LayerNorms", FIXED | WITH_EVAL | WITH_SAMPLE),
+    CHOICE("Model", "dtype", dtype, "auto", choice_dtype, "of products and stored activations; sums, weights and optimizer stay fp32. auto: bf16 on a GPU, else fp32", STORED | WITH_EVAL | WITH_SAMPLE),
     CHOICE("Optimizer", "method", rule.method, "signmuon", choice_method, "rule of the hidden matrices (--list methods)", FIXED | COMMON),
     CHOICE("Optimizer", "aux", rule.aux, "auto", choice_aux, "rule of all other tensors: fp32 AdamW, a 1-bit vote, the method without its LMOs, or the method in Scion's norms", FIXED | COMMON),
     REAL("Optimizer", "lr", rule.lr, "auto", 0, 1e6, "RATE", "peak learning rate of the hidden matrices", STORED | COMMON),
@@ -168,37 +166,37 @@ static const Flag flags[] = {
     TEXT("Optimizer", "up", rule.up, "auto", "COMPRESSOR", "EF21: what workers send, e.g. topk:0.1+natural (--list compressors)", STORED),
     TEXT("Optimizer", "down", rule.down, "auto", "COMPRESSOR", "EF21: what the server sends", STORED),
     TEXT("Optimizer", "topology", rule.topology, "auto", "GRAPH", "gossip: ring, exponential, ... or file:PATH of a matrix (--list topologies)", STORED),
-    WHOLE("Workers", "workers", workers, "1", 1, COMM_MAX_WORKERS, "how many; odd numbers cannot tie", SIZED | COMMON | EVALUATES),
-    CHOICE("Workers", "backend", backend, "threads", choice_backend, "what a worker is; results do not depend on it", STORED | COMMON | EVALUATES),
-    TEXT("Workers", "device", device, "auto", "WHERE", "cpu; gpu: worker R takes GPU R, counted round; or the number of one GPU for all. auto: gpu in train_gpt_cuda (make cuda)", PER_CALL | EVALUATES | SAMPLES),
-    WHOLE("Workers", "threads", threads, "0", 0, 256, "compute threads per worker; 0: usable cores / workers. Results do not depend on them", PER_CALL | COMMON | EVALUATES),
+    WHOLE("Workers", "workers", workers, "1", 1, COMM_MAX_WORKERS, "how many; odd numbers cannot tie", SIZED | COMMON | WITH_EVAL),
+    CHOICE("Workers", "backend", backend, "threads", choice_backend, "what a worker is; results do not depend on it", STORED | COMMON | WITH_EVAL),
+    TEXT("Workers", "device", device, "auto", "WHERE", "cpu; gpu: worker R takes GPU R, counted round; or the number of one GPU for all. auto: gpu in train_gpt_cuda (make cuda)", PER_CALL | WITH_EVAL | WITH_SAMPLE),
+    WHOLE("Workers", "threads", threads, "0", 0, 256, "compute threads per worker; 0: usable cores / workers. Results do not depend on them", PER_CALL | COMMON | WITH_EVAL),
     TEXT("Workers", "link", link, "", "RATE,DELAY", "estimate the time on such a wire, e.g. 100mbit,5ms (computed, not slept)", STORED),
     WHOLE("Workers", "check-every", check_every, "100", 0, MANY, "steps between comparisons of the workers' parameters by hash; 0 never", STORED),
     WHOLE("Workers", "adversaries", adversaries, "0", 0, COMM_MAX_WORKERS, "the last N workers are Byzantine", SIZED),
     TEXT("Workers", "attack", rule.attack, "auto", "HOW", "what they send: flip, random, zero, nan or scale:S", SIZED),
     CHOICE("Workers", "on-death", on_death, "stop", choice_death, "processes: a killed worker ends the run, or the others go on from the last save", STORED),
-    REAL("Workers", "timeout", timeout, "300", 0, 1e9, "SECONDS", "processes: a worker that keeps the others waiting longer counts as dead; 0 never", STORED | EVALUATES),
+    REAL("Workers", "timeout", timeout, "300", 0, 1e9, "SECONDS", "processes: a worker that keeps the others waiting longer counts as dead; 0 never", STORED | WITH_EVAL),
     CHOICE("Workers", "resume-workers", resume_workers, "refuse", choice_resume, "--resume with another --workers: each keeps its momentum (new ones take the mean), all take the mean, or zero", PER_CALL),
     WHOLE("Run", "batch", batch, "12", 1, 1e9, "sequences per step over all workers", SIZED | COMMON),
     WHOLE("Run", "accumulate", accumulate, "1", 1, 1e9, "passes in which a worker computes its gradient: as many times less memory for activations", STORED),
     WHOLE("Run", "steps", steps, "2000", 0, MANY, "optimizer steps", STORED | COMMON),
-    WHOLE("Run", "seed", seed, "1337", 0, 9e18, "everything random follows from it", FIXED | COMMON | SAMPLES),
+    WHOLE("Run", "seed", seed, "1337", 0, 9e18, "everything random follows from it", FIXED | COMMON | WITH_SAMPLE),
     WHOLE("Run", "eval-every", eval_every, "250", 0, MANY, "steps between validations on the whole split; 0 only at the end", STORED),
-    WHOLE("Run", "eval-tokens", eval_tokens, "0", 0, MANY, "validate on so many tokens, spread over the split; 0: on all", STORED | EVALUATES),
+    WHOLE("Run", "eval-tokens", eval_tokens, "0", 0, MANY, "validate on so many tokens, spread over the split; 0: on all", STORED | WITH_EVAL),
     WHOLE("Run", "log-every", log_every, "10", 0, MANY, "steps between rows of log.csv; 0 only at validations", STORED),
     WHOLE("Run", "save-every", save_every, "500", 0, MANY, "steps between saves; 0 only at the end", STORED),
-    TEXT("Run", "out", out, "out", "DIR", "folder of the run: its saves and log.csv; --eval and --sample also read DIR/best", PER_CALL | COMMON | EVALUATES | SAMPLES),
+    TEXT("Run", "out", out, "out", "DIR", "folder of the run: its saves and log.csv; --eval and --sample also read DIR/best", PER_CALL | COMMON | WITH_EVAL | WITH_SAMPLE),
     TEXT("Run", "init", init, "", "PATH", "begin with the weights of a safetensors file with nanoGPT's names; its shapes are the model's", PER_CALL),
     SWITCH("Run", "resume", resume, "go on from the last save in --out, with its flags", PER_CALL | COMMON),
     SWITCH("Run", "overwrite", overwrite, "start anew in a folder that holds a run", PER_CALL | COMMON),
     SWITCH("Run", "dry-run", dry_run, "print model, rules, bytes and memory; train nothing", PER_CALL | COMMON),
-    SWITCH("Run", "quiet", quiet, "no progress", PER_CALL | EVALUATES | SAMPLES),
-    SWITCH("Text", "eval", eval, "print the validation loss of a save", PER_CALL | COMMON | EVALUATES),
-    WHOLE("Text", "sample", sample, "0", 0, MANY, "write N tokens of text to stdout, and nothing else", PER_CALL | COMMON | SAMPLES),
+    SWITCH("Run", "quiet", quiet, "no progress", PER_CALL | WITH_EVAL | WITH_SAMPLE),
+    SWITCH("Text", "eval", eval, "print the validation loss of a save", PER_CALL | COMMON | WITH_EVAL),
+    WHOLE("Text", "sample", sample, "0", 0, MANY, "write N tokens of text to stdout, and nothing else", PER_CALL | COMMON | WITH_SAMPLE),
     WHOLE("Text", "sample-every", sample_every, "0", 0, MANY, "steps between samples of 300 tokens while it trains, also in OUT/samples.txt; 0 none", STORED),
-    TEXT("Text", "prompt", prompt, "\n", "TEXT", "how the sample begins; of GPT-2 tokens their numbers, [15496][995]", PER_CALL | COMMON | SAMPLES),
-    REAL("Text", "temperature", temperature, "0.8", 0, 1e6, "T", "0 takes the likeliest token", PER_CALL | SAMPLES),
-    WHOLE("Text", "top-k", top_k, "200", 0, 1e9, "sample among the K likeliest tokens; 0 among all", PER_CALL | SAMPLES),
+    TEXT("Text", "prompt", prompt, "\n", "TEXT", "how the sample begins; of GPT-2 tokens their numbers, [15496][995]", PER_CALL | COMMON | WITH_SAMPLE),
+    REAL("Text", "temperature", temperature, "0.8", 0, 1e6, "T", "0 takes the likeliest token", PER_CALL | WITH_SAMPLE),
+    WHOLE("Text", "top-k", top_k, "200", 0, 1e9, "sample among the K likeliest tokens; 0 among all", PER_CALL | WITH_SAMPLE),
     CHOICE("Help", "list", list, "", choice_list, "explain the rows of a table", PER_CALL | COMMON),
     SWITCH("Help", "version", version, "version and compiler", PER_CALL),
 };
@@ -318,9 +316,9 @@ static inline int options_take(Options *o, const unsigned char *given, const StF
 /* Refuse flags that have no effect in this call. */
 static inline int options_check_use(const Options *o, const unsigned char *given, char *error,
                                     size_t size) {
-    int needs = o->sample ? SAMPLES : o->eval ? EVALUATES : 0;
+    int needs = o->sample ? WITH_SAMPLE : o->eval ? WITH_EVAL : 0;
     for (size_t i = 0; i < FLAGS; i++) {
-        int draws = flags[i].keep & SAMPLES && strcmp(flags[i].group, "Text") == 0;
+        int draws = flags[i].keep & WITH_SAMPLE && strcmp(flags[i].group, "Text") == 0;
         if (!given[i] || strcmp(flags[i].name, "resume") == 0) continue;
         if (needs && !(flags[i].keep & needs))
             REFUSE("--%s has no effect beside --%s: leave it out", flags[i].name,

@@ -457,7 +457,7 @@ static inline int write_part(const Worker *w, const float *params, const char *n
         for (size_t i = 0; i < FLAGS; i++)
             if ((flags[i].keep & KEEPING) != PER_CALL)
                 add_text(p, flags[i].name, flags_text(&flags[i], &run->o, p->text[p->n], 64));
-        add_text(p, "format", "train_gpt " VERSION);
+        add_text(p, "format", "train_gpt " SM_VERSION);
         add_text(p, "vocabulary", run->vocab_text);
         snprintf(p->text[p->n], 64, "%016" PRIx64, data_fingerprint(&run->data));
         add_text(p, "data_fingerprint", p->text[p->n]);

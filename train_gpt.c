@@ -1740,7 +1740,7 @@ int main(int argc, char **argv) {
     options_defaults(o);
     if (flags_parse(flags, FLAGS, o, argc, argv, given, error, sizeof error))
         die(USAGE, "%s", error);
-    if (o->version) return printf("train_gpt %s (%s)\n", VERSION, __VERSION__), finish_stdout();
+    if (o->version) return printf("train_gpt %s (%s)\n", SM_VERSION, __VERSION__), finish_stdout();
     if (*o->list) return options_list(stdout, o->list), finish_stdout();
 
     prepare_run(&run, given, ranks, sharing);

@@ -3,6 +3,7 @@
    complete.
 
    CC and EXTRA come from the environment, as make test sets them; CXX is the C++ compiler. */
+#include "../optimizer.h"
 #include "test.h"
 
 /* The first PUBLIC ones are for every program; the others are the trainer's own and need POSIX. */
@@ -157,6 +158,24 @@ TEST(installed_library_serves_c_and_cpp_programs) {
     snprintf(compiler, sizeof compiler, "%s -x c++ -std=c++17", cxx);
     if (!is_special() && available(cxx))
         run_mlp(compiler, root, "-x none -l:libsignmuon.a", "ef21-muon");
+}
+
+TEST(installed_files_are_told_by_pkg_config_and_uninstalled) {
+    const char *root = install();
+    if (!root) return;
+    if (available("pkg-config")) {
+        const TestResult *r = test_command("export PKG_CONFIG_PATH='%s/usr/lib/pkgconfig'; "
+                                           "pkg-config --modversion signmuon && "
+                                           "pkg-config --cflags --libs signmuon",
+                                           root);
+        CHECK(strncmp(r->out, SM_VERSION "\n", strlen(SM_VERSION) + 1) == 0, "%s%s", r->out,
+              r->err);
+        CHECK(strstr(r->out, "-lsignmuon -lm -pthread"), "%s", r->out);
+    }
+    const TestResult *r = test_command(
+        "MAKEFLAGS= make -s uninstall PREFIX=/usr DESTDIR='%s' && find '%s' -type f -o -type l",
+        root, root);
+    CHECK(r->status == 0 && !*r->out && !*r->err, "%s%s", r->out, r->err);
 }
 
 static const char python_program[] =
