@@ -46,7 +46,6 @@ libsignmuon.a: $(OPTIMIZER:build/%=build/lib/%)
 	$(AR) rcs $@ $^
 libsignmuon.so: $(OPTIMIZER:build/%=build/lib/%)
 	$(CC) $(BASE) -shared -Wl,-soname,$(SONAME) -o $@ $^ $(LDLIBS)
-
 mpi: train_gpt_mpi ## the program over MPI: mpirun -n 4 train_gpt_mpi (libopenmpi-dev or libmpich-dev)
 train_gpt_mpi: train_gpt.c $(OPTIMIZER:build/%.o=%.c) $(wildcard *.h lib/*.h)
 	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(CFLAGS) -DCOMM_MPI -o $@ $(filter %.c,$^) $(LDLIBS)
@@ -70,6 +69,8 @@ train: train_gpt ## train on TinyShakespeare by majority vote, with samples
 	text=$(TEXT) && ./train_gpt --data "$$text" --method $(METHOD) --workers 3 --threads 2 --out out --overwrite --sample-every 1000 $(TRAIN) && \
 	if [ "$$text" != data/offline.txt ]; then $(if $(TRAIN),:,$(NANOGPT)); else echo 'no model can come below the exact entropy of this text'; fi
 	@echo "compare: make train METHOD=muon TRAIN='--out out/muon', then make plots LOGS='out/log.csv out/muon/log.csv'"
+sample: train_gpt ## 300 tokens from out
+	@./train_gpt --sample 300 --out out
 test: train_gpt test_signmuon data/play libsignmuon.a libsignmuon.so ## every test (under a minute; needs nothing but the compiler)
 	CC="$(CC)" EXTRA="$(EXTRA)" ./test_signmuon
 
@@ -105,8 +106,7 @@ install: all ## into $(DESTDIR)$(PREFIX), with a file for pkg-config
 	install libsignmuon.so "$(TO)/lib/libsignmuon.so.$(VERSION)"
 	cd "$(TO)/lib" && ln -sf libsignmuon.so.$(VERSION) $(SONAME) && ln -sf $(SONAME) libsignmuon.so
 	install -m 644 $(HEADERS) "$(TO)/include"
-	printf '%s\n' 'prefix=$(PREFIX)' 'Name: signmuon' 'Description: Muon steps that travel as one bit per weight' 'Version: $(VERSION)' \
-		'Cflags: -I"$${prefix}/include"' 'Libs: -L"$${prefix}/lib" -lsignmuon -lm -pthread' >"$(TO)/lib/pkgconfig/signmuon.pc"
+	printf '%s\n' 'prefix=$(PREFIX)' 'Name: signmuon' 'Description: distributed Muon on one bit per weight' 'Version: $(VERSION)' 'Cflags: -I"$${prefix}/include"' 'Libs: -L"$${prefix}/lib" -lsignmuon -lm -pthread' >"$(TO)/lib/pkgconfig/signmuon.pc"
 uninstall: ## what install has put there
 	rm -f "$(TO)/bin/train_gpt" "$(TO)/lib/libsignmuon."* "$(TO)/lib/pkgconfig/signmuon.pc" $(HEADERS:%="$(TO)/include/%")
 
@@ -117,4 +117,4 @@ help: ## this list
 	@echo
 	@sed -n 's/^\([a-z][a-z %-]*\):.*## /\1\t/p' Makefile | expand -t 16
 
-.PHONY: all mpi cuda train test check fuzz torture bench scale claims table bytes gossip byzantine network plots install uninstall clean help
+.PHONY: all mpi cuda train sample test check fuzz torture bench scale claims table bytes gossip byzantine network plots install uninstall clean help

@@ -5,25 +5,23 @@
    trained by N workers. Each worker holds a shard of the data, a gradient, a momentum and a copy of
    the parameters; the optimizer of signmuon.c moves all copies together.
 
-   Read on in this order: tensors, kernels, attention, forward, backward, sampling; then evaluation,
-   saves, the step, train, main. */
+   In this order: tensors, kernels, attention, forward, backward, sampling; then evaluation, samples,
+   the step, train, main. What surrounds them, options, files and messages, is in run.h and record.h. */
 #include <assert.h>
-#include <inttypes.h>
-#include <limits.h>
 #include <math.h>
 #include <signal.h>
-#include <strings.h>
-#include "dataloader.h"     /* data_train_window data_val_window data_encode data_decode */
-#include "lib/base.h"       /* base_allocate base_now */
-#include "lib/checkpoint.h" /* checkpoint_open checkpoint_write checkpoint_commit */
-#include "lib/comm.h"       /* comm_run comm_gather comm_allgather team_run team_barrier */
-#include "lib/gemm.h"       /* gemm_multiply gemm_pack */
-#include "lib/gpt_cuda.h"   /* gpt_cuda_create gpt_cuda_pass gpt_cuda_stages */
-#include "lib/report.h"     /* report_row report_progress report_note */
-#include "optimizer.h"      /* sm_create sm_step sm_state */
-#include "options.h"        /* Options flags schedule */
-#include "run.h"            /* Run Worker die save load_model load_state log_row */
-#include "signmuon.h"       /* sm_key sm_sum_squares sm_finite */
+#include "dataloader.h"   /* data_train_window data_val_window data_encode data_decode */
+#include "lib/base.h"     /* base_allocate base_now */
+#include "lib/comm.h"     /* comm_run comm_gather comm_allgather team_run team_barrier */
+#include "lib/gemm.h"     /* gemm_multiply gemm_pack */
+#include "lib/gpt_cuda.h" /* gpt_cuda_create gpt_cuda_pass gpt_cuda_stages */
+#include "lib/report.h"   /* report_row report_progress report_note */
+#include "lib/vector.h"   /* fast_exp row_max Stored */
+#include "optimizer.h"    /* sm_create sm_step sm_state */
+#include "options.h"      /* Options flags schedule */
+#include "record.h"       /* save load_model load_state log_row show_progress keep_sample */
+#include "run.h"          /* Run Worker die must gather deployed_model agree_on prepare_run */
+#include "signmuon.h"     /* sm_key sm_sum_squares sm_finite */
 
 /* ------------------------------------------------------------------------------------------------
  * The model: GPT-2 as in nanoGPT's model.py.
@@ -91,82 +89,6 @@ static size_t min_size(size_t a, size_t b) { return a < b ? a : b; }
 static void slice(size_t n, int ith, int nth, size_t *lo, size_t *hi) {
     *lo = n * (size_t)ith / (size_t)nth;
     *hi = n * ((size_t)ith + 1) / (size_t)nth;
-}
-
-/* a * b + c in one rounding where the CPU has the instruction */
-static inline float mul_add(float a, float b, float c) {
-#if defined(__FMA__) || defined(__aarch64__)
-    return __builtin_fmaf(a, b, c);
-#else
-    return a * b + c;
-#endif
-}
-
-/* e^x to 2 ulp for x <= 88, 0 below -87: Cephes' expf in plain arithmetic, so that loops over it
- * become vector code. e^x = 2^n e^r with n = round(x / ln 2); adding 1.5 * 2^23 rounds. */
-static inline float fast_exp(float x) {
-    float clamped = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float shifted = mul_add(clamped, 1.44269504f, 12582912.0f), n = shifted - 12582912.0f;
-    float r = mul_add(n, 2.12194440e-4f, mul_add(n, -0.693359375f, clamped));
-    float p = mul_add(mul_add(1.9875691500e-4f, r, 1.3981999507e-3f), r, 8.3334519073e-3f);
-    p = mul_add(mul_add(p, r, 4.1665795894e-2f), r, 1.6666665459e-1f);
-    p = mul_add(mul_add(p, r, 5.0000001201e-1f), r * r, r) + 1.0f;
-    union {
-        float f;
-        uint32_t u;
-    } bits = {shifted}, power;
-    power.u = (bits.u + 127u) << 23;
-    return x < -87.0f ? 0.0f : p * power.f;
-}
-
-/* Largest of n >= 1 entries, in sixteen lanes: no compiler reorders a maximum by itself. */
-static float row_max(const float *x, size_t n) {
-    float lane[16];
-    size_t i = 0;
-    for (size_t j = 0; j < 16; j++) lane[j] = x[0];
-    for (; i + 16 <= n; i += 16)
-        for (size_t j = 0; j < 16; j++) lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
-    for (; i < n; i++) lane[0] = x[i] > lane[0] ? x[i] : lane[0];
-    for (size_t half = 8; half > 0; half /= 2)
-        for (size_t j = 0; j < half; j++)
-            lane[j] = lane[j + half] > lane[j] ? lane[j + half] : lane[j];
-    return lane[0];
-}
-
-/* An array in memory, fp32 or bf16. fp32 is used where it lies, bf16 by way of scratch; `at` counts
- * values. x is NULL where nothing is kept. */
-typedef struct Stored {
-    void *x;
-    int bf16;
-} Stored;
-
-/* Where to write values that stored_store then keeps. */
-static float *stored_place(Stored s, size_t at, float *scratch) {
-    return s.x && !s.bf16 ? (float *)s.x + at : scratch;
-}
-
-/* Keep x (rows, cols) in rows `ld` apart; nothing to do when it was written in place. */
-static void stored_store(Stored s, size_t at, size_t ld, const float *x, size_t rows, size_t cols) {
-    if (!s.x || x == stored_place(s, at, NULL)) return;
-    for (size_t r = 0; r < rows; r++, at += ld, x += cols) {
-        uint16_t *restrict half = (uint16_t *)s.x + at;
-        if (!s.bf16) memcpy((float *)s.x + at, x, cols * sizeof *x);
-        for (size_t c = 0; s.bf16 && c < cols; c++) half[c] = gemm_to_bf16(x[c]);
-    }
-}
-
-/* n values as fp32. */
-static const float *stored_load(Stored s, size_t at, size_t n, float *scratch) {
-    if (!s.bf16) return (const float *)s.x + at;
-    const uint16_t *half = (const uint16_t *)s.x + at;
-    for (size_t i = 0; i < n; i++) scratch[i] = gemm_from_bf16(half[i]);
-    return scratch;
-}
-
-/* An operand of a product, see GemmOperand. */
-static GemmOperand stored_operand(Stored s, size_t at, size_t lane, size_t depth) {
-    return s.bf16 ? gemm_bf16((const uint16_t *)s.x + at, lane, depth)
-                  : gemm_f32((const float *)s.x + at, lane, depth);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -1128,27 +1050,6 @@ static int32_t sample_token(const float *logits, float *sorted, size_t V, double
 }
 
 /* ------------------------------------------------------------------------------------------------
- * what workers do together */
-
-/* Divide n values of `bytes` bytes among the workers by w->cuts; this worker's are [*lo, *hi). */
-static void divide(Worker *w, size_t n, size_t bytes, size_t *lo, size_t *hi) {
-    slice(n, w->c->rank, w->c->size, lo, hi);
-    for (int j = 0; j <= w->c->size; j++) w->cuts[j] = n * (size_t)j / (size_t)w->c->size * bytes;
-}
-
-/* |x - y|^2 and |x|^2 over all parameters */
-static double square_distance(const Worker *w, const float *x, const float *y, double *length) {
-    double apart = 0, square = 0;
-    for (size_t i = 0; i < w->g->parameters; i++) {
-        double d = (double)x[i] - (double)y[i];
-        apart += d * d;
-        square += (double)x[i] * (double)x[i];
-    }
-    *length = square;
-    return apart;
-}
-
-/* ------------------------------------------------------------------------------------------------
  * evaluation: the whole validation split in consecutive windows, shared by the workers and summed
  * in the order of the windows, so that the result depends on nothing else */
 
@@ -1186,22 +1087,6 @@ static double evaluate(Worker *w, const float *params, int alone) {
     double sum = 0;
     for (size_t i = 0; i < windows; i++) sum += w->window_loss[i];
     return sum / targets;
-}
-
-/* The model that a run is judged by: W, or the mean over the nodes of a graph. */
-static const float *deployed_model(Worker *w) {
-    size_t lo, hi;
-    if (!gossips(w)) return w->g->params;
-    divide(w, w->g->parameters, sizeof(float), &lo, &hi);
-    comm_alltoall(w->c, w->g->params, w->cuts, w->shards, COMM_OTHER);
-    for (size_t i = lo; i < hi; i++) {
-        double sum = 0;
-        for (size_t j = 0; j < (size_t)w->c->size; j++)
-            sum += (double)w->shards[j * (hi - lo) + i - lo];
-        w->mean[i] = (float)(sum / w->c->size);
-    }
-    comm_allgather(w->c, w->mean, w->cuts, COMM_OTHER);
-    return w->mean;
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -1272,44 +1157,8 @@ static int add_sample(Worker *w) {
     return !first_nonzero(w, stopped);
 }
 
-/* Payload and agreement, from all workers; on a graph their distance from the mean model. */
-static void gather_statistics(Worker *w) {
-    struct Statistics {
-        double traffic[TRAFFIC], agreement;
-    } mine = {.agreement = sm_agreement(w->optimizer)};
-    double length, sum = 0;
-    count_traffic(w, mine.traffic);
-    const struct Statistics *all = gather(w, &mine, sizeof mine, COMM_OTHER);
-    memset(w->most, 0, sizeof w->most);
-    w->agreement = 0;
-    for (int j = 0; j < w->c->size; j++) {
-        for (int i = 0; i < TRAFFIC; i++) w->most[i] = fmax(w->most[i], all[j].traffic[i]);
-        w->agreement += all[j].agreement / w->c->size;
-    }
-    if (!gossips(w)) return;
-    double apart = square_distance(w, w->g->params, deployed_model(w), &length);
-    const double *parts = gather(w, &apart, sizeof apart, COMM_OTHER);
-    for (int j = 0; j < w->c->size; j++) sum += parts[j];
-    w->consensus = sqrt(sum);
-}
-
 /* ------------------------------------------------------------------------------------------------
  * the step */
-
-/* What workers tell each other about a step before they take it. */
-typedef struct StepReport {
-    double loss, square; /* nats per token, squared norm of the gradient */
-    int64_t bad;   /* first tensor that is not finite, or where the loss has exploded the tensor
-                            with the largest gradient; else -1 */
-    int64_t stop;  /* signal that asked for an end, or 0 */
-    SmFault fault; /* of the step before */
-} StepReport;
-
-__attribute__((noreturn)) static void die_of_divergence(const Worker *w, size_t tensor,
-                                                        double loss) {
-    die(DIVERGED, "training diverged at step %ld: %s (loss %g); lower --lr or --aux-lr", w->step,
-        w->g->tensor[tensor].name, loss);
-}
 
 static void sum_squares(void *context, int ith, int nth) {
     Worker *w = context;
@@ -1359,58 +1208,6 @@ static StepReport compute_gradient(Worker *w) {
             if (w->tensor_square[i] > w->tensor_square[r.bad]) r.bad = (int64_t)i;
     }
     return r;
-}
-
-/* Everybody's report as one: mean loss and squared norm. Ends a run that has diverged, or in which
- * a message was refused. */
-static StepReport agree_on(Worker *w, StepReport mine, CommKind kind) {
-    const StepReport *all = gather(w, &mine, sizeof mine, kind);
-    StepReport mean = {.bad = -1};
-    SmFault earliest = {0};
-    for (int j = 0; j < w->c->size; j++) {
-        SmFault f = all[j].fault;
-        if (f.kind && (!earliest.kind || f.exchange < earliest.exchange ||
-                       (f.exchange == earliest.exchange && f.sender < earliest.sender)))
-            earliest = f;
-        mean.loss += all[j].loss / w->c->size;
-        mean.square += all[j].square / w->c->size;
-        if (all[j].stop) mean.stop = all[j].stop;
-    }
-    if (earliest.kind)
-        die(earliest.kind == 1 ? DIVERGED : FAILED,
-            "worker %d sent %s in %s at step %ld: its memory or processor is at fault, or --lr is "
-            "too high; go on from the last save in %s with --resume",
-            earliest.sender, earliest.kind == 1 ? "NaN" : "a malformed message",
-            w->g->tensor[earliest.tensor].name, w->step, w->run->o.out);
-    for (int j = 0; j < w->c->size; j++)
-        if (all[j].bad >= 0) die_of_divergence(w, (size_t)all[j].bad, all[j].loss);
-    return mean;
-}
-
-/* Compare the workers' parameters by hash; a difference ends the run and names the odd worker. */
-static void check_replicas(Worker *w) {
-    uint64_t hash = 0;
-    for (size_t i = 0; i < w->g->parameters; i++) {
-        uint32_t bits;
-        memcpy(&bits, &w->g->params[i], sizeof bits);
-        hash = (hash ^ bits) * 0x9e3779b97f4a7c15u;
-        hash ^= hash >> 29;
-    }
-    const uint64_t *all = gather(w, &hash, sizeof hash, COMM_CONTROL);
-    int odd = -1, fewest = w->c->size; /* the worker whose parameters are rarest */
-    char whose[64] = "the two workers' parameters differ";
-    for (int j = 0; j < w->c->size; j++) {
-        int equal = 0;
-        for (int k = 0; k < w->c->size; k++) equal += all[j] == all[k];
-        if (equal < fewest) fewest = equal, odd = j;
-    }
-    if (odd < 0) return;
-    if (w->c->size > 2)
-        snprintf(whose, sizeof whose, "the parameters of worker %d differ from the others'", odd);
-    die(FAILED,
-        "%s after step %ld: a memory or processor is at fault; go on from the last save with "
-        "--resume",
-        whose, w->step);
 }
 
 /* Validate the deployed model, EF21's server model, and at the last step each gossip node's own;
@@ -1671,16 +1468,7 @@ static Gpt *plan_model(const Run *run) {
     must(!g, NO_MEMORY);
     if (run->has_checkpoint) check_shapes(&run->checkpoint.model, g->tensor, g->tensors);
     if (run->init.path) check_shapes(&run->init, g->tensor, g->tensors);
-    double copies = o->sample ? 1 : (double)o->workers * (o->eval ? 1 : 3),
-           on_cpu = !o->sample && !o->eval && options_device(o, 0, 0) < 0,
-           tokens = on_cpu * (double)o->batch / (double)o->accumulate * (double)o->context,
-           least = 4 * (copies * (double)g->parameters + tokens * (double)(o->width * o->layers)),
-           have = (double)comm_memory_limit();
-    if (have > 0 && least > have && !o->dry_run)
-        die(FAILED,
-            "this run takes at least %.3g GB, and %.3g may be used: take a smaller model, batch or "
-            "context, or fewer workers",
-            least * 1e-9, have * 1e-9);
+    check_memory(o, g->parameters);
     return g;
 }
 
@@ -1704,16 +1492,6 @@ static int run_workers(Run *run) {
         if (death.stop) return 128 + death.stop;
         go_on_without(run, &death);
     }
-}
-
-/* A mapped file was cut short by another program, or its disk fails. */
-static void end_of_map(int number) {
-    static const char text[] =
-        "train_gpt: a file that is being read (--data or a save) was cut short, or its disk fails: "
-        "restore it, then --resume\n";
-    if (!comm_may_speak()) comm_wait_for_end();
-    ssize_t written = write(2, text, sizeof text - 1);
-    _exit(written < 0 ? 128 + number : FAILED);
 }
 
 int main(int argc, char **argv) {
