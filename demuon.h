@@ -63,7 +63,7 @@ int main(void) {
      dm_graph_doubles dm_graph_build    a topology's weights, or a file's, for so many nodes
      dm_graph_check                     is it doubly stochastic and does it mix?
      dm_graph_rho dm_rounds_to_shrink   how fast it averages
-     dm_sources dm_degree               what a node takes of whom in a round
+     dm_sources dm_degree               from whom a node receives in a round
      dm_mix dm_track                    the lines above
 
    NUMERICS
@@ -95,7 +95,7 @@ enum { DM_MAX_NODES = 1024 };
 typedef struct DmGraph {
     int nodes, period;
     int *first;      /* entries of node i in round p: first[p nodes + i] up to the next */
-    int *source;     /* whom it takes of, ascending, itself among them */
+    int *source;     /* from whom it receives, ascending, itself among them */
     double *weight;  /* how much */
     double *scratch; /* 2 nodes */
 } DmGraph;
@@ -426,7 +426,7 @@ static inline double dm_rounds_to_shrink(const DmGraph *g, double factor) {
 /* ------------------------------------------------------------------------------------------------
  * gossip */
 
-/* Whom `node` takes of in a round, in ascending order, itself among them, and how much.
+/* From whom `node` receives in a round, in ascending order, itself among them, and how much.
  * source, weight    room for all nodes; returns their count */
 static inline size_t dm_sources(const DmGraph *g, uint64_t round, int node, int *source,
                                 double *weight) {

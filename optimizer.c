@@ -1,13 +1,15 @@
 /* optimizer.c - the distributed optimizer around its step: made, attached, asked, saved. C11, MIT.
 
-   signmuon.c has the step and the papers' algorithm boxes; read it first. This file knows no box.
+   It decides by `combine` which arrays, shards and owners a box needs. The boxes themselves are in
+   signmuon.c.
 
      rows for names   a group's stages, from the method's row and the configuration
      blocks           their table, who owns each, and which thread works on it
      arena            sm_create, sm_free, sm_bytes: state, messages and scratch, in one allocation
-     workers          sm_run
+     workers          sm_run, sm_rank, sm_size
      a device         sm_attach, and copies of its state
-     state            sm_state for checkpoints, sm_regroup after one was loaded
+     results, state   sm_fault, sm_agreement, sm_server_model; sm_state for checkpoints, sm_regroup
+                      after one was loaded
      facts            sm_facts: gains, steps and bits of a tensor by formula
 
    It compiles what the program has once: lib/comm.h's workers, lib/team.h's threads, and signmuon.h

@@ -156,8 +156,9 @@ SmConfig sm_config(const char *method);
 enum { SM_BAD_CONFIG = -1, SM_NO_MEMORY = -2, SM_FAILED = -3, SM_BAD_MESSAGE = -4 };
 
 /* Fill in what is left to the method's row and check that the fields go together for so many
- * workers. error   SM_BAD_CONFIG and a sentence that names the field, or SM_FAILED for a graph's
- * file that cannot be read */
+ * workers.
+ * error   SM_BAD_CONFIG and a sentence that names the field, or SM_FAILED for a graph's file that
+ *         cannot be read */
 int sm_resolve(SmConfig *config, int workers, char *error, size_t size);
 
 /* ------------------------------------------------------------------------------------------------
@@ -172,8 +173,9 @@ SmOptimizer *sm_create(const SmConfig *config, const SmTensor *tensors, size_t c
 void sm_free(SmOptimizer *o);
 
 /* One step on every worker together. grads are this worker's own; params move equally on all
- * workers of a method with a server. step         counts from 0 and keys the coins; at 0, M and X
- * get their first values lr, aux_lr   this step's sizes, of the hidden matrices and of the others
+ * workers of a method with a server.
+ * step         counts from 0 and keys the coins; at 0, M and X get their first values
+ * lr, aux_lr   this step's sizes, of the hidden matrices and of the others
  * error        SM_BAD_MESSAGE when this worker refused somebody's message (sm_fault tells whose):
  *              what the step made of it is void, and training cannot go on */
 int sm_step(SmOptimizer *o, float *params, const float *grads, uint64_t step, double lr,
@@ -181,15 +183,16 @@ int sm_step(SmOptimizer *o, float *params, const float *grads, uint64_t step, do
 
 /* A message that was refused in the last step. Of all workers' faults the one of the earliest
  * exchange is right: a worker that sends NaN later may only pass on what it received. */
+enum { SM_NOT_FINITE = 1, SM_MALFORMED = 2 };
 typedef struct SmFault {
-    int32_t kind;     /* 0: none; 1: not a finite number; 2: malformed */
+    int32_t kind;     /* 0: none; SM_NOT_FINITE or SM_MALFORMED */
     int32_t exchange; /* counts the messages of a step */
     int32_t sender, tensor;
 } SmFault;
 SmFault sm_fault(const SmOptimizer *o);
 
-/* Share of this worker's signs on the hidden matrices that the last vote confirmed; NaN without
- * one. */
+/* Share of this worker's signs on the hidden matrices that equal the signs that came back in the
+ * last step; NaN for a method that sends none back. */
 double sm_agreement(const SmOptimizer *o);
 
 /* The server's exact model X of error feedback with a compressed downlink, after `steps` steps,
@@ -307,7 +310,7 @@ typedef struct SmFacts {
 } SmFacts;
 SmFacts sm_facts(const SmConfig *resolved, const SmTensor *tensor, int workers);
 
-/* Bytes that sm_create allocates for one worker. */
+/* Bytes that sm_create allocates for the worker that needs most. */
 typedef struct SmBytes {
     size_t state, messages, scratch, total;
 } SmBytes;

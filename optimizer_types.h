@@ -5,7 +5,7 @@
 
      SmBlock       one matrix or vector: where it lies, its LMOs, compressors and state
      SmGroup       the tensors under one rule: the stages of its box, its shards
-     SmOptimizer   two groups; the messages of a step; what the step under way knows
+     SmOptimizer   two groups; the messages of a step; where the current step stands
 
    sm_create allocates every array; a step only fills them. */
 #ifndef OPTIMIZER_TYPES_H
@@ -92,7 +92,7 @@ struct SmOptimizer {
     size_t tensor_count;
     int rank, size, threads;
     SmGroup group[2]; /* hidden matrices; all others */
-    void *arena;      /* memory of all pointers after `mixing`, and of all state */
+    void *arena;      /* memory of the arrays from `direction` to `square`, and of all state */
 
     const SmNewtonSchulz *ns; /* what the names in `config` stand for */
     SmZero zeros, ties;
@@ -110,9 +110,9 @@ struct SmOptimizer {
     /* my shard of the residuals */
     size_t my_residuals_at, my_residuals_bytes;
     const uint64_t **sign_parts; /* 2 N pointers into inbox for each thread */
-    const float **float_parts;   /* pointers to what gossip mixes, for each thread */
-    float *mixed;                /* what gossip is mixing */
-    int *source;                 /* whose vectors, with which weights */
+    const float **float_parts;   /* where each source's piece begins: once, then for each thread */
+    float *mixed;                /* points to what gossip is mixing */
+    int *source;                 /* the sources of this round, with their weights */
     double *weight;
     size_t sources, most_sources;
     size_t piece;   /* floats that gossip sends at a time */
@@ -132,8 +132,9 @@ struct SmOptimizer {
     SmDevice *device; /* does the stages, and has the state; NULL: the host does */
 };
 
-/* Which random numbers: what for, for which block, and whose. The sender of a worker's own is its
- * rank + 1, of shared ones 0. */
+/* The stream of random numbers for a purpose, a block and a sender: a worker is rank + 1, the
+ * server of a block COMM_MAX_WORKERS + 1, and numbers that all share have sender 0. Coins of tied
+ * votes have a stream for each group, see vote_slice. */
 enum { SIGNS, LINKS, ATTACKS };
 static inline uint64_t sm__stream(const SmBlock *b, uint64_t purpose, int sender) {
     return purpose << 48 | (uint64_t)b->index << 16 | (uint64_t)sender;

@@ -1,4 +1,4 @@
-/* record.h - what a run of train_gpt leaves behind: saves, log.csv, samples.txt, the progress line. MIT.
+/* record.h - what a run of train_gpt keeps and shows: saves, log.csv, samples, progress. MIT.
 
      as_stored, check_shapes         a tensor as a file holds it; is it this model's?
      save, load_model, load_state    parameters, optimizer and counters to OUT and back
@@ -83,7 +83,7 @@ typedef struct Kept {
     int is_node; /* a tensor of a gossip node's own model; else state of the optimizer */
 } Kept;
 
-/* All of them, for writing and for reading; the caller frees the list. */
+/* All arrays of a worker's part, for writing and for reading; the caller frees the list. */
 static inline Kept *list_state(const Worker *w, size_t *count) {
     size_t states = 0;
     const SmTensor *tensor = w->tensor;
@@ -168,8 +168,8 @@ static inline void device_must(const Worker *w, int failed) {
     must(failed, sm_device_error(w->optimizer));
 }
 
-/* All workers together: save the model under OUT/name. When that fails the program ends and the save
- * before it still stands. */
+/* All workers together: save the model under OUT/name. When that fails the program ends, and the
+ * save before it still stands. */
 static inline void save(Worker *w, const float *model, const char *name, int with_state) {
     const char *out = w->run->o.out;
     char error[BASE_PATH + 512] = "";

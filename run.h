@@ -1,4 +1,4 @@
-/* run.h - a run of train_gpt and its workers: what it was asked for, and what all find out together.
+/* run.h - a run of train_gpt and its workers: what was asked for, and what all find out together.
    MIT.
 
      die, must, allocate            end the program with one sentence
@@ -73,7 +73,7 @@ typedef struct Run {
     Checkpoint checkpoint; /* what training, a sample or an evaluation begins with */
     int has_checkpoint;
     StFile init;       /* weights to begin with; without a path the parameters are random */
-    int saved_workers; /* number of workers that wrote it */
+    int saved_workers; /* that wrote the checkpoint */
     int *origin;       /* (workers) rank in the save whose state each worker loads; NULL: its own */
     uint64_t identity; /* of the run, in every part of its saves */
     int other_data;    /* resumed on another text: losses cannot be compared */
@@ -98,7 +98,7 @@ typedef struct Worker {
     long step, initial_step; /* steps done; the same where this call began */
     double evaluated;        /* step last validated, -1 for none */
     double train, val, best; /* nats per token; NaN where there is none yet */
-    double norm;             /* of the last mean gradient */
+    double norm;             /* root mean square of the workers' gradient norms in the last step */
     double server_val, gap;  /* EF21: loss of the server's model X; |X - W| / |X| */
     double consensus;        /* gossip: root of the sum of squared distances to the mean */
     double node_val[3];      /* gossip: least, mean, greatest loss of the nodes' own models */
@@ -108,6 +108,9 @@ typedef struct Worker {
     double most[TRAFFIC];    /* of the worker that has most, as last gathered */
     double agreement;
 
+    size_t *cuts;         /* (workers + 1) byte offsets of the shards of a message */
+    float *mean, *shards; /* gossip: the mean model, and everybody's part of my shard */
+
     /* of train_gpt.c alone */
     struct Gpt *g;
     size_t B, T;           /* sequences of a step, tokens of a sequence */
@@ -116,8 +119,6 @@ typedef struct Worker {
     float *losses;         /* (B, T) of an evaluation */
     double *window_loss;   /* one sum per validation window */
     double *tensor_square; /* squared norm of each tensor's gradient */
-    size_t *cuts;          /* (workers + 1) byte offsets of the shards of a message */
-    float *mean, *shards;  /* gossip: the mean model, and everybody's part of my shard */
     float *server;         /* EF21 with a compressed downlink: the server's model */
 } Worker;
 
@@ -212,10 +213,10 @@ static inline StepReport agree_on(Worker *w, StepReport mine, CommKind kind) {
         if (all[j].stop) mean.stop = all[j].stop;
     }
     if (earliest.kind)
-        die(earliest.kind == 1 ? DIVERGED : FAILED,
+        die(earliest.kind == SM_NOT_FINITE ? DIVERGED : FAILED,
             "worker %d sent %s in %s at step %ld: its memory or processor is at fault, or --lr is "
             "too high; go on from the last save in %s with --resume",
-            earliest.sender, earliest.kind == 1 ? "NaN" : "a malformed message",
+            earliest.sender, earliest.kind == SM_NOT_FINITE ? "NaN" : "a malformed message",
             w->tensor[earliest.tensor].name, w->step, w->run->o.out);
     for (int j = 0; j < w->c->size; j++)
         if (all[j].bad >= 0) die_of_divergence(w, (size_t)all[j].bad, all[j].loss);
@@ -407,7 +408,7 @@ static inline void prepare_run(Run *run, const unsigned char *given, int ranks, 
         encode_prompt(run, o->sample ? &run->vocab : &run->data.vocab);
 }
 
-/* Refuse a run that does not fit this machine at all, before anything is allocated. */
+/* Refuse a run that exceeds this machine's memory, before models and workers are allocated. */
 static inline void check_memory(const Options *o, size_t parameters) {
     double copies = o->sample ? 1 : (double)o->workers * (o->eval ? 1 : 3),
            on_cpu = !o->sample && !o->eval && options_device(o, 0, 0) < 0,

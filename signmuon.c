@@ -1,28 +1,29 @@
 /* signmuon.c - a step of the distributed optimizer: the papers' algorithm boxes. C11, MIT.
 
-   A box is the numbered algorithm of a paper, and the group of functions here that follows it:
+   A box is an algorithm of the papers, and the group of functions here that follows it:
 
      Muon by the mean     muon_step       sgd, adamw, muon, muon-avgpolar, scion, gluon
      SignMuon             signmuon_step   signsgd, signum, lion, signmuon       arXiv 2605.16311
-     MuonUSign, MuonSign  muonsign_step   an LMO after the vote
+     MuonUSign, MuonSign  muonsign_step   an LMO after the vote                 arXiv 2607.29674
      EF21-Muon            ef21_step       compressed residuals, both ways       arXiv 2510.00643
      DeMuon               demuon_step     gossip over a graph, no server        arXiv 2510.01377
 
-   A method is a row of the table in methods.c: its box, and the stages of that box. Here the stages
-   come first, then the messages, the boxes, and the step, sm_step, which chooses a box.
+   A method is a row of the table in methods.c: its box, and the stages of that box. The types are
+   in optimizer_types.h. Read this file from sm_step upwards; for SignMuon: momentum, lmo,
+   pack_signs, majority_vote, vote_slice, share_vote, step_along_vote.
 
    GROUPS   the hidden matrices are one group of tensors, all other tensors a second one with a rule
             of its own. All tensors of a group travel in one message
    BLOCKS   a block is one matrix (a fused qkv is three). What a worker does between two exchanges
             runs block by block, each on one compute thread, through all lines of a box
    SERVER   there is no server process. A message is cut into one shard per worker, and worker j is
-            the server of shard j: all-to-all, merge in rank order, all-gather. Where the server
-            applies an LMO or keeps state, shards are whole blocks, and each block has an owner
+            the server of shard j: all-to-all, merge in rank order, all-gather. Shards are equal.
+            Where a server applies an LMO or keeps EF21's state, shards are whole blocks, and each
+            block has an owner. Every worker keeps AdamW's moments
    MATHS    signmuon.h has the arithmetic of one block, ef21muon.h the compressors, demuon.h the
             graphs, lib/comm.h the workers
-   STATE    optimizer_types.h has the types: read it first. optimizer.c makes the optimizer, cuts
-            its messages and allocates its arrays. Nothing here allocates, or knows a method or a
-            norm by name
+   STATE    optimizer.c makes the optimizer, cuts its messages and allocates its arrays. Nothing
+            here allocates, or knows a method or a norm by name
 */
 #include "optimizer_types.h"
 
@@ -104,7 +105,7 @@ static void momentum(SmOptimizer *o, SmBlock *b) {
         memcpy(u, grad, b->size * sizeof *u);
 }
 
-/* u <- LMO(u) of a norm of b's; nothing where it has none */
+/* u <- LMO(u) in a norm; unchanged without one */
 static void lmo(SmOptimizer *o, SmBlock *b, const SmNorm *norm) {
     if (norm) norm->lmo(b->u, b->u, b->rows, b->cols, o->ns, b->state[NORM_STATE], b->scratch);
 }
@@ -121,7 +122,7 @@ static void pack_signs(SmOptimizer *o, SmBlock *b) {
     if (o->zeros == SM_ABSTAIN) sm_present(o->nonzero + b->word, b->u, b->size);
 }
 
-/* Factor that decoupled weight decay leaves of a weight. */
+/* Factor on a weight: 1 - lr wd of decoupled weight decay, 1 - lr of Frank-Wolfe's step. */
 static float decay_factor(const SmOptimizer *o, const SmBlock *b) {
     const SmConfig *c = &o->config;
     if (b->group->method->update == SM_FRANK_WOLFE) return (float)(1 - b->group->lr);
@@ -161,10 +162,7 @@ static void step_along_polar_of_vote(SmOptimizer *o, SmBlock *b) {
 }
 
 /* ------------------------------------------------------------------------------------------------
- * messages that are refused. One check per kind of message: threads note that something is wrong,
- * and then it is looked up who sent it. */
-
-enum { NOT_FINITE = 1, MALFORMED = 2 };
+ * messages that are refused: one check per kind of message. A fault makes the step void. */
 
 static void blame(SmOptimizer *o, int kind, int sender, const SmTensor *tensor) {
     if (o->fault.kind) return;
@@ -182,7 +180,7 @@ static void check_dense(SmOptimizer *o, const SmGroup *g, int sender, const floa
     while (i < n && isfinite(x[i])) i++;
     if (i == n) return;
     while (b->element + b->size <= element + i) b++;
-    blame(o, NOT_FINITE, sender, b->tensor);
+    blame(o, SM_NOT_FINITE, sender, b->tensor);
 }
 
 /* The bits after the end of each block in my shard of the sign messages must be 0. */
@@ -196,7 +194,7 @@ static void check_signs(SmOptimizer *o, const SmGroup *g, int planes) {
         uint64_t padding = ~(uint64_t)0 << b->size % 64;
         for (int j = 0; j < planes * o->size; j++)
             if (in[(size_t)j * mine + last - from] & padding)
-                blame(o, MALFORMED, j % o->size, b->tensor);
+                blame(o, SM_MALFORMED, j % o->size, b->tensor);
     }
 }
 
@@ -217,7 +215,7 @@ static void check_compressed(SmOptimizer *o, const SmGroup *g, int down) {
             int bad =
                 ef_decode(b->u, down ? o->shifts + b->down : residual_of(o, b, j),
                           message_bytes(o, b, down), b->rows, b->cols, b->link[down], b->scratch);
-            if (bad) blame(o, bad == EF_NOT_FINITE ? NOT_FINITE : MALFORMED, j, b->tensor);
+            if (bad) blame(o, bad == EF_NOT_FINITE ? SM_NOT_FINITE : SM_MALFORMED, j, b->tensor);
         }
     o->refused = 0;
     o->exchange++;
@@ -431,9 +429,10 @@ static void muonsign_step(SmOptimizer *o, SmGroup *g) {
 }
 
 /* ------------------------------------------------------------------------------------------------
- * EF21-Muon (arXiv 2510.00643, Algorithm 3), lines numbered as there. A step begins with W2,
- * since the gradients are the caller's, and ends with W1. Every block has an owner, which is its
- * server. The identity as a compressor sends its target itself; with it on the downlink, X is W. */
+ * EF21-Muon (arXiv 2510.00643, Algorithm 3). S marks a server's lines, W a worker's. A step begins
+ * with W2, since the gradients are the caller's, and ends with W1. Every block has an owner, which
+ * is its server. The identity as a compressor sends its target itself; with it on the downlink, X
+ * is W. */
 
 static void ef21_worker(SmOptimizer *o, SmBlock *b) {
     float *g_j = b->state[LAST_SENT], *m_j = b->u;
@@ -485,7 +484,7 @@ static void ef21_step(SmOptimizer *o, SmGroup *g) {
 
 /* ------------------------------------------------------------------------------------------------
  * DeMuon (arXiv 2510.01377, Algorithm 1) and its baselines: no server, every worker has a model of
- * its own. Methods without a tracker step along M. */
+ * its own. Methods without a tracker step along M, or G. Mixing AdamW's moments is ours. */
 
 static void demuon_correct(SmOptimizer *o, SmBlock *b) {
     float *v = b->state[TRACKER], *m_last = b->state[LAST_SENT];
@@ -652,14 +651,15 @@ int sm_step(SmOptimizer *o, float *params, const float *grads, uint64_t step, do
     o->fault = (SmFault){.kind = 0};
     o->exchange = 0;
     o->clip_factor = clip_factor(o);
-    if (!sm_has_server(o->group[0].method)) demuon_step(o);
-    for (SmGroup *g = o->group; g < o->group + 2; g++) {
+    int gossips = !sm_has_server(o->group[0].method);
+    if (gossips) demuon_step(o); /* both groups, whose steps may have unit length together */
+    for (SmGroup *g = o->group; g < o->group + 2 && !gossips; g++) {
         if (g->count == 0) continue;
         SmCombine combine = g->method->combine;
         int hidden = g == o->group;
         if (o->device)
             device_step(o, g);
-        else if (combine == SM_MEAN && sm_has_server(o->group[0].method))
+        else if (combine == SM_MEAN)
             muon_step(o, g);
         else if (combine == SM_VOTE && !g->server_map)
             signmuon_step(o, g);

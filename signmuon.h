@@ -160,8 +160,8 @@ SIGNMUON_API uint64_t sm_hash(uint64_t key, uint64_t index) {
     return x ^ (x >> 31);
 }
 
-/* The key of a stream of values. A worker's own coins take its rank and the tensor as stream; coins
- * that all workers share take the tensor alone. */
+/* The key of a stream of values. Streams of a worker's own coins hold its rank, those of coins that
+ * all workers share do not. */
 SIGNMUON_API uint64_t sm_key(uint64_t seed, uint64_t stream, uint64_t step) {
     return sm_hash(sm_hash(sm_hash(0x5349474e4d554f4eu, seed), stream), step);
 }

@@ -534,7 +534,7 @@ TEST(who_sends_nan_is_named_on_every_path) {
         const SmFault *f = &result->fault;
         CHECK((f->kind != 0) == !(packed && aux_packed), "%s, aux %s", m->name, aux);
         if (!f->kind) continue;
-        CHECK(f->kind == 1 && f->sender >= 3 && f->tensor >= 0 && f->tensor < TENSORS,
+        CHECK(f->kind == SM_NOT_FINITE && f->sender >= 3 && f->tensor >= 0 && f->tensor < TENSORS,
               "%s, aux %s: fault %d of worker %d", m->name, aux, f->kind, f->sender);
         for (size_t i = 0; i < SIZE; i++)
             CHECK(isfinite(result->path[0][0][i]), "%s, aux %s", m->name, aux);

@@ -1,23 +1,24 @@
-/* train_gpt.c - trains a GPT by majority vote, samples from it, evaluates it. The program. MIT.
+/* train_gpt.c - trains a GPT with many workers, samples from it, evaluates it. The program. MIT.
 
    GPT-2 as nanoGPT's model.py has it (learned positions, pre-LayerNorm, causal attention, GELU in
    its tanh form, MLP of 4 C, lm_head tied to the embedding), forward and backward by hand in fp32,
    trained by N workers. Each worker holds a shard of the data, a gradient, a momentum and a copy of
    the parameters; the optimizer of signmuon.c moves all copies together.
 
-   In this order: tensors, kernels, attention, forward, backward, sampling; then evaluation, samples,
-   the step, train, main. What surrounds them, options, files and messages, is in run.h and record.h. */
+   In this order: tensors, kernels, attention, forward, backward, sampling; then evaluation,
+   samples, the step, train, main. Options, text and messages are in run.h, saves and logs in
+   record.h. */
 #include <assert.h>
 #include <math.h>
 #include <signal.h>
-#include "dataloader.h"   /* data_train_window data_val_window data_encode data_decode */
+#include "dataloader.h"   /* data_train_window data_val_window data_decode */
 #include "lib/base.h"     /* base_allocate base_now */
-#include "lib/comm.h"     /* comm_run comm_gather comm_allgather team_run team_barrier */
+#include "lib/comm.h"     /* comm_run comm_allgather comm_broadcast team_run team_barrier */
 #include "lib/gemm.h"     /* gemm_multiply gemm_pack */
 #include "lib/gpt_cuda.h" /* gpt_cuda_create gpt_cuda_pass gpt_cuda_stages */
-#include "lib/report.h"   /* report_row report_progress report_note */
+#include "lib/report.h"   /* report_open_log report_text_put report_note */
 #include "lib/vector.h"   /* fast_exp row_max Stored */
-#include "optimizer.h"    /* sm_create sm_step sm_state */
+#include "optimizer.h"    /* sm_create sm_step sm_free */
 #include "options.h"      /* Options flags schedule */
 #include "record.h"       /* save load_model load_state log_row show_progress keep_sample */
 #include "run.h"          /* Run Worker die must gather deployed_model agree_on prepare_run */
@@ -35,8 +36,9 @@
  * n = B T tokens; d marks a gradient. Matrices are row-major.
  *
  * A tile is a group of 64 tokens. Each compute thread takes its own tiles through everything
- * between two attentions while they are in cache. Sums over tokens are made per tile, then added
- * in the order of the tiles, so that no result depends on the number of threads. */
+ * between two attentions while they are in cache. No result depends on the number of threads: the
+ * gradient of a vector is summed per tile, then over the tiles in their order; an entry of dW is
+ * summed over all tokens by one thread, in a fixed order. */
 
 typedef struct GptConfig {
     int layers, heads, width, context, vocab; /* L NH C T V */
@@ -628,7 +630,8 @@ static float cross_entropy(float *restrict logits, size_t V, int32_t target, flo
 
 /* ------------------------------------------------------------------------------------------------
  * attention of one head of one sequence: a tile of queries at a time against the keys that it sees.
- * No (T, T) matrix is stored, as in FlashAttention (Dao et al. 2022); memory is linear in T. */
+ * Their scores are made, used, and made again in the backward pass from the log of their sum, as in
+ * FlashAttention (Dao et al. 2022): no (T, T) matrix is stored, and memory is linear in T. */
 
 /* scores (rows, cols) = q k^T of queries [i0, i0 + rows) against keys [0, cols) become
  * probabilities in their place: softmax(scale scores) under the causal mask. lse (rows) is written,
@@ -688,7 +691,7 @@ static void attention_forward(const Thread *t, int l, size_t head) {
     gemm_pack(g->gemm, t->keys, stored_operand(a->qkv, k, 3 * C, 1), T, HS, 0, 1);
     gemm_pack(g->gemm, t->kv, stored_operand(a->qkv, v, 1, 3 * C), HS, T, 0, 1);
     for (size_t i0 = g->from; i0 < T; i0 += TILE) {
-        size_t rows = min_size(TILE, T - i0), cols = i0 + rows;
+        size_t rows = min_size(TILE, T - i0), cols = i0 + rows; /* no query here sees later keys */
         GemmOperand queries = stored_operand(a->qkv, q + i0 * 3 * C, 3 * C, 1);
         GemmOperand p = gemm_f32(t->p, cols, 1);
         product(t, t->p, queries, gemm_packed(t->keys, HS), rows, cols, HS, 0); /* q k^T */
@@ -716,14 +719,14 @@ static void attention_backward(const Thread *t, int l, size_t head) {
         int add = cols < T;
         float *lse = a->lse + head * T + i0;
         GemmOperand queries = stored_operand(a->qkv, q + i0 * 3 * C, 3 * C, 1);
-        GemmOperand queries_in_rows = stored_operand(a->qkv, q + i0 * 3 * C, 1, 3 * C);
+        GemmOperand queries_over_tokens = stored_operand(a->qkv, q + i0 * 3 * C, 1, 3 * C);
         GemmOperand dout = stored_operand(g->datt, out + i0 * C, C, 1);
-        GemmOperand dout_in_rows = stored_operand(g->datt, out + i0 * C, 1, C);
+        GemmOperand dout_over_tokens = stored_operand(g->datt, out + i0 * C, 1, C);
         GemmOperand p = gemm_f32(t->p, cols, 1), p_transposed = gemm_f32(t->p, 1, cols);
         product(t, t->p, queries, gemm_packed(t->keys, HS), rows, cols, HS, 0); /* q k^T again */
         causal_softmax(t->p, lse, 1, scale, i0, rows, cols);
         attention_dropout(g, t->p, l, head, i0, rows, cols);
-        product(t, dv, p_transposed, dout_in_rows, cols, HS, rows, add);        /* dv += p^T dout */
+        product(t, dv, p_transposed, dout_over_tokens, cols, HS, rows, add);    /* dv += p^T dout */
         product(t, t->dp, dout, gemm_packed(t->values, HS), rows, cols, HS, 0); /* dout v^T */
         attention_dropout(g, t->dp, l, head, i0, rows, cols);
         if (mask_key(g, l, DROP_ATTENTION)) { /* softmax_backward needs p before dropout */
@@ -731,8 +734,8 @@ static void attention_backward(const Thread *t, int l, size_t head) {
             causal_softmax(t->p, lse, 1, scale, i0, rows, cols);
         }
         softmax_backward(t->p, t->dp, scale, rows, cols); /* p holds ds from here on */
-        product(t, dq + i0 * HS, p, gemm_packed(t->kv, T), rows, HS, cols, 0); /* ds k */
-        product(t, dk, p_transposed, queries_in_rows, cols, HS, rows, add);    /* dk += ds^T q */
+        product(t, dq + i0 * HS, p, gemm_packed(t->kv, T), rows, HS, cols, 0);  /* ds k */
+        product(t, dk, p_transposed, queries_over_tokens, cols, HS, rows, add); /* dk += ds^T q */
     }
     stored_store(g->dqkv, q, 3 * C, dq, T, HS);
     stored_store(g->dqkv, k, 3 * C, dk, T, HS);
@@ -1135,8 +1138,8 @@ static int write_sample(Worker *w) {
     return stopped ? 128 + stopped : 0;
 }
 
-/* --sample-every: where a sample is due, worker 0 adds it to OUT/samples.txt and shows it. Returns 0
- * when a signal cut it short: the resumed run makes it. */
+/* --sample-every: where a sample is due, worker 0 adds it to OUT/samples.txt and shows it. Returns
+ * 0 when a signal cut it short: the resumed run makes it. */
 static int add_sample(Worker *w) {
     const Options *o = &w->run->o;
     int due = w->step > 0 && (is_due(w->step, o->sample_every) || w->step >= o->steps), stopped = 0;
@@ -1247,8 +1250,8 @@ static int validate(Worker *w) {
     return 1;
 }
 
-/* Move the parameters along the gradient, where they are. A refused message shows in the next
- * report, and in train_step before anything is kept. */
+/* The optimizer's step, on the host or the GPU that holds the parameters. A refused message shows
+ * in the next report, and in train_step before anything is kept. */
 static void optimize(Worker *w, double lr, double aux_lr) {
     Gpt *g = w->g;
     uint64_t step = (uint64_t)w->step;
@@ -1459,8 +1462,7 @@ static int work(Comm *c, void *arg) {
  * main: options, the save that a run goes on from, data, then the workers */
 #ifndef TESTING
 
-/* It as a table of tensors; one that is not the save's, or does not fit this machine at all, is
- * refused before anything is allocated. */
+/* The model as a table of tensors. One that is not that of the save or of --init is refused. */
 static Gpt *plan_model(const Run *run) {
     const Options *o = &run->o;
     GptConfig config = model_of(run);

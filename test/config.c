@@ -76,8 +76,8 @@ TEST(who_sends_malformed_messages_is_named) {
         c.up = path[k].up;
         CHECK(sm_resolve(&c, 3, error, sizeof error) == 0, "%s", error);
         CHECK(sm_run("threads", 3, 1, malform, &c, error, sizeof error) == 0, "%s", error);
-        CHECK(found.kind == 2 && found.sender == 0, "%s %s: fault %d of worker %d", path[k].method,
-              path[k].up, found.kind, found.sender);
+        CHECK(found.kind == SM_MALFORMED && found.sender == 0, "%s %s: fault %d of worker %d",
+              path[k].method, path[k].up, found.kind, found.sender);
     }
 }
 
