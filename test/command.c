@@ -252,17 +252,22 @@ TEST(command_eval_prints_loss_of_closing_line) {
 }
 
 TEST(command_eval_tokens_are_spread_over_split) {
-    setup(); /* 2000 tokens to validate on, the second half of them of another pattern */
-    OK("head -c 1000 text.txt >two; head -c 1000 text.txt | tr a-w b-x >>two");
-    OK(SMALL "--steps 20 --val-data two --data two --out a");
-    OK("train_gpt --eval --out a");
-    double all = number_after(ended.out, "val_loss ");
-    OK("train_gpt --eval --out a --eval-tokens 2000");
-    CHECK_NEAR(number_after(ended.out, "val_loss "), all, 0);
-    OK("train_gpt --eval --out a --eval-tokens 400 --workers 3");
-    double some = number_after(ended.out, "val_loss ");
-    CHECK(fabs(some - all) > 1e-6 && fabs(some - all) < 0.2, "%g, and %g on all", some, all);
-    OK("train_gpt --eval --out a --eval-tokens 1"); /* a window at least */
+    const char *call = "train_gpt --eval --out a --val-data";
+    double loss[3]; /* of a split whose second half is harder, of its easy half, of a part */
+    setup();
+    OK("head -c 1000 text.txt >easy; { cat easy; tr abcdefghi ihgfedcba <easy; } >both");
+    OK(SMALL "--steps 300 --aux sign --out a");
+    OK("%s both", call);
+    loss[0] = number_after(ended.out, "val_loss ");
+    OK("%s easy", call);
+    loss[1] = number_after(ended.out, "val_loss ");
+    OK("%s both --eval-tokens 400 --workers 3", call);
+    loss[2] = number_after(ended.out, "val_loss ");
+    CHECK(loss[0] - loss[1] > 0.2 && fabs(loss[2] - loss[0]) < 0.05 && loss[2] != loss[0],
+          "all %g, easy half %g, part %g", loss[0], loss[1], loss[2]);
+    OK("%s both --eval-tokens 2000", call);
+    CHECK_NEAR(number_after(ended.out, "val_loss "), loss[0], 0);
+    OK("%s both --eval-tokens 1", call); /* a window at least */
 }
 
 TEST(command_samples_while_it_trains_are_kept_and_shown) {
