@@ -2,11 +2,12 @@
 
      split     the first floor(0.9 n) tokens train, the others validate          (nanoGPT)
      shard     what worker r of N reads of the training split:
-       iid          blocks of b tokens, dealt in turn: token p of the shard is token
-                    ((p/b) N + r) b + p mod b of the split; b = min(max(1024, 4 T), split / N)
-       contiguous   N stretches, equal to within one token
-     order     in epoch e the windows of T tokens begin at o + T pi(i) of the shard, where
-               o = hash(seed, e) mod T and pi permutes the windows: a Feistel network keyed by
+       iid          blocks of b tokens, dealt in turn: its i-th block is block i N + r of the
+                    split; b = min(max(1024, 16 T), split / N). One worker has one block
+       contiguous   N stretches, equal to within one token; a shard is one block
+     order     the windows of T tokens of a block begin at o, o + T, ..., so that none crosses its
+               end; in epoch e, o = hash(seed, e) mod T, and pi permutes all windows of the
+               shard: a Feistel network keyed by
                (seed, e, r), applied until the result is in range  (Luby and Rackoff 1988; Black
                and Rogaway 2002). Nothing has to be saved: a resumed run asks for window k.
      validate  the whole split in consecutive windows; each of the n - 1 predictions counts once
@@ -493,16 +494,22 @@ static inline const DataShardsRow *data_shards_row(size_t i) {
     return i < sizeof rows / sizeof *rows ? &rows[i] : NULL;
 }
 
-/* The shard of a worker: its token p is the split's first + p / block * stride + p % block. */
+/* The shard of a worker: blocks that begin `stride` tokens apart, the last one perhaps shorter. */
 typedef struct DataShard {
     uint64_t length, first, block, stride;
 } DataShard;
 
+/* Windows of T tokens in n consecutive ones, with room for offsets of up to T - 1 and the last
+ * target. */
+static inline uint64_t data__windows(uint64_t n, uint64_t T) {
+    return n < 2 * T ? n > T : (n - T) / T;
+}
+
 /* Shards are disjoint and leave nothing out. */
 static inline DataShard data__shard(const DataSet *d, size_t rank, size_t N, size_t T) {
     uint64_t n = d->train_tokens, equal = n / N, rest = n % N, r = rank;
-    uint64_t block = 4 * (uint64_t)T > DATA_BLOCK ? 4 * (uint64_t)T : DATA_BLOCK;
-    if (d->shards == DATA_CONTIGUOUS) { /* the first workers have one token more */
+    uint64_t block = 16 * (uint64_t)T > DATA_BLOCK ? 16 * (uint64_t)T : DATA_BLOCK;
+    if (d->shards == DATA_CONTIGUOUS || N == 1) { /* the first workers have one token more */
         uint64_t length = equal + (r < rest), first = equal * r + (r < rest ? r : rest);
         return (DataShard){.length = length, .first = first, .block = length};
     }
@@ -573,8 +580,8 @@ static inline uint64_t data__permute(uint64_t key, uint64_t n, uint64_t i) {
 }
 
 static inline uint64_t data_train_windows(const DataSet *d, size_t rank, size_t N, size_t T) {
-    uint64_t length = data__shard(d, rank, N, T).length;
-    return length < 2 * (uint64_t)T ? length > T : (length - T) / T;
+    const DataShard s = data__shard(d, rank, N, T);
+    return s.length / s.block * data__windows(s.block, T) + data__windows(s.length % s.block, T);
 }
 
 /* in, target (T): target[t] follows in[t]; window k % windows of epoch k / windows of worker `rank`
@@ -582,20 +589,18 @@ static inline uint64_t data_train_windows(const DataSet *d, size_t rank, size_t 
 static inline int data_train_window(const DataSet *d, uint64_t seed, size_t rank, size_t N,
                                     size_t T, uint64_t k, int32_t *in, int32_t *target) {
     const DataShard s = data__shard(d, rank, N, T);
-    uint64_t windows = data_train_windows(d, rank, N, T);
+    uint64_t windows = data_train_windows(d, rank, N, T), each = data__windows(s.block, T);
     assert(rank < N && windows > 0);
-    uint64_t epoch = k / windows, room = s.length - windows * T;
-    uint64_t at = data__hash(seed, epoch, UINT64_MAX) % (room < T ? room : T);
-    at += T * data__permute(data__hash(seed, epoch, rank), windows, k % windows);
-    for (uint64_t i = 0, count; i <= T; i += count) { /* T tokens, and the last target */
-        uint64_t p = at + i, run = s.block - p % s.block, left = i < T ? T - i : 1;
-        count = run < left ? run : left;
-        int code = data__read(&d->text, &d->vocab, s.first + p / s.block * s.stride + p % s.block,
-                              (size_t)count, i < T ? in + i : target + T - 1);
-        if (code) return code;
-    }
+    uint64_t epoch = k / windows;
+    uint64_t i = data__permute(data__hash(seed, epoch, rank), windows, k % windows);
+    uint64_t block = i / each, begin = block * s.block, left = s.length - begin;
+    uint64_t size = left < s.block ? left : s.block, room = size - data__windows(size, T) * T;
+    uint64_t offset = data__hash(seed, epoch, UINT64_MAX) % (room < T ? room : T);
+    uint64_t at = s.first + block * s.stride + offset + i % each * T;
+    int code = data__read(&d->text, &d->vocab, at, T, in);
+    if (!code) code = data__read(&d->text, &d->vocab, at + T, 1, target + T - 1);
     memcpy(target, in + 1, (T - 1) * sizeof *in);
-    return 0;
+    return code;
 }
 
 static inline uint64_t data_val_windows(const DataSet *d, size_t T) {

@@ -205,7 +205,6 @@ static SmOptimizer *lay_out(const SmConfig *resolved, const SmTensor *tensors, s
     o->tensor_count = count;
     o->size = workers;
     o->threads = threads;
-    o->agreement = NAN;
     o->ns = sm_newton_schulz(c->ns);
     o->zeros = zero_rule(c->zeros);
     o->ties = zero_rule(c->ties);
@@ -519,7 +518,7 @@ const char *sm_device_error(const SmOptimizer *o) {
 
 SmFault sm_fault(const SmOptimizer *o) { return o->fault; }
 
-double sm_agreement(const SmOptimizer *o) { return o->agreement; }
+SmAgreement sm_agreement(const SmOptimizer *o) { return o->agreement; }
 
 int sm_state(const SmOptimizer *o, size_t i, SmState *state) {
     for (size_t t = 0; t < o->tensor_count; t++) {

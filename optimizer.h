@@ -191,9 +191,12 @@ typedef struct SmFault {
 } SmFault;
 SmFault sm_fault(const SmOptimizer *o);
 
-/* Share of this worker's signs on the hidden matrices that equal the signs that came back in the
- * last step; NaN for a method that sends none back. */
-double sm_agreement(const SmOptimizer *o);
+/* Of the last vote on the hidden matrices, in this worker's shard: signs that came in from all
+ * workers, and how many of them the vote confirmed. 0 of 0 for a method without a vote. */
+typedef struct SmAgreement {
+    double signs, confirmed;
+} SmAgreement;
+SmAgreement sm_agreement(const SmOptimizer *o);
 
 /* The server's exact model X of error feedback with a compressed downlink, after `steps` steps,
  * into out; on every worker together. Returns 0, out untouched, when X is params. */

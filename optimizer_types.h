@@ -128,7 +128,7 @@ struct SmOptimizer {
     _Atomic int refused; /* a thread met a message that it cannot use */
     int exchange;        /* messages exchanged in this step */
     SmFault fault;
-    double agreement;
+    SmAgreement agreement;
     SmDevice *device; /* does the stages, and has the state; NULL: the host does */
 };
 

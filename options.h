@@ -148,7 +148,7 @@ static const Flag flags[] = {
     CHOICE("Optimizer", "schedule", schedule, "auto", choice_schedule, "course of the learning rates (--list schedules)", STORED),
     WHOLE("Optimizer", "warmup", warmup, "auto", 0, MANY, "steps over which they rise", STORED),
     REAL("Optimizer", "cooldown", cooldown, "0.2", 0, 1, "FRACTION", "part of a wsd schedule in which they fall", STORED),
-    REAL("Optimizer", "final-lr", final_lr, "0", 0, 1, "FRACTION", "of the peak, at the end", STORED),
+    REAL("Optimizer", "final-lr", final_lr, "0", 0, 1, "FRACTION", "of the peak, in the last step", STORED),
     REAL("Optimizer", "momentum", rule.momentum, "auto", 0, 0.99999, "MU", "weight of the old momentum (Lion: beta2)", STORED),
     ROW("Optimizer", "nesterov", FLAG_AUTO_SWITCH, rule.nesterov, "auto", 0, 1, NULL, "on|off", "look ahead along the gradient", STORED),
     REAL("Optimizer", "beta2", rule.beta2, "0.95", 0, 0.999999, "B", "of AdamW", STORED),
@@ -203,10 +203,11 @@ static const Flag flags[] = {
 // clang-format on
 enum { FLAGS = sizeof flags / sizeof flags[0] };
 
-/* Factor on the peak learning rates at a step, counted from 0. */
+/* Factor on the peak learning rates at a step, counted from 0. The last step takes --final-lr; 0 is
+ * reached one step later. */
 static inline double schedule(const Options *o, long step) {
     if (step < o->warmup) return (double)(step + 1) / (double)(o->warmup + 1);
-    long span = o->steps - o->warmup;
+    long span = o->steps - o->warmup - (o->final_lr > 0); /* a last step of 0 would be wasted */
     double done = span > 0 ? (double)(step - o->warmup) / (double)span : 0, left = 1 - done;
     if (strcmp(o->schedule, "constant") == 0) return 1;
     if (strcmp(o->schedule, "gluon") == 0) return pow((double)step + 1, -0.75);
@@ -401,6 +402,12 @@ static inline int options_check(Options *o, const unsigned char *given, int rank
     if (code) return base_fail(error, size, code == SM_FAILED ? FAILED : USAGE, "--%s", reason);
     const SmMethod *m = sm_method(o->rule.method);
     if (!o->schedule) o->schedule = m->schedule;
+    int wsd = strcmp(o->schedule, "wsd") == 0,
+        falls = wsd || strcmp(o->schedule, "linear") == 0 || strcmp(o->schedule, "cosine") == 0;
+    if (o->final_lr > 0 && !falls)
+        REFUSE("--final-lr %g has no effect with --schedule %s: take 0", o->final_lr, o->schedule);
+    if (options_given(given, "cooldown") && !wsd)
+        REFUSE("--cooldown goes with --schedule wsd, not %s", o->schedule);
     if (o->warmup < 0) o->warmup = o->steps / 2 < m->warmup ? o->steps / 2 : m->warmup;
     if (o->steps < o->warmup)
         REFUSE("--warmup %ld is longer than --steps %ld", o->warmup, o->steps);
@@ -436,8 +443,8 @@ static inline int options_help(FILE *f, const char *group) {
 
 /* --list: the rows of a table, their names and what they are. */
 static inline void options_list(FILE *f, const char *list) {
-    const char *cells[3 * 64];
-    char rates[64][40];
+    const char *cells[6 * 64];
+    char numbers[64][2][16];
     size_t rows = 0;
 #define LIST(title, row)                                                                           \
     for (size_t i = 0; strcmp(list, title) == 0 && row(i); i++, rows++) {                          \
@@ -457,12 +464,16 @@ static inline void options_list(FILE *f, const char *list) {
     int methods = strcmp(list, "methods") == 0;
     for (; methods && sm_method_row(rows); rows++) {
         const SmMethod *m = sm_method_row(rows);
-        snprintf(rates[rows], sizeof *rates, "--lr %g --aux %s", m->lr, m->aux);
-        cells[3 * rows] = m->name;
-        cells[3 * rows + 1] = rates[rows];
-        cells[3 * rows + 2] = m->doc;
+        snprintf(numbers[rows][0], 16, "%g", m->lr);
+        snprintf(numbers[rows][1], 16, m->momentum > 0 ? "%g%s" : "-", m->momentum,
+                 m->nesterov ? " N" : "");
+        const char *row[] = {m->name, numbers[rows][0], m->aux, numbers[rows][1], m->gain, m->doc};
+        memcpy(cells + 6 * rows, row, sizeof row);
     }
-    report_table(f, cells, rows, methods ? 3 : 2, report_columns(f));
+    report_table(f, cells, rows, methods ? 6 : 2, report_columns(f));
+    if (methods)
+        fprintf(
+            f, "  --lr, --aux, --momentum (N: with Nesterov's look-ahead), --gain, what it does\n");
 }
 
 /* One line per kind of tensor: its rule, learning rate, gain, and bits on the wire per weight. */
@@ -538,6 +549,9 @@ static inline void options_dry_run(FILE *f, const Options *o, const DataSet *d, 
     options_data(f, o, d);
     fprintf(f, "workers    %d (%s) of %ld compute threads, %ld sequences each per step\n", workers,
             o->backend, o->threads, o->batch / workers);
+    fprintf(f, "optimizer  %s, momentum %g%s, gain %s, --schedule %s, warm-up %ld\n",
+            o->rule.method, o->rule.momentum, o->rule.nesterov ? " with look-ahead" : "",
+            o->rule.gain, o->schedule, o->warmup);
     if (o->adversaries)
         fprintf(f, "           the last %ld send --attack %s\n", o->adversaries, o->rule.attack);
     double *storage = gossip ? base_allocate(dm_graph_doubles(workers) * sizeof *storage) : NULL;

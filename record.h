@@ -259,17 +259,19 @@ static inline void load_state(Worker *w) {
 /* Payload and agreement, from all workers; on a graph their distance from the mean model. */
 static inline void gather_statistics(Worker *w) {
     struct Statistics {
-        double traffic[TRAFFIC], agreement;
+        double traffic[TRAFFIC];
+        SmAgreement agreement;
     } mine = {.agreement = sm_agreement(w->optimizer)};
     double length, sum = 0;
     count_traffic(w, mine.traffic);
     const struct Statistics *all = gather(w, &mine, sizeof mine, COMM_OTHER);
     memset(w->most, 0, sizeof w->most);
-    w->agreement = 0;
+    double signs = 0, confirmed = 0;
     for (int j = 0; j < w->c->size; j++) {
         for (int i = 0; i < TRAFFIC; i++) w->most[i] = fmax(w->most[i], all[j].traffic[i]);
-        w->agreement += all[j].agreement / w->c->size;
+        signs += all[j].agreement.signs, confirmed += all[j].agreement.confirmed;
     }
+    w->agreement = signs > 0 ? confirmed / signs : NAN;
     if (!gossips(w)) return;
     double apart = square_distance(w, w->params, deployed_model(w), &length);
     const double *parts = gather(w, &apart, sizeof apart, COMM_OTHER);

@@ -106,7 +106,7 @@ typedef struct Worker {
     double shown;            /* clock at the last progress line */
     double earlier[TRAFFIC]; /* payload of this worker in earlier calls of the run */
     double most[TRAFFIC];    /* of the worker that has most, as last gathered */
-    double agreement;
+    double agreement;        /* share of all signs that the last vote confirmed */
 
     size_t *cuts;         /* (workers + 1) byte offsets of the shards of a message */
     float *mean, *shards; /* gossip: the mean model, and everybody's part of my shard */

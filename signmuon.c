@@ -272,6 +272,28 @@ static void vote_slice(SmOptimizer *o, SmGroup *g, size_t from, size_t to, int t
             sm_key(o->config.seed, (uint64_t)(g - o->group + 1) << 56, o->step), first);
 }
 
+/* How many signs came in for my shard, and how many of them the vote confirmed. Bits after the end
+ * of a block are 0, and so is their vote: they are counted, and taken off again. */
+static SmAgreement count_agreement(const SmOptimizer *o, const SmGroup *g) {
+    size_t n = (size_t)o->size, words = g->my_words, last = g->first_word + words;
+    const uint64_t *in = o->inbox, *vote = o->vote + g->first_word;
+    const uint64_t *decided = o->decided + g->first_word;
+    const int abstain = o->zeros == SM_ABSTAIN;
+    uint64_t signs = 0, confirmed = 0;
+    for (size_t i = 0; i < n * words; i++) {
+        uint64_t counts = abstain ? in[n * words + i] : ~(uint64_t)0,
+                 same = ~(in[i] ^ vote[i % words]);
+        if (o->ties == SM_ABSTAIN) same &= decided[i % words];
+        signs += (uint64_t)__builtin_popcountll(counts);
+        confirmed += (uint64_t)__builtin_popcountll(counts & same);
+    }
+    for (const SmBlock *b = g->blocks; b < g->blocks + g->count && !abstain; b++) {
+        size_t end = b->word + sm_words(b->size), padding = n * (64 * sm_words(b->size) - b->size);
+        if (end > g->first_word && end <= last) signs -= padding, confirmed -= padding;
+    }
+    return (SmAgreement){.signs = (double)signs, .confirmed = (double)confirmed};
+}
+
 /* V <- majority(S_1 .. S_N), on my shard */
 static void majority_vote(SmOptimizer *o, SmGroup *g) {
     size_t bytes = (size_t)o->size * g->my_words * 8;
@@ -283,6 +305,7 @@ static void majority_vote(SmOptimizer *o, SmGroup *g) {
     check_signs(o, g, planes);
     o->exchange++;
     for_slices(o, g, g->my_words, vote_slice);
+    if (g == o->group) o->agreement = count_agreement(o, g);
 }
 
 /* every shard of V to everybody */
@@ -547,7 +570,9 @@ static void device_vote(SmOptimizer *o, SmGroup *g, const SmDeviceStep *x) {
     SmDevice *d = o->device;
     const size_t bytes = g->words * sizeof *o->vote;
     d->pack(d, g != o->group, x);                   /* S <- sign(O)                            */
-    if (o->size == 1) return;                       /* V <- S                                  */
+    if (o->size == 1 && g == o->group)              /* V <- S                                  */
+        o->agreement = (SmAgreement){(double)g->elements, (double)g->elements};
+    if (o->size == 1) return;
     d->copy(d, o->signs, d->signs, bytes);
     majority_vote(o, g);                            /* V <- majority(S_1 .. S_N)               */
     share_vote(o, g);
@@ -633,14 +658,6 @@ static float clip_factor(SmOptimizer *o) {
     return sum > clip * clip ? (float)(clip / sqrt(sum)) : 1;
 }
 
-/* Share of this worker's signs that the vote confirmed. */
-static double agreement(const SmOptimizer *o, const SmGroup *g) {
-    double differ = 0;
-    if (o->device && o->size == 1) return 1; /* its signs are the vote */
-    for (size_t k = 0; k < g->words; k++) differ += __builtin_popcountll(o->vote[k] ^ o->signs[k]);
-    return 1 - differ / (double)g->elements;
-}
-
 int sm_step(SmOptimizer *o, float *params, const float *grads, uint64_t step, double lr,
             double aux_lr) {
     o->params = params;
@@ -656,7 +673,6 @@ int sm_step(SmOptimizer *o, float *params, const float *grads, uint64_t step, do
     for (SmGroup *g = o->group; g < o->group + 2 && !gossips; g++) {
         if (g->count == 0) continue;
         SmCombine combine = g->method->combine;
-        int hidden = g == o->group;
         if (o->device)
             device_step(o, g);
         else if (combine == SM_MEAN)
@@ -667,7 +683,6 @@ int sm_step(SmOptimizer *o, float *params, const float *grads, uint64_t step, do
             muonsign_step(o, g);
         else if (combine == SM_FEEDBACK)
             ef21_step(o, g);
-        if (hidden && combine == SM_VOTE && g->downlink == SM_SIGN) o->agreement = agreement(o, g);
     }
     if (sm_device_error(o)) return SM_FAILED;
     return o->fault.kind ? SM_BAD_MESSAGE : 0;

@@ -32,7 +32,6 @@ typedef struct Case {
 /* What the workers leave behind, in memory that processes share. */
 typedef struct Result {
     float path[WORKERS][STEPS][SIZE]; /* parameters after each step */
-    double agreement[WORKERS];
     uint64_t sent[WORKERS][2];
     SmFault fault; /* of the earliest exchange in the first step that has one */
     int fault_step;
@@ -107,7 +106,6 @@ static int work(SmComm *comm, void *arg) {
         if (rank == 0 && result->fault.kind && result->fault_step < 0) result->fault_step = step;
     }
     for (int kind = 0; kind < 2; kind++) result->sent[rank][kind] = comm->sent[kind];
-    result->agreement[rank] = sm_agreement(o);
     sm_free(o);
     return 0;
 }
@@ -405,16 +403,50 @@ TEST(polar_after_vote_is_polar_of_vote) {
                    (double)before[t->offset + i] - c.lr * (double)o[i], 1e-5);
 }
 
-TEST(agreement_is_the_share_of_confirmed_signs) {
-    Case c = case_of("signmuon", "adamw", 1);
-    run(&c);
-    CHECK(result->agreement[0] == 1);
-    c.workers = 5;
-    run(&c);
-    CHECK(result->agreement[4] > 0.5 && result->agreement[4] < 1, "%g", result->agreement[4]);
-    c.config.method = "muon";
-    run(&c);
-    CHECK(isnan(result->agreement[0]));
+/* Gradients with zeros here and there. */
+static void sparse(float *g, const float *w, const Case *c, int worker, int step) {
+    noisy(g, w, c, worker, step);
+    for (size_t i = 0; i < SIZE; i++)
+        if (test_hash((uint64_t)(10 * step + worker), i) % 3 == 0) g[i] = 0;
+}
+
+/* Count the signs of the gradients one by one; a tie is + here. */
+static void check_agreement(const Case *c, SmOptimizer *o, SmComm *comm, const float *params,
+                            int step) {
+    static _Thread_local float g[WORKERS][SIZE];
+    SmAgreement mine = sm_agreement(o), all[WORKERS], sum = {0}, naive = {0};
+    for (int j = 0; j < c->workers; j++) c->gradient(g[j], params, c, j, step);
+    for (size_t t = 0; t < c->count; t++)
+        for (size_t i = 0; i < size_of(&tensors[t]) && tensors[t].role == SM_HIDDEN; i++) {
+            int plus = 0, minus = 0;
+            for (int j = 0; j < c->workers; j++) {
+                plus += g[j][tensors[t].offset + i] > 0;
+                minus += g[j][tensors[t].offset + i] < 0;
+            }
+            naive.signs += plus + minus;
+            naive.confirmed += plus >= minus ? plus : minus;
+        }
+    comm_gather(comm, &mine, sizeof mine, all, COMM_OTHER);
+    for (int j = 0; j < c->workers; j++) {
+        sum.signs += all[j].signs;
+        sum.confirmed += all[j].confirmed;
+    }
+    CHECK(sum.signs == naive.signs && sum.confirmed == naive.confirmed,
+          "%s, %d workers, step %d: %g of %g, not %g of %g", c->config.method, c->workers, step,
+          sum.confirmed, sum.signs, naive.confirmed, naive.signs);
+}
+
+TEST(agreement_counts_signs_that_votes_confirm) {
+    static const char *const method[] = {"signsgd", "signum", "muonsign", "muonusign"};
+    for (int k = 0; k < 4 * 5 * 2; k++) {
+        Case c = case_of(method[k % 4], "sign", 1 + k / 4 % 5);
+        c.config.momentum = 0;
+        c.config.ties = "plus";
+        c.gradient = k >= 20 ? sparse : noisy;
+        if (k >= 20) c.config.zeros = "abstain";
+        c.inspect = check_agreement;
+        run(&c);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ trap 'rm -rf "$out"' EXIT
 
 # name, then the flags
 runs() {
-    ./train_gpt --list methods | awk '/ --lr / { print $1, "--method", $1 }'
+    ./train_gpt --list methods | awk '/^[a-z]/ { print $1, "--method", $1 }'
     echo "signmuon+sign --method signmuon --aux sign"
     echo "signmuon+polar --method signmuon --polar-after-vote"
     echo "adamw-nanogpt --method adamw --lr 1e-3 --schedule cosine --final-lr 0.1 --warmup 100 --beta2 0.99 --weight-decay 0.1 --clip 1"

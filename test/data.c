@@ -98,19 +98,21 @@ static uint64_t walk(uint64_t key, uint64_t n, uint64_t i) {
     return i;
 }
 
-/* The shard of a worker as positions, token by token; returns its length. */
-static uint64_t shard_of(const char *shards, uint64_t train, size_t rank, size_t N, size_t T,
-                         int32_t *shard) {
-    uint64_t length = 0, block = T > 256 ? 4 * T : 1024;
-    if (train / N < block) block = train / N;
-    for (uint64_t at = 0, owner = 0, left = 0; at < train; at++) {
-        if (!strcmp(shards, "iid"))
-            owner = at / block % N;
-        else if (left-- == 0) /* the first train % N workers have one token more */
-            owner = at ? owner + 1 : 0, left = train / N + (owner < train % N) - 1;
-        if (owner == rank) shard[length++] = (int32_t)at;
+/* The windows of a worker in the order of the text: each worker's blocks are cut into windows whose
+ * first offset is a hash modulo the room in the block. Returns their number. */
+static uint64_t windows_of(const char *shards, uint64_t train, size_t rank, size_t N, size_t T,
+                           uint64_t hash, uint64_t *begin) {
+    uint64_t count = 0, block = T > 64 ? 16 * T : 1024, equal = train / N, more = train % N;
+    for (uint64_t at = 0, number = 0, size; at < train; at += size, number++) {
+        size = block < equal ? block : equal;
+        if (strcmp(shards, "iid") || N == 1) size = equal + (number < more);
+        if (at + size > train) size = train - at;
+        uint64_t windows = size < 2 * T ? size > T : size / T - 1;
+        uint64_t room = size - windows * T < T ? size - windows * T : T;
+        for (uint64_t w = 0; w < windows && number % N == rank; w++)
+            begin[count++] = at + hash % room + w * T;
     }
-    return length;
+    return count;
 }
 
 TEST(data_windows_follow_the_formulas_for_every_row) {
@@ -118,7 +120,8 @@ TEST(data_windows_follow_the_formulas_for_every_row) {
     static const size_t shape[][3] = {{20011, 1, 12}, {20011, 3, 12},   {50257, 7, 300},
                                       {700, 5, 33},   {34567, 2, 1000}, {12, 1, 9},
                                       {13, 1, 9},     {20, 1, 9},       {22, 1, 9}};
-    static int32_t in[1000], target[1000], shard[50257];
+    static int32_t in[1000], target[1000];
+    static uint64_t begin[8000];
     for (size_t c = 0; c < 2 * COUNT(shape); c++) {
         DataSet d = counting((uint32_t)shape[c / 2][0]);
         const size_t N = shape[c / 2][1], T = shape[c / 2][2];
@@ -126,23 +129,19 @@ TEST(data_windows_follow_the_formulas_for_every_row) {
         if (c % 2) CHECK(!data_set_shards(&d, name, N, T, ERROR), "%s", error);
         for (uint64_t i = 0; i < 40 * N; i++) {
             uint64_t seed = 5 + i / 30, rank = i % N, k = i % 3 ? i / N : i * 1000003;
-            uint64_t length = shard_of(name, d.train_tokens, rank, N, T, shard);
-            uint64_t windows = length < 2 * T ? 1 : length / T - 1, epoch = k / windows;
-            uint64_t room = length - windows * T < T ? length - windows * T : T;
-            uint64_t at = chain(seed, epoch, UINT64_MAX) % room;
-            at += T * walk(chain(seed, epoch, rank), windows, k % windows);
-            DataShard s = data__shard(&d, rank, N, T);
-            CHECK(s.length == length, "case %zu", c);
-            for (uint64_t p = 0; p < length && i < N; p++)
-                CHECK(s.first + p / s.block * s.stride + p % s.block == (uint64_t)shard[p]);
+            uint64_t windows = windows_of(name, d.train_tokens, rank, N, T, 0, begin);
+            uint64_t epoch = k / windows, offset = chain(seed, epoch, UINT64_MAX);
+            windows_of(name, d.train_tokens, rank, N, T, offset, begin);
+            uint64_t at = begin[walk(chain(seed, epoch, rank), windows, k % windows)];
             CHECK(data_train_windows(&d, rank, N, T) == windows, "case %zu", c);
             CHECK(!data_train_window(&d, seed, rank, N, T, k, in, target), "case %zu", c);
-            CHECK(!memcmp(in, shard + at, T * sizeof *in), "%s case %zu", name, c);
-            CHECK(!memcmp(target, shard + at + 1, T * sizeof *in), "%s case %zu", name, c);
+            for (uint64_t t = 0; t < T; t++)
+                CHECK((uint64_t)in[t] == at + t && (uint64_t)target[t] == at + t + 1, "%s case %zu",
+                      name, c);
         }
         data_close(&d);
     }
-    CHECK(!data_shards_row(2), "a new row needs its transcription in shard_of");
+    CHECK(!data_shards_row(2), "a new row needs its transcription in windows_of");
 }
 
 /* that no window comes twice in an epoch */

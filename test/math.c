@@ -347,7 +347,7 @@ TEST(every_gain_equals_its_formula) {
             const char *name;
             double gain[2]; /* of unit norm; of signs */
         } table[] = {{"none", {1, 1}},
-                     {"fro", {pow(m * n, -0.5), pow(m * n, -0.5)}},
+                     {"fro", {pow(fmin(m, n), -0.5), pow(m * n, -0.5)}},
                      {"unit-gain", {aspect, pow(n, -0.5)}},
                      {"aspect", {aspect, aspect}},
                      {"rms", {0.2 * sqrt(fmax(m, n)), 0.2}}};

@@ -170,6 +170,39 @@ static size_t read_tensor(const char *file, const char *name, float to[MOST]) {
 
 static double square(double x) { return x * x; }
 
+TEST(run_learning_rates_follow_their_schedules) {
+    static const struct {
+        const char *line;
+        double rate[3]; /* of the peak, in steps 2, 5 and 10 of 10 */
+    } rows[] = {
+        {"--warmup 2", {2. / 3, 0.75, 0.125}}, /* 0 would come in step 11 */
+        {"--warmup 2 --final-lr 0.1", {2. / 3, 0.1 + 0.9 * 5 / 7, 0.1}},
+        {"--warmup 2 --final-lr 0.1 --schedule cosine", {2. / 3, 0.8305704, 0.1}},
+        {"--warmup 2 --final-lr 0.1 --schedule wsd --cooldown 0.5", {2. / 3, 1, 0.1}},
+        {"--schedule wsd --cooldown 0.7", {1, 6. / 7, 1. / 7}},
+        {"--warmup 1 --schedule constant", {1, 1, 1}},
+        {"--schedule gluon", {0.5946036, 0.2990698, 0.1778279}},
+    };
+    setup();
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        OK(SMALL "--steps 10 --log-every 1 --lr 0.5 --aux-lr 0.01 --out a %s", rows[i].line);
+        for (int k = 0; k < 3; k++) {
+            double lr = log_value("a", (long[]){2, 5, 10}[k], "lr");
+            CHECK_NEAR(lr, 0.5 * rows[i].rate[k], 1e-6);
+        }
+    }
+}
+
+TEST(run_resumed_by_as_many_workers_changes_nothing) {
+    const char *line = SMALL "--workers 3 --method ef21-muonsign --down topk:0.05 "
+                             "--schedule constant --steps 12";
+    setup();
+    OK("%s --out a", line);
+    OK("%s --out b --steps 6", line);
+    OK("train_gpt --resume --out b --quiet --steps 12 --workers 3 --resume-workers keep");
+    check_same("a", "b", 3);
+}
+
 TEST(run_resized_keeps_averages_or_zeros_momenta) {
     static const char *const policy[] = {"keep", "mean", "zero"};
     static float before[3][MOST], mean[MOST], after[MOST];
