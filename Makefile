@@ -61,7 +61,7 @@ train_gpt_cuda test_cuda:
 	$(NVCC) -Wno-deprecated-gpu-targets -o $@ $^ -lcublasLt $(LDLIBS) -Xcompiler -pthread
 
 # The text to train on: TinyShakespeare, or without it the offline corpus.
-TEXT = $$(sh data/tinyshakespeare.sh || { $(MAKE) -s data/play >&2 && data/play data/offline.txt >&2 && echo data/offline.txt; })
+TEXT = $$(sh data/tinyshakespeare.sh || { MAKEFLAGS= $(MAKE) -s data/play >&2 && data/play data/offline.txt >&2 && echo data/offline.txt; })
 METHOD = signmuon --aux sign
 NANOGPT = echo 'nanoGPT publishes val_loss 1.88 for this model, batch and number of steps on TinyShakespeare (20 random batches, AdamW)'
 
@@ -106,7 +106,7 @@ install: all ## into $(DESTDIR)$(PREFIX), with a file for pkg-config
 	install libsignmuon.so "$(TO)/lib/libsignmuon.so.$(VERSION)"
 	cd "$(TO)/lib" && ln -sf libsignmuon.so.$(VERSION) $(SONAME) && ln -sf $(SONAME) libsignmuon.so
 	install -m 644 $(HEADERS) "$(TO)/include"
-	printf '%s\n' 'prefix=$(PREFIX)' 'Name: signmuon' 'Description: distributed Muon on one bit per weight' 'Version: $(VERSION)' 'Cflags: -I"$${prefix}/include"' 'Libs: -L"$${prefix}/lib" -lsignmuon -lm -pthread' >"$(TO)/lib/pkgconfig/signmuon.pc"
+	printf '%s\n' 'prefix=$(PREFIX)' 'Name: signmuon' 'Description: distributed Muon on one bit per weight' 'Version: $(VERSION)' 'Cflags: -I"$${prefix}/include"' 'Libs: -L"$${prefix}/lib" -lsignmuon -lm -pthread' | install -m 644 /dev/stdin "$(TO)/lib/pkgconfig/signmuon.pc"
 uninstall: ## what install has put there
 	rm -f "$(TO)/bin/train_gpt" "$(TO)/lib/libsignmuon."* "$(TO)/lib/pkgconfig/signmuon.pc" $(HEADERS:%="$(TO)/include/%")
 

@@ -194,9 +194,9 @@ static const Flag flags[] = {
     SWITCH("Text", "eval", eval, "print the validation loss of a save", PER_CALL | COMMON | WITH_EVAL),
     WHOLE("Text", "sample", sample, "0", 0, MANY, "write N tokens of text to stdout, and nothing else", PER_CALL | COMMON | WITH_SAMPLE),
     WHOLE("Text", "sample-every", sample_every, "0", 0, MANY, "steps between samples of 300 tokens while it trains, also in OUT/samples.txt; 0 none", STORED),
-    TEXT("Text", "prompt", prompt, "\n", "TEXT", "how the sample begins; of GPT-2 tokens their numbers, [15496][995]", PER_CALL | COMMON | WITH_SAMPLE),
-    REAL("Text", "temperature", temperature, "0.8", 0, 1e6, "T", "0 takes the likeliest token", PER_CALL | WITH_SAMPLE),
-    WHOLE("Text", "top-k", top_k, "200", 0, 1e9, "sample among the K likeliest tokens; 0 among all", PER_CALL | WITH_SAMPLE),
+    TEXT("Text", "prompt", prompt, "\n", "TEXT", "how the sample begins; of GPT-2 tokens their numbers, [15496][995]", STORED | COMMON | WITH_SAMPLE),
+    REAL("Text", "temperature", temperature, "0.8", 0, 1e6, "T", "0 takes the likeliest token", STORED | WITH_SAMPLE),
+    WHOLE("Text", "top-k", top_k, "200", 0, 1e9, "sample among the K likeliest tokens; 0 among all", STORED | WITH_SAMPLE),
     CHOICE("Help", "list", list, "", choice_list, "explain the rows of a table", PER_CALL | COMMON),
     SWITCH("Help", "version", version, "version and compiler", PER_CALL),
 };
@@ -296,6 +296,8 @@ static inline int options_take(Options *o, const unsigned char *given, const StF
                              "%s: has no --%s: it was written by another version", f->path,
                              flag->name);
         if (!given[i]) {
+            if (flag->kind == FLAG_TEXT) stored = strdup(stored); /* outlives the file */
+            if (!stored) return base_fail(error, size, FAILED, "no memory for --%s", flag->name);
             if (flags_set(flag, o, stored, reason, sizeof reason))
                 return base_fail(error, size, FAILED, "%s: %s", f->path, reason);
             continue;
@@ -388,9 +390,10 @@ static inline int options_check(Options *o, const unsigned char *given, int rank
     if (*o->link && !options_link(o->link, &byte, &message))
         REFUSE("--link takes a rate and a delay such as 100mbit,5ms, not '%s'", o->link);
     if (!*o->data) REFUSE("--data takes the path of a text or of token shards");
-    if (!*o->out) REFUSE("--out takes the name of a folder");
     if (!base_is_utf8(o->data) || !base_is_utf8(o->val_data))
         REFUSE("a path that is not UTF-8 cannot be kept in a save: rename it, or use a link");
+    if (o->sample_every && !base_is_utf8(o->prompt))
+        REFUSE("--prompt is not UTF-8, and a save cannot keep it");
     if (!gemm_default(strcmp(o->dtype, "bf16") ? GEMM_F32 : GEMM_BF16))
         REFUSE("GEMM_ISA=%s is unknown or not of this CPU: take avx512bf16, avx512, avx2, neon or "
                "portable",

@@ -45,6 +45,20 @@ static inline void check_shapes(const StFile *f, const SmTensor *tensor, size_t 
     }
 }
 
+/* Refuse weights to begin with of which the model would leave some out. nanoGPT's attn.bias is no
+ * weight but the causal mask. */
+static inline void check_all_used(const StFile *f, const SmTensor *tensor, size_t tensors) {
+    for (const StEntry *e = f->entries; e < f->entries + f->n; e++) {
+        const char *end = strrchr(e->name, '.');
+        int known = strncmp(e->name, "transformer.", 12) != 0 || end - e->name < 5 ||
+                    strcmp(end - 5, ".attn.bias") == 0;
+        for (size_t i = 0; i < tensors && !known; i++) known = strcmp(e->name, tensor[i].name) == 0;
+        if (!known)
+            die(FAILED, "%s: '%s' has no place in a model of these layers and biases", f->path,
+                e->name);
+    }
+}
+
 /* ------------------------------------------------------------------------------------------------
  * saves: model.safetensors with nanoGPT's names, and worker-R.safetensors with what worker R alone
  * holds: momenta, error feedback, a node's own model, counters */
@@ -142,6 +156,7 @@ static inline int write_part(const Worker *w, const float *params, const char *n
         add_text(p, "data_fingerprint", p->text[p->n]);
         add_number(p, "train_loss", w->train);
         add_number(p, "grad_norm", w->norm);
+        add_number(p, "agreement", w->agreement);
         add_number(p, "val_loss", w->val);
         add_number(p, "best_val_loss", w->best);
         add_number(p, "evaluated", w->evaluated);
@@ -247,10 +262,13 @@ static inline void load_state(Worker *w) {
     w->step = (long)run->checkpoint.stamp.step;
     w->train = stored_number(model, "train_loss");
     w->norm = stored_number(model, "grad_norm");
+    w->agreement = stored_number(model, "agreement");
     if (run->other_data) return; /* its losses cannot be compared */
     w->evaluated = stored_number(model, "evaluated");
     w->val = stored_number(model, "val_loss");
     w->best = stored_number(model, "best_val_loss");
+    if (stored_number(model, "eval-tokens") != (double)run->o.eval_tokens && w->step < run->o.steps)
+        w->best = NAN; /* of other tokens */
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -271,7 +289,7 @@ static inline void gather_statistics(Worker *w) {
         for (int i = 0; i < TRAFFIC; i++) w->most[i] = fmax(w->most[i], all[j].traffic[i]);
         signs += all[j].agreement.signs, confirmed += all[j].agreement.confirmed;
     }
-    w->agreement = signs > 0 ? confirmed / signs : NAN;
+    if (signs > 0) w->agreement = confirmed / signs; /* else as it was saved */
     if (!gossips(w)) return;
     double apart = square_distance(w, w->params, deployed_model(w), &length);
     const double *parts = gather(w, &apart, sizeof apart, COMM_OTHER);
@@ -324,7 +342,8 @@ static inline int open_samples(const Worker *w, int mode, char *path, size_t siz
     snprintf(path, size, "%s/samples.txt", w->run->o.out);
     int fd = base_open(path, mode);
     if (fd < 0 && (errno != ENOENT || mode & O_CREAT))
-        die(FAILED, "%s: cannot be written: %s", path, strerror(errno));
+        die(FAILED, "%s: cannot be written: %s", path,
+            errno == ENODEV || errno == ENXIO ? "it is not a regular file" : strerror(errno));
     return fd;
 }
 

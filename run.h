@@ -283,6 +283,10 @@ static inline void open_data(Run *run, const unsigned char *given) {
             : named || code != DATA_UNREADABLE ? ""
             : f ? "; the run was trained on it: --data says where it is now"
                 : "; 'make train' fetches this text, --data names another one");
+    const StEntry *wte = *o->init ? st_find(&run->init, "transformer.wte.weight") : NULL;
+    if (wte && data->vocab.kind == DATA_GPT2 && wte->shape[0] > data->vocab.size &&
+        wte->shape[0] <= DATA_MAX_VOCAB)
+        data->vocab.size = (uint32_t)wte->shape[0]; /* nanoGPT pads its vocabulary to 50304 */
     must((*o->val_data && data_open_val(data, o->val_data, error, sizeof error)) ||
              data_set_shards(data, o->shards, N, T, error, sizeof error) ||
              data_check_context(data, T, N, error, sizeof error),
@@ -327,11 +331,14 @@ static inline void open_init(Run *run, const unsigned char *given) {
     }
     if (!options_given(given, "bias")) o->bias = st_find(f, "transformer.ln_f.bias") != NULL;
     const char *heads = st_meta(f, "heads");
-    if (heads && !options_given(given, "heads")) o->heads = atol(heads);
+    if (!heads && !options_given(given, "heads"))
+        die(USAGE, "%s does not say how many heads its model has: --heads N does", f->path);
+    if (!options_given(given, "heads")) o->heads = atol(heads);
     if (o->layers < 1 || o->width < 1 || o->context < 1 || o->heads < 1 || o->layers > 1000 ||
         o->width > 65536 || o->context > 1048576)
-        die(FAILED, "%s: %ld layers, width %ld, context %ld: not a model for this program", f->path,
-            o->layers, o->width, o->context);
+        die(FAILED,
+            "%s: %ld layers, %ld heads, width %ld, context %ld: not a model for this program",
+            f->path, o->layers, o->heads, o->width, o->context);
 }
 
 /* The prompt of samples as tokens. */
@@ -355,7 +362,7 @@ static inline void encode_prompt(Run *run, const DataVocab *vocab) {
  * sequences per step as before. */
 static inline void go_on_without(Run *run, const CommDeath *death) {
     Options *o = &run->o;
-    char error[BASE_PATH + 512];
+    char error[BASE_PATH + 512], note[BASE_PATH + 512], last[2 * BASE_PATH];
     int left = 0, *survivor = allocate((size_t)o->workers * sizeof *survivor);
     for (int r = 0; r < o->workers; r++) {
         int lost = 0;
@@ -363,9 +370,16 @@ static inline void go_on_without(Run *run, const CommDeath *death) {
         if (!lost) survivor[left++] = r;
     }
     if (left == 0) die(FAILED, "no worker is left");
-    if (run->has_checkpoint) checkpoint_close(&run->checkpoint);
-    run->has_checkpoint = checkpoint_exists(o->out);
-    if (run->has_checkpoint) open_save(run, 1);
+    int resumed = run->has_checkpoint;
+    if (resumed) checkpoint_close(&run->checkpoint);
+    snprintf(last, sizeof last, "%s/last/model.safetensors", o->out);
+    int code = checkpoint_open(o->out, "last", 1, &run->checkpoint, note, sizeof note, error,
+                               sizeof error);
+    if (code && (code != -1 || resumed || access(last, F_OK) == 0)) die(FAILED, "%s", error);
+    run->has_checkpoint = !code && run->checkpoint.stamp.run == run->identity;
+    if (!code && !run->has_checkpoint) checkpoint_close(&run->checkpoint); /* of an older run */
+    if (run->has_checkpoint) run->saved_workers = run->checkpoint.stamp.parts - 1;
+    if (run->has_checkpoint && *note) report_note(stderr, "%s", note);
     /* a save by more workers is the one that this attempt began with, not one of its own */
     if (run->has_checkpoint && run->origin && run->saved_workers > o->workers)
         for (int k = 0; k < left; k++) survivor[k] = run->origin[survivor[k]];
@@ -390,13 +404,16 @@ static inline void prepare_run(Run *run, const unsigned char *given, int ranks, 
     char error[BASE_PATH + 1024];
     if ((o->resume != 0) + (o->sample != 0) + (o->eval != 0) > 1)
         die(USAGE, "--resume, --sample and --eval are three different calls: name one");
+    if (!*o->out) die(USAGE, "--out takes the name of a folder");
+    if (options_given(given, "init") && !*o->init)
+        die(USAGE, "--init takes the path of a safetensors file");
     if (o->resume || o->sample || o->eval) {
         open_save(run, o->resume);
         run->identity = run->checkpoint.stamp.run;
         int status = options_take(o, given, f, error, sizeof error);
         if (status) die(status, "%s", error);
     }
-    if (*o->init && !o->resume) open_init(run, given);
+    if (*o->init && !o->resume && !o->eval && !o->sample) open_init(run, given);
     int status = options_check(o, given, ranks, sharing, error, sizeof error);
     if (status) die(status, "%s", error);
     const char *vocabulary = o->sample ? st_meta(f, "vocabulary") : NULL;

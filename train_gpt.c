@@ -1295,7 +1295,7 @@ static int train_step(Worker *w) {
     int sampled = !complete || add_sample(w);
     if (!complete || !sampled) stop = first_nonzero(w, comm_stop_requested(w->c));
     if (saves || stop) save(w, deployed_model(w), "last", 1);
-    if (!stop || (last && complete)) return -1;
+    if (!stop || (last && complete && sampled)) return -1;
     if (w->c->rank == 0)
         report_note(stderr,
                     "stopped by signal %d after step %ld; %s/last holds it, --resume goes on", stop,
@@ -1317,10 +1317,10 @@ static int train(Worker *w) {
         if (finished && w->step > 0)
             report_note(stderr, "%s/last is at step %ld of %ld: there is nothing to train", o->out,
                         w->step, o->steps);
+        cut_samples(w);
         must(report_open_log(&w->log, o->out, columns, sizeof columns / sizeof columns[0],
                              w->run->has_checkpoint ? (double)w->step : NAN, error, sizeof error),
              error);
-        cut_samples(w);
     }
     gather_statistics(w);
     if (w->evaluated < (double)w->step && (finished || is_due(w->step, o->eval_every))) {
@@ -1389,7 +1389,8 @@ static Worker *create_worker(Comm *c, Run *run) {
     GptConfig config = model_of(run);
     Worker *w = allocate(sizeof *w);
     *w = (Worker){.run = run, .c = c, .evaluated = -1, .started = base_now()};
-    w->train = w->val = w->best = w->norm = w->server_val = w->gap = w->consensus = NAN;
+    w->train = w->val = w->best = w->norm = w->server_val = w->gap = w->consensus = w->agreement =
+        NAN;
     w->node_val[0] = w->node_val[1] = w->node_val[2] = NAN;
     w->T = (size_t)o->context;
     w->B = training ? (size_t)(o->batch / o->workers) : o->eval ? EVALUATION_BATCH : 1;
@@ -1470,6 +1471,7 @@ static Gpt *plan_model(const Run *run) {
     must(!g, NO_MEMORY);
     if (run->has_checkpoint) check_shapes(&run->checkpoint.model, g->tensor, g->tensors);
     if (run->init.path) check_shapes(&run->init, g->tensor, g->tensors);
+    if (run->init.path) check_all_used(&run->init, g->tensor, g->tensors);
     check_memory(o, g->parameters);
     return g;
 }
@@ -1501,7 +1503,12 @@ int main(int argc, char **argv) {
     Options *o = &run.o;
     unsigned char given[FLAGS];
     char error[BASE_PATH + 1024];
-    int rank, ranks, sharing, lock = -1;
+    int rank, ranks, sharing, lock = -1, spare;
+    do
+        spare = open("/dev/null",
+                     O_RDONLY); /* in the place of closed streams, which no file may take */
+    while (spare >= 0 && spare <= 2);
+    if (spare > 2) close(spare);
     comm_init(&argc, &argv, &rank, &ranks, &sharing);
     if (rank > 0 && !comm_backend("mpi")) return sleep(1), USAGE; /* rank 0 refuses this launch */
     if (rank > 0 && !freopen("/dev/null", "w", stdout))           /* rank 0 speaks */

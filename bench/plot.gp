@@ -1,9 +1,9 @@
 # Loss curves from log.csv files, as SVG. Called by `make plots`:
 #   gnuplot -e "logs='out/log.csv out2/log.csv'; to='plots'" bench/plot.gp
-missing = system("for f in ".logs."; do test -r $f || printf ' %s' $f; done")
+missing = system("for f in ".logs."; do [ \"$(sed 2q $f 2>/dev/null | wc -l)\" = 2 ] || printf ' %s' $f; done")
 if (words(logs) == 0) { missing = " out/log.csv" }
 if (words(missing)) {
-    print 'there is no'.missing.": train first, or name logs: make plots LOGS='a/log.csv b/log.csv'"
+    print 'there are no rows in'.missing.": train first, or name logs: make plots LOGS='a/log.csv b/log.csv'"
     exit status 1
 }
 

@@ -379,8 +379,9 @@ static inline int checkpoint_lock(const char *run, int *fd, char *error, size_t 
     for (char *slash = path; slash;) { /* RUN and its parents */
         slash = strchr(slash + 1, '/');
         if (slash) *slash = 0;
-        if (mkdir(path, 0777) && (stat(path, &s) || !S_ISDIR(s.st_mode))) {
-            if (errno == EEXIST) errno = ENOTDIR;
+        int failed = mkdir(path, 0777), code = errno;
+        if (failed && (stat(path, &s) || !S_ISDIR(s.st_mode))) {
+            errno = code == EEXIST ? ENOTDIR : code;
             return checkpoint__fail(error, size, path, "cannot be made a folder");
         }
         if (slash) *slash = '/';

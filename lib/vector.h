@@ -1,4 +1,4 @@
-/* vector.h - arithmetic that compilers turn into vector code; arrays kept as fp32 or bf16. C11, MIT.
+/* vector.h - arithmetic that becomes vector code; arrays kept as fp32 or bf16. C11, MIT.
 
      mul_add, fast_exp, row_max    one value; the largest of a row
      Stored                        an array in memory: stored_place, _store, _load, _operand */

@@ -282,7 +282,7 @@ TEST(command_samples_while_it_trains_are_kept_and_shown) {
     OK(MODEL "--workers 3 --sample-every 2 --prompt ab --steps 2 --out b 2>&1 | grep -qx -- "
              "'--- step 2'");
     OK("%s --steps 6 --out b && train_gpt --resume --steps 10 --out b --quiet", line);
-    OK("grep -v 'step 6$' b/samples.txt | grep -q 'step 10$'");
+    OK("cmp a/samples.txt b/samples.txt"); /* that of step 6 is gone, and the prompt was kept */
     OK("cp b/samples.txt kept; train_gpt --resume --out b --quiet; cmp kept b/samples.txt");
     OK(SMALL "--workers 3 --schedule constant --steps 10 --out c");
     check_same("a", "c", 3); /* samples change nothing */

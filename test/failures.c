@@ -194,6 +194,33 @@ TEST(failure_lost_readers_end_no_run) {
            lines[i]);
         CHECK(step_of("a") == 40 && unlink(test_path("status")) == 0);
     }
+    run(SMALL "--steps 3 --log-every 1 --sample-every 1 --out closed <&- >&- 2>&-");
+    CHECK(ended.status == 1 && log_value("closed", 3, "tokens") == 3 * 6 * 16);
+    OK("! grep -q val_loss closed/lock && sed 1d closed/log.csv | grep -c '^[0-9]*,' | grep -qx 3");
+}
+
+TEST(failure_survivors_take_saves_of_their_run_only) {
+    char row[32];
+    pid_t child[8], pid;
+    setup();
+    OK(SMALL "--steps 30 --method sgd --out a"); /* an older run */
+    pid = start("exec " ENDLESS "--workers 3 --out a --backend processes --on-death continue "
+                "--save-every 0 --eval-every 4");
+    await(pid, "a/log.csv", "\n12,"); /* best is there, but no save to go on from */
+    signal_worker(pid, 2, SIGKILL, child, 3);
+    await(pid, "a/log.csv", ",2\n");
+    kill(pid, SIGTERM);
+    CHECK(finish(pid) == 143 && strstr(ended.err, "2 workers go on from the start"), "%s",
+          ended.err);
+    snprintf(row, sizeof row, "\n%ld,", step_of("a") + 12);
+    pid = start("exec train_gpt --resume --out a --quiet --threads 1 --link 100mbit,5ms");
+    await(pid, "a/log.csv", row);
+    signal_worker(pid, 1, SIGKILL, child, 2);
+    await(pid, "a/log.csv", ",1\n");
+    kill(pid, SIGTERM);
+    CHECK(finish(pid) == 143 && strstr(ended.err, "1 workers go on from a/last"), "%s", ended.err);
+    OK("train_gpt --eval --out a");
+    OK("grep -q '\"data\":\"text.txt\".*\"link\":\"100mbit,5ms\"' a/last/model.safetensors");
 }
 
 TEST(failure_killed_worker_stops_the_others) {
