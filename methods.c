@@ -126,7 +126,8 @@ static const char *text_or(const char *text, const char *otherwise) {
 }
 
 SmConfig sm_config(const char *method) {
-    SmConfig c = {.method = method, .nesterov = -1, .first_gradient = -1, .rounds = {1, 1}};
+    SmConfig c = {
+        .method = method, .nesterov = -1, .first_gradient = -1, .polar_every = 1, .rounds = {1, 1}};
     c.lr = c.aux_lr = c.momentum = c.beta1 = c.beta2 = c.epsilon = c.weight_decay = c.clip = NAN;
     for (int r = 0; r < SM_ROLES; r++) c.radius[r] = NAN;
     return c;
@@ -198,6 +199,10 @@ static int resolve_maps(SmConfig *c, const SmMethod *m, char *error, size_t size
     if (c->polar_after_vote && (m->combine != SM_VOTE || is_map(c->server_map)))
         REFUSE("polar-after-vote needs a method whose downlink is the vote itself: signsgd, "
                "signum, lion or signmuon, not %s",
+               m->name);
+    if (c->polar_every < 1) REFUSE("polar-every %d: must be at least 1", c->polar_every);
+    if (c->polar_every > 1 && (m->combine != SM_VOTE || !is_map(c->worker_map)))
+        REFUSE("polar-every %d: method %s has no LMO before a vote; take signmuon", c->polar_every,
                m->name);
     const char *vote_map = c->polar_after_vote ? text_or(c->norm, "spectral") : "none";
     const SmNorm *norms[] = {sm_norm(c->worker_map), sm_norm(c->server_map), sm_norm(vote_map)};

@@ -133,12 +133,14 @@ typedef struct SmConfig {
                            own norm, as Scion has it) */
     const char *worker_map, *server_map; /* replace the row's, "none" or a norm */
     const char *norm;                    /* replaces whichever LMO the row has */
-    int polar_after_vote;                /* every worker steps along the polar factor of the vote */
-    const char *gain;                    /* factor on the step size by matrix shape */
-    double radius[SM_ROLES];             /* factor on the step size by role */
-    const char *ns;                      /* Newton-Schulz polynomials */
-    const char *zeros, *ties;            /* "coin", "plus" or "abstain" */
-    double lr, aux_lr;                   /* peak step sizes; sm_step is told the current ones */
+    int polar_every;          /* a worker's LMO before a vote in every so many steps, else it
+                                            sends sign(M) (after LionMuon, arXiv 2605.19811) */
+    int polar_after_vote;     /* every worker steps along the polar factor of the vote */
+    const char *gain;         /* factor on the step size by matrix shape */
+    double radius[SM_ROLES];  /* factor on the step size by role */
+    const char *ns;           /* Newton-Schulz polynomials */
+    const char *zeros, *ties; /* "coin", "plus" or "abstain" */
+    double lr, aux_lr;        /* peak step sizes; sm_step is told the current ones */
     double momentum, beta1, beta2, epsilon, weight_decay, clip;
     int nesterov, first_gradient;
     int coupled_decay;     /* G + wd W instead of decoupled decay (arXiv 2605.16311) */
@@ -150,7 +152,8 @@ typedef struct SmConfig {
     const char *attack;    /* "flip", "random", "zero", "nan" or "scale:S" */
 } SmConfig;
 
-/* The configuration of a method: all else is left to its row; rounds 1, seed 0, no adversaries. */
+/* The configuration of a method: all else is left to its row; polar_every 1, rounds 1, seed 0, no
+ * adversaries. */
 SmConfig sm_config(const char *method);
 
 enum { SM_BAD_CONFIG = -1, SM_NO_MEMORY = -2, SM_FAILED = -3, SM_BAD_MESSAGE = -4 };

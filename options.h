@@ -44,7 +44,7 @@ typedef struct Options {
     const char *schedule;
     long warmup;
     double cooldown, final_lr;
-    long workers, threads, adversaries;
+    long workers, threads, adversaries, polar_every;
     const char *backend, *link, *on_death, *resume_workers;
     double timeout;
     long batch, accumulate, steps, seed, eval_every, log_every, save_every, check_every,
@@ -159,6 +159,7 @@ static const Flag flags[] = {
     CHOICE("Optimizer", "norm", rule.norm, "auto", choice_norm, "its LMO replaces the method's (--list norms)", STORED),
     CHOICE("Optimizer", "worker-map", rule.worker_map, "auto", choice_norm, "norm whose LMO a worker applies before it sends", STORED),
     CHOICE("Optimizer", "server-map", rule.server_map, "auto", choice_norm, "norm whose LMO is applied to the vote or the mean", STORED),
+    WHOLE("Optimizer", "polar-every", polar_every, "1", 1, 1e9, "a vote on sign(polar(M)) in every so many steps, on sign(M) in the others", STORED),
     SWITCH("Optimizer", "polar-after-vote", rule.polar_after_vote, "step along the polar factor of the vote, at no further bytes", STORED),
     CHOICE("Optimizer", "zeros", rule.zeros, "coin", choice_zeros, "sign of an exact zero; abstain costs a second bit", STORED),
     CHOICE("Optimizer", "ties", rule.ties, "coin", choice_zeros, "result of a tied vote; odd numbers of workers have none, unless zeros abstain", STORED),
@@ -400,6 +401,7 @@ static inline int options_check(Options *o, const unsigned char *given, int rank
                getenv("GEMM_ISA"));
     o->rule.seed = (uint64_t)o->seed;
     o->rule.adversaries = (int)o->adversaries;
+    o->rule.polar_every = (int)o->polar_every;
     int code = sm_resolve(&o->rule, (int)o->workers, reason, sizeof reason);
     if (code == SM_NO_MEMORY) return base_fail(error, size, FAILED, "%s", reason);
     if (code) return base_fail(error, size, code == SM_FAILED ? FAILED : USAGE, "--%s", reason);

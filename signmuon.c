@@ -407,9 +407,14 @@ static void muon_step(SmOptimizer *o, SmGroup *g) {
  * LMO that a worker applies: signmuon the polar factor; signsgd, signum and lion none. Embeddings
  * and vectors come here with aux "sign" or "same"; with "adamw" they take muon_step, as a mean. */
 
+/* Does a worker apply its LMO before this step's vote? In every step, unless asked otherwise. */
+static int lmo_is_due(const SmOptimizer *o) {
+    return o->step % (uint64_t)o->config.polar_every == 0;
+}
+
 static void signmuon_worker(SmOptimizer *o, SmBlock *b) {
     momentum(o, b);                                 /* M <- mu M + (1-mu) G                    */
-    lmo(o, b, b->worker_map);                       /* O <- polar(M)                           */
+    if (lmo_is_due(o)) lmo(o, b, b->worker_map);    /* O <- polar(M)                           */
     attack(o, b, b->u);
     pack_signs(o, b);                               /* S <- sign(O)                            */
 }
@@ -615,7 +620,8 @@ static void device_step(SmOptimizer *o, SmGroup *g) {
         .root = (float)(1 / sqrt(1 - pow(c->beta2, t))),
         .safety = o->ns->safety, .coefficient = o->ns->coefficient, .ns_steps = o->ns->steps};
     d->momentum(d, k, &x);                          /* M <- mu M + (1-mu) G                    */
-    if (g->worker_map) d->polar(d, k, &x);          /* D <- polar(M)                           */
+    if (g->worker_map && lmo_is_due(o))
+        d->polar(d, k, &x);                         /* D <- polar(M)                           */
     if (m->combine == SM_VOTE)
         device_vote(o, g, &x);
     else

@@ -555,7 +555,8 @@ SIGNMUON_API const SmGain *sm_gain_row(size_t i) {
     // clang-format off
     __extension__ static const SmGain table[] = {
         {.name = "none", .gain = sm__gain_none, .doc = "1 (SignMuon's algorithm box)"},
-        {.name = "fro", .gain = sm__gain_fro, .doc = "|step|_F = 1: 1/sqrt(mn) for signs, else 1/sqrt(min(m,n)) (SignMuon's analysis)"},
+        {.name = "fro", .gain = sm__gain_fro,
+         .doc = "|step|_F = 1: 1/sqrt(mn) for signs, else 1/sqrt(min(m,n)) (SignMuon's analysis)"},
         {.name = "unit-gain", .gain = sm__gain_unit,
          .doc = "|step|_F/sqrt(m) = 1: 1/sqrt(fan_in) for signs, else sqrt(max(1,m/n))"},
         {.name = "aspect", .gain = sm__gain_aspect, .doc = "sqrt(max(1,m/n)) (Muon)"},

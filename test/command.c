@@ -68,6 +68,7 @@ TEST(command_wrong_use_exits_2_naming_flag) {
         {"--final-lr 0.1 has no effect", "--schedule constant --final-lr 0.1"},
         {"--final-lr 0.1 has no effect", "--method gluon --final-lr 0.1"},
         {"--cooldown goes with", "--cooldown 0.3"},
+        {"--polar-every 2: method muon has no LMO before a vote", "--method muon --polar-every 2"},
         {"--data has no effect beside --sample", "--sample 5 --lr 1 --out a"},
         {"--batch has no effect beside --eval", "--eval --batch 3 --out a"},
         {"--prompt has no effect beside --eval", "--eval --prompt a --out a"},

@@ -287,6 +287,7 @@ static void ref_move(Reference *r, const Place *p, const char *word) {
 /* One word of an equation. */
 static void ref_word(Reference *r, Place *p, const char *word) {
     int polar = is(word, "polar"), map = polar || is(word, "lmo"), vote = is(word, "vote");
+    if (map && r->step % r->config.polar_every) return;
     if (map) p->sign = 0;
     if (vote || is(word, "sign")) p->sign = 1;
     if (vote || (is(word, "mean") && !p->gossips)) { /* AdamW beside gossip is local */

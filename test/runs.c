@@ -36,6 +36,7 @@ TEST(run_bits_are_same_for_every_flag) {
         {3, "--aux sign --dropout 0.1 --nesterov off"},
         {2, "--aux sign --bias --zeros abstain --ties abstain"},
         {2, "--polar-after-vote --aux same --layers 2"},
+        {3, "--polar-every 2 --aux lmo"},
         {6, "--method lion --aux same --ties plus --clip 0.3"},
         {1, "--aux sign --worker-map row --dropout 0.1"},
         {3, "--aux sign --dtype bf16 --shards contiguous"},

@@ -1,0 +1,79 @@
+#!/bin/sh
+# Tunes every method alike: one row per run in docs/results/tune.csv. Stopped, it goes on where it was.
+#   nice sh bench/tune.sh TEXT [STEPS]          about two hours on two cores
+# Each method takes four learning rates of the hidden matrices on the lattice 1, 2, 5, 10, ..., from one below the default on, and
+# one more while the best is at an edge; then three further seeds at the best. All else is left to the method's row. 3 workers,
+# nanoGPT's CPU recipe. Steps and bytes to a validation loss are interpolated between validations, 100 steps apart.
+text=$1 steps=${2:-2000} csv=docs/results/tune.csv out=${TMPDIR:-/tmp}/signmuon-tune.$$
+[ -r "$text" ] || { echo "usage: sh bench/tune.sh TEXT [STEPS]" >&2; exit 2; }
+trap 'rm -rf "$out"' EXIT
+[ -s $csv ] || echo "name,lr,seed,steps,loss,steps_1.75,steps_1.65,up_bits,down_bits,bytes_1.65,seconds,flags" >$csv
+
+methods() { # name, default rate, flags
+    cat <<END
+signmuon+sign 1e-3 --method signmuon --aux sign
+muon 5e-3 --method muon
+adamw 4e-3 --method adamw
+signmuon 1e-3 --method signmuon
+signum 5e-4 --method signum
+lion 6e-4 --method lion
+scion 5e-3 --method scion
+muonsign 1e-3 --method muonsign
+ef21-muonsign 5e-3 --method ef21-muonsign
+ef21-muon+natural 5e-3 --method ef21-muon --up natural --down natural
+ef21-muon+top 5e-3 --method ef21-muon --up topk:0.15+natural
+signmuon+sign+every2 1e-3 --method signmuon --aux sign --polar-every 2
+signmuon+sign+every5 1e-3 --method signmuon --aux sign --polar-every 5
+signmuon+sign+every20 1e-3 --method signmuon --aux sign --polar-every 20
+END
+}
+
+# k-th rate of the lattice: rate 0 is 1, rate -1 is 0.5; and the place that is nearest to a rate
+rate() { awk -v k="$1" 'BEGIN { d = int((k + 300) / 3) - 100; printf "%g", substr("125", k + 301 - 3 * int((k + 300) / 3), 1) * 10 ^ d }'; }
+place() { awk -v r="$1" 'BEGIN { printf "%d", 300.5 + 3 * log(r) / log(10) }' | awk '{ print $1 - 300 }'; }
+
+# train once, unless there is a row: run NAME RATE SEED FLAGS
+run() {
+    name=$1 lr=$2 seed=$3
+    shift 3
+    grep -q "^$name,$lr,$seed,$steps," $csv && return
+    last=$(./train_gpt --data "$text" --out "$out" --overwrite --quiet --save-every 0 --workers 3 --threads 2 --steps "$steps" \
+        --eval-every 100 --seed "$seed" --lr "$lr" "$@") || last="val_loss diverged x x x $steps x 0 x 0"
+    [ -n "$parameters" ] || parameters=$(./train_gpt --data "$text" --dry-run | sed -n 's/.*: \([0-9]*\) parameters/\1/p')
+    echo "$last" | awk -F '[ ,]' -v row="$name,$lr,$seed,$steps" -v flags="$*" -v p="$parameters" -v log_csv="$out/log.csv" '
+        # where the loss first falls below a bound: column c between the validations around it
+        function at(bound, c,   k, t) {
+            for (k = 2; k <= n; k++)
+                if (loss[k] <= bound) {
+                    t = (loss[k - 1] - bound) / (loss[k - 1] - loss[k])
+                    return sprintf("%.0f", value[c, k - 1] + t * (value[c, k] - value[c, k - 1]))
+                }
+            return "never"
+        }
+        {
+            while ((getline line <log_csv) > 0) {
+                split(line, f, ",")
+                if (f[5] + 0 > 0) { loss[++n] = f[5]; value["step", n] = f[1]; value["bytes", n] = f[9]; up = f[13]; down = f[14] }
+            }
+            bits = 8 / p / $6
+            printf "%s,%s,%s,%s,%.3f,%.3f,%s,%s,%s\n", row, $2, at(1.75, "step"), at(1.65, "step"), up * bits, down * bits,
+                at(1.65, "bytes"), $8, flags
+        }' >>$csv
+}
+
+# the place of the best rate so far; one that diverged is worst
+best() { awk -F, -v name="$1" -v steps="$steps" '$1 == name && $3 == 1337 && $4 == steps && $5 + 0 > 0 && (!low || $5 < low) { low = $5; lr = $2 }
+    END { print lr }' $csv; }
+
+methods | while read -r method default flags; do
+    first=$(($(place "$default") - 1)) last=$(($(place "$default") + 2))
+    k=$first
+    while [ "$k" -le "$last" ]; do run "$method" "$(rate "$k")" 1337 $flags; k=$((k + 1)); done
+    for again in 1 2 3; do
+        k=$(place "$(best "$method")")
+        [ "$k" -gt "$first" ] || { first=$((first - 1)); run "$method" "$(rate $first)" 1337 $flags; continue; }
+        [ "$k" -lt "$last" ] || { last=$((last + 1)); run "$method" "$(rate $last)" 1337 $flags; continue; }
+        break
+    done
+    for seed in 1 2 3; do run "$method" "$(best "$method")" $seed $flags; done
+done
