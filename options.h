@@ -297,8 +297,6 @@ static inline int options_take(Options *o, const unsigned char *given, const StF
                              "%s: has no --%s: it was written by another version", f->path,
                              flag->name);
         if (!given[i]) {
-            if (flag->kind == FLAG_TEXT) stored = strdup(stored); /* outlives the file */
-            if (!stored) return base_fail(error, size, FAILED, "no memory for --%s", flag->name);
             if (flags_set(flag, o, stored, reason, sizeof reason))
                 return base_fail(error, size, FAILED, "%s: %s", f->path, reason);
             continue;

@@ -72,6 +72,7 @@ typedef struct Run {
     char *vocab_text;      /* as a checkpoint keeps it */
     Checkpoint checkpoint; /* what training, a sample or an evaluation begins with */
     int has_checkpoint;
+    StFile resumed;    /* after a death: what --resume named, as options point into its metadata */
     StFile init;       /* weights to begin with; without a path the parameters are random */
     int saved_workers; /* that wrote the checkpoint */
     int *origin;       /* (workers) rank in the save whose state each worker loads; NULL: its own */
@@ -149,7 +150,9 @@ static inline int is_due(long step, long every) { return every > 0 && step % eve
 
 /* Divide n values of `bytes` bytes among the workers by w->cuts; this worker's are [*lo, *hi). */
 static inline void divide(Worker *w, size_t n, size_t bytes, size_t *lo, size_t *hi) {
-    for (int j = 0; j <= w->c->size; j++) w->cuts[j] = n * (size_t)j / (size_t)w->c->size * bytes;
+    const size_t size = (size_t)w->c->size;
+    assert(size > 0);
+    for (size_t j = 0; j <= size; j++) w->cuts[j] = n * j / size * bytes;
     *lo = w->cuts[w->c->rank] / bytes, *hi = w->cuts[w->c->rank + 1] / bytes;
 }
 
@@ -371,7 +374,13 @@ static inline void go_on_without(Run *run, const CommDeath *death) {
     }
     if (left == 0) die(FAILED, "no worker is left");
     int resumed = run->has_checkpoint;
-    if (resumed) checkpoint_close(&run->checkpoint);
+    if (resumed && !run->resumed.path) {
+        run->resumed = run->checkpoint.model;
+        free(run->resumed.map); /* the tensors; metadata stay */
+        run->resumed.map = NULL;
+    } else if (resumed) {
+        checkpoint_close(&run->checkpoint);
+    }
     snprintf(last, sizeof last, "%s/last/model.safetensors", o->out);
     int code = checkpoint_open(o->out, "last", 1, &run->checkpoint, note, sizeof note, error,
                                sizeof error);

@@ -1554,6 +1554,7 @@ int main(int argc, char **argv) {
     data_vocab_free(&run.vocab);
     checkpoint_close(&run.checkpoint);
     st_close(&run.init);
+    st_close(&run.resumed);
     free(run.vocab_text), free(run.origin), free(run.prompt);
     return status;
 }

@@ -64,12 +64,12 @@ valgrind)
     copy
     text 30000
     make -s NATIVE=0 OPT=-O1 EXTRA=-g train_gpt
-    for flags in "$small --workers 2 --aux sign --steps 3" "--sample 20" \
-        "$small --workers 3 --method ef21-muon --up rankk:0.2+natural --down topk:0.1 --steps 3" \
-        "$small --workers 2 --method demuon --shards contiguous --steps 3"; do
+    for flags in "--data text $small --workers 2 --aux sign --steps 3 --sample-every 2" "--sample 20" \
+        "--data text $small --workers 3 --method ef21-muon --up rankk:0.2+natural --down topk:0.1 --steps 3" \
+        "--data text $small --workers 2 --method demuon --shards contiguous --steps 3"; do
         # shellcheck disable=SC2086
         GEMM_ISA=avx2 valgrind -q --error-exitcode=9 --leak-check=full \
-            --errors-for-leak-kinds=definite ./train_gpt --data text --out o $flags
+            --errors-for-leak-kinds=definite ./train_gpt --out o $flags
     done
     ;;
 musl) # Alpine's libc

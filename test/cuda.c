@@ -143,8 +143,8 @@ TEST(cuda_losses_and_logits_equal_the_cpu) {
         CHECK(distance(b, a, B * T) < 1e-5, "case %d: %g", k, distance(b, a, B * T));
         CHECK(b[3] == 0 && b[20] == 0);
     }
-    gpt_logits(p.cpu, p.in, 0, 17, logits[0]);
-    gpt_logits(p.gpu, p.in, 0, 17, logits[1]);
+    gpt_logits(p.cpu, p.cpu->params, p.in, 0, 17, logits[0]);
+    gpt_logits(p.gpu, p.gpu->params, p.in, 0, 17, logits[1]);
     CHECK(distance(logits[1], logits[0], 37) < 1e-5);
     free(other);
     pair_close(&p);
