@@ -7,6 +7,7 @@
 text=$1 steps=${2:-2000} csv=docs/results/tune.csv out=${TMPDIR:-/tmp}/signmuon-tune.$$
 [ -r "$text" ] || { echo "usage: sh bench/tune.sh TEXT [STEPS]" >&2; exit 2; }
 trap 'rm -rf "$out"' EXIT
+mkdir -p docs/results
 [ -s $csv ] || echo "name,lr,seed,steps,loss,steps_1.75,steps_1.65,up_bits,down_bits,bytes_1.65,seconds,flags" >$csv
 
 methods() { # name, default rate, flags
@@ -37,10 +38,10 @@ run() {
     name=$1 lr=$2 seed=$3
     shift 3
     grep -q "^$name,$lr,$seed,$steps," $csv && return
-    last=$(./train_gpt --data "$text" --out "$out" --overwrite --quiet --save-every 0 --workers 3 --threads 2 --steps "$steps" \
-        --eval-every 100 --seed "$seed" --lr "$lr" "$@") || last="val_loss diverged x x x $steps x 0 x 0"
+    closing=$(./train_gpt --data "$text" --out "$out" --overwrite --quiet --save-every 0 --workers 3 --threads 2 --steps "$steps" \
+        --eval-every 100 --seed "$seed" --lr "$lr" "$@") || closing="val_loss diverged x x x $steps x 0 x 0"
     [ -n "$parameters" ] || parameters=$(./train_gpt --data "$text" --dry-run | sed -n 's/.*: \([0-9]*\) parameters/\1/p')
-    echo "$last" | awk -F '[ ,]' -v row="$name,$lr,$seed,$steps" -v flags="$*" -v p="$parameters" -v log_csv="$out/log.csv" '
+    echo "$closing" | awk -F '[ ,]' -v row="$name,$lr,$seed,$steps" -v flags="$*" -v p="$parameters" -v log_csv="$out/log.csv" '
         # where the loss first falls below a bound: column c between the validations around it
         function at(bound, c,   k, t) {
             for (k = 2; k <= n; k++)
