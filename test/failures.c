@@ -179,8 +179,8 @@ TEST(failure_signal_in_evaluation_is_no_end) {
         OK("train_gpt --resume --out a --quiet");
         CHECK_NEAR(closing_loss(), whole, 0);
         check_same("a", "whole", 3);
-        for (int step = 0; step <= 3; step++) /* the log has no hole, either */
-            CHECK_NEAR(log_value("a", step, "val_loss"), log_value("whole", step, "val_loss"), 0);
+        OK("for out in a whole; do cut -d , -f 1,2,4- $out/log.csv >$out.log; done; cmp a.log "
+           "whole.log"); /* all but the seconds: no hole, and no empty value */
     }
 }
 
