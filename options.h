@@ -182,7 +182,7 @@ static const Flag flags[] = {
     WHOLE("Run", "accumulate", accumulate, "1", 1, 1e9, "passes in which a worker computes its gradient: as many times less memory for activations", STORED),
     WHOLE("Run", "steps", steps, "2000", 0, MANY, "optimizer steps", STORED | COMMON),
     WHOLE("Run", "seed", seed, "1337", 0, 9e18, "everything random follows from it", FIXED | COMMON | WITH_SAMPLE),
-    WHOLE("Run", "eval-every", eval_every, "250", 0, MANY, "steps between validations on the whole split; 0 only at the end", STORED),
+    WHOLE("Run", "eval-every", eval_every, "250", 0, MANY, "steps between validations; 0 only at the end", STORED),
     WHOLE("Run", "eval-tokens", eval_tokens, "0", 0, MANY, "validate on so many tokens, spread over the split; 0: on all", STORED | WITH_EVAL),
     WHOLE("Run", "log-every", log_every, "10", 0, MANY, "steps between rows of log.csv; 0 only at validations", STORED),
     WHOLE("Run", "save-every", save_every, "500", 0, MANY, "steps between saves; 0 only at the end", STORED),
