@@ -1,6 +1,7 @@
 /* record.h - what a run of train_gpt keeps and shows: saves, log.csv, samples, progress. MIT.
 
-     as_stored, check_shapes         a tensor as a file holds it; is it this model's?
+     as_stored                       a tensor as a file holds it
+     check_shapes, check_all_used    refuse a file that is not this model's
      save, load_model, load_state    parameters, optimizer and counters to OUT and back
      gather_statistics               payload and agreement of all workers
      log_row, show_progress          a row of log.csv; the progress line

@@ -8,6 +8,7 @@
      agree_on, check_replicas       end a run that has diverged, or whose models have parted
      prepare_run, begin_training    options from the command line and a save, the text, the folder
      go_on_without                  the run of the workers that are left
+     check_memory, end_of_map       no memory for the run; a mapped file was cut short
 
    It knows the options, the text, files and the optimizer's interface, and a model as a table of
    tensors. Whatever cannot go on ends the program here: nothing returns an error. */
