@@ -1,11 +1,13 @@
 #!/bin/sh
 # Tunes every method alike: one row per run in docs/results/tune.csv. Stopped, it goes on where it was.
-#   nice sh bench/tune.sh TEXT [STEPS]          about two hours on two cores
+#   nice sh bench/tune.sh TEXT [STEPS [NAME...]]       about four hours on two cores; with NAMEs only these methods, so that
+#                                                      several can run beside each other, each on cores of its own (taskset)
 # Each method takes four learning rates of the hidden matrices on the lattice 1, 2, 5, 10, ..., from one below the default on, and
 # one more while the best is at an edge; then three further seeds at the best. All else is left to the method's row. 3 workers,
 # nanoGPT's CPU recipe. Steps and bytes to a validation loss are interpolated between validations, 100 steps apart.
 text=$1 steps=${2:-2000} csv=docs/results/tune.csv out=${TMPDIR:-/tmp}/signmuon-tune.$$
-[ -r "$text" ] || { echo "usage: sh bench/tune.sh TEXT [STEPS]" >&2; exit 2; }
+[ $# -gt 2 ] && shift 2 && names=" $* "
+[ -r "$text" ] || { echo "usage: sh bench/tune.sh TEXT [STEPS [NAME...]]" >&2; exit 2; }
 trap 'rm -rf "$out"' EXIT
 mkdir -p docs/results
 [ -s $csv ] || echo "name,lr,seed,steps,loss,steps_1.75,steps_1.65,up_bits,down_bits,bytes_1.65,seconds,flags" >$csv
@@ -26,6 +28,7 @@ ef21-muon+top 5e-3 --method ef21-muon --up topk:0.15+natural
 signmuon+sign+every2 1e-3 --method signmuon --aux sign --polar-every 2
 signmuon+sign+every5 1e-3 --method signmuon --aux sign --polar-every 5
 signmuon+sign+every20 1e-3 --method signmuon --aux sign --polar-every 20
+signmuon+sign+after 5e-3 --method signmuon --aux sign --polar-after-vote
 END
 }
 
@@ -38,7 +41,7 @@ run() {
     name=$1 lr=$2 seed=$3
     shift 3
     grep -q "^$name,$lr,$seed,$steps," $csv && return
-    closing=$(./train_gpt --data "$text" --out "$out" --overwrite --quiet --save-every 0 --workers 3 --threads 2 --steps "$steps" \
+    closing=$(./train_gpt --data "$text" --out "$out" --overwrite --quiet --save-every 0 --workers 3 --threads "$(nproc)" --steps "$steps" \
         --eval-every 100 --seed "$seed" --lr "$lr" "$@") || closing="val_loss diverged x x x $steps x 0 x 0"
     [ -n "$parameters" ] || parameters=$(./train_gpt --data "$text" --dry-run | sed -n 's/.*: \([0-9]*\) parameters/\1/p')
     echo "$closing" | awk -F '[ ,]' -v row="$name,$lr,$seed,$steps" -v flags="$*" -v p="$parameters" -v log_csv="$out/log.csv" '
@@ -67,6 +70,7 @@ best() { awk -F, -v name="$1" -v steps="$steps" '$1 == name && $3 == 1337 && $4 
     END { print lr }' $csv; }
 
 methods | while read -r method default flags; do
+    case ${names:- $method } in *" $method "*) ;; *) continue ;; esac
     first=$(($(place "$default") - 1)) last=$(($(place "$default") + 2))
     k=$first
     while [ "$k" -le "$last" ]; do run "$method" "$(rate "$k")" 1337 $flags; k=$((k + 1)); done
