@@ -62,7 +62,7 @@ train_gpt_cuda test_cuda:
 
 # The text to train on: TinyShakespeare, or without it the offline corpus.
 TEXT = $$(sh data/tinyshakespeare.sh || { MAKEFLAGS= $(MAKE) -s data/play >&2 && data/play data/offline.txt >&2 && echo data/offline.txt; })
-METHOD = signmuon --aux sign
+METHOD = signmuon --aux sign --ns polar-express3
 NANOGPT = echo 'nanoGPT publishes val_loss 1.88 for this model, batch and number of steps on TinyShakespeare (20 random batches, AdamW)'
 
 train: train_gpt ## train on TinyShakespeare by majority vote, with samples

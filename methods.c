@@ -133,11 +133,12 @@ SmConfig sm_config(const char *method) {
     return c;
 }
 
-enum { METHODS, AUX_RULES, MAPS, NORMS, GAINS, POLYNOMIALS, ZEROS };
+enum { METHODS, AUX_RULES, MAPS, NORMS, GAINS, POLYNOMIALS, DTYPES, ZEROS };
 
 /* The i-th name that a field of this kind takes; NULL past the end. */
 static const char *name_of(int kind, size_t i) {
     static const char *const aux[] = {"adamw", "sign", "same", "lmo"};
+    static const char *const dtypes[] = {"fp32", "bf16"};
     static const char *const zeros[] = {"coin", "plus", "abstain"};
     if (kind == MAPS) return i == 0 ? "none" : name_of(NORMS, i - 1);
     if (kind == METHODS) return sm_method_row(i) ? sm_method_row(i)->name : NULL;
@@ -145,6 +146,7 @@ static const char *name_of(int kind, size_t i) {
     if (kind == GAINS) return sm_gain_row(i) ? sm_gain_row(i)->name : NULL;
     if (kind == POLYNOMIALS) return sm_newton_schulz_row(i) ? sm_newton_schulz_row(i)->name : NULL;
     if (kind == AUX_RULES) return i < 4 ? aux[i] : NULL;
+    if (kind == DTYPES) return i < 2 ? dtypes[i] : NULL;
     return i < 3 ? zeros[i] : NULL;
 }
 
@@ -161,6 +163,7 @@ static int check_names(const SmConfig *c, char *error, size_t size) {
         {.field = "server-map", .value = c->server_map, .kind = MAPS},
         {.field = "gain", .value = c->gain, .kind = GAINS},
         {.field = "ns", .value = c->ns, .kind = POLYNOMIALS},
+        {.field = "ns-dtype", .value = c->ns_dtype, .kind = DTYPES},
         {.field = "zeros", .value = c->zeros, .kind = ZEROS},
         {.field = "ties", .value = c->ties, .kind = ZEROS},
     };
@@ -228,6 +231,7 @@ static int resolve_numbers(SmConfig *c, const SmMethod *m, char *error, size_t s
     const int sign = same_name(c->aux, "sign"), lmo = same_name(m->aux, "lmo");
     c->gain = text_or(c->gain, c->polar_after_vote ? "rms" : m->gain);
     c->ns = text_or(c->ns, "jordan5");
+    c->ns_dtype = text_or(c->ns_dtype, "fp32");
     c->zeros = text_or(c->zeros, "coin");
     c->ties = text_or(c->ties, "coin");
     if (c->nesterov < 0) c->nesterov = m->nesterov;

@@ -23,24 +23,25 @@
 /* ------------------------------------------------------------------------------------------------
  * products; their scratch follows the caller's */
 
-static const Gemm *gemm_row(void) {
-    const Gemm *g = gemm_default(GEMM_F32);
-    if (!g) g = gemm_select(NULL, GEMM_F32); /* an unknown GEMM_ISA is the program's to refuse */
-    return g;
+/* The instruction set for an op of SIGNMUON_GEMM. */
+static const Gemm *gemm_of(char op) {
+    const GemmDtype dtype = op == 'N' || op == 'T' ? GEMM_BF16 : GEMM_F32;
+    const Gemm *g = gemm_default(dtype);
+    return g ? g : gemm_select(NULL, dtype); /* an unknown GEMM_ISA is the program's to refuse */
 }
 
 void sm__gemm(char op, float *c, const float *a, const float *b, size_t m, size_t n, size_t k,
               float *scratch) {
-    if (op == 't')
-        gemm_nt(gemm_row(), c, n, a, k, b, k, m, n, k, 0, scratch, 0, 1);
+    if (op == 't' || op == 'T')
+        gemm_nt(gemm_of(op), c, n, a, k, b, k, m, n, k, 0, scratch, 0, 1);
     else
-        gemm_nn(gemm_row(), c, n, a, k, b, n, m, n, k, 0, scratch, 0, 1);
+        gemm_nn(gemm_of(op), c, n, a, k, b, n, m, n, k, 0, scratch, 0, 1);
 }
 
 void sm__gemm_symmetric(char op, float *c, const float *a, const float *b, size_t m, size_t k,
                         float *scratch) {
-    GemmOperand columns = op == 't' ? gemm_f32(b, k, 1) : gemm_f32(b, 1, m);
-    gemm_symmetric(gemm_row(), c, m, gemm_f32(a, k, 1), columns, m, k, scratch);
+    GemmOperand columns = op == 't' || op == 'T' ? gemm_f32(b, k, 1) : gemm_f32(b, 1, m);
+    gemm_symmetric(gemm_of(op), c, m, gemm_f32(a, k, 1), columns, m, k, scratch);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -205,7 +206,8 @@ static SmOptimizer *lay_out(const SmConfig *resolved, const SmTensor *tensors, s
     o->tensor_count = count;
     o->size = workers;
     o->threads = threads;
-    o->ns = sm_newton_schulz(c->ns);
+    o->ns = *sm_newton_schulz(c->ns);
+    o->ns.bf16 = same_name(c->ns_dtype, "bf16");
     o->zeros = zero_rule(c->zeros);
     o->ties = zero_rule(c->ties);
     int feedback = sm_method(c->method)->combine == SM_FEEDBACK;

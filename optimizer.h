@@ -139,6 +139,7 @@ typedef struct SmConfig {
     const char *gain;         /* factor on the step size by matrix shape */
     double radius[SM_ROLES];  /* factor on the step size by role */
     const char *ns;           /* Newton-Schulz polynomials */
+    const char *ns_dtype;     /* "fp32", or "bf16": what its products round their operands to */
     const char *zeros, *ties; /* "coin", "plus" or "abstain" */
     double lr, aux_lr;        /* peak step sizes; sm_step is told the current ones */
     double momentum, beta1, beta2, epsilon, weight_decay, clip;

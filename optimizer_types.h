@@ -94,7 +94,7 @@ struct SmOptimizer {
     SmGroup group[2]; /* hidden matrices; all others */
     void *arena;      /* memory of the arrays from `direction` to `square`, and of all state */
 
-    const SmNewtonSchulz *ns; /* what the names in `config` stand for */
+    SmNewtonSchulz ns; /* what the names in `config` stand for */
     SmZero zeros, ties;
     Attack attack;
     EfLink links[2], identity; /* up and down; of vectors */

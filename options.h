@@ -39,7 +39,7 @@ typedef struct Options {
     long layers, heads, width, context;
     int bias;
     double dropout;
-    const char *dtype, *device, *ns_dtype;
+    const char *dtype, *device;
     SmConfig rule; /* the optimizer's own fields */
     const char *schedule;
     long warmup;
@@ -155,6 +155,7 @@ static const Flag flags[] = {
     REAL("Optimizer", "weight-decay", rule.weight_decay, "auto", 0, 1e3, "WD", "decoupled, of matrices and embeddings", STORED),
     REAL("Optimizer", "clip", rule.clip, "auto", 0, 1e9, "NORM", "longest gradient of a worker; 0 does not clip", STORED),
     CHOICE("Optimizer", "ns", rule.ns, "jordan5", choice_ns, "Newton-Schulz polynomials of the polar factor", STORED),
+    CHOICE("Optimizer", "ns-dtype", rule.ns_dtype, "auto", choice_dtype, "that Newton-Schulz's products round their operands to. auto: bf16 on a GPU, else fp32", STORED),
     CHOICE("Optimizer", "gain", rule.gain, "auto", choice_gain, "factor on the learning rate by matrix shape (--list gains)", STORED),
     CHOICE("Optimizer", "norm", rule.norm, "auto", choice_norm, "its LMO replaces the method's (--list norms)", STORED),
     CHOICE("Optimizer", "worker-map", rule.worker_map, "auto", choice_norm, "norm whose LMO a worker applies before it sends", STORED),
@@ -163,7 +164,6 @@ static const Flag flags[] = {
     SWITCH("Optimizer", "polar-after-vote", rule.polar_after_vote, "step along the polar factor of the vote, at no further bytes", STORED),
     CHOICE("Optimizer", "zeros", rule.zeros, "coin", choice_zeros, "sign of an exact zero; abstain costs a second bit", STORED),
     CHOICE("Optimizer", "ties", rule.ties, "coin", choice_zeros, "result of a tied vote; odd numbers of workers have none, unless zeros abstain", STORED),
-    CHOICE("Optimizer", "ns-dtype", ns_dtype, "bf16", choice_dtype, "of Newton-Schulz's products on a GPU; a CPU takes fp32", STORED),
     TEXT("Optimizer", "up", rule.up, "auto", "COMPRESSOR", "EF21: what workers send, e.g. topk:0.1+natural (--list compressors)", STORED),
     TEXT("Optimizer", "down", rule.down, "auto", "COMPRESSOR", "EF21: what the server sends", STORED),
     TEXT("Optimizer", "topology", rule.topology, "auto", "GRAPH", "gossip: ring, exponential, ... or file:PATH of a matrix (--list topologies)", STORED),
@@ -262,8 +262,7 @@ static inline int options_device(const Options *o, int rank, int devices) {
 #define REFUSE(...) return base_fail(error, size, USAGE, __VA_ARGS__)
 
 /* --device and what depends on it. */
-static inline int options_check_device(Options *o, const unsigned char *given, char *error,
-                                       size_t size) {
+static inline int options_check_device(Options *o, char *error, size_t size) {
     if (!o->device) o->device = gpt_cuda_create ? "gpu" : "cpu";
     int is_number = *o->device && strspn(o->device, "0123456789") == strlen(o->device);
     if (strcmp(o->device, "cpu") && strcmp(o->device, "gpu") &&
@@ -273,8 +272,7 @@ static inline int options_check_device(Options *o, const unsigned char *given, c
     if (!on_cpu && !gpt_cuda_create)
         REFUSE("--device %s: this program was built without CUDA: make cuda, then train_gpt_cuda",
                o->device);
-    if (on_cpu && options_given(given, "ns-dtype"))
-        REFUSE("--ns-dtype is for a GPU: on a CPU Newton-Schulz multiplies in fp32");
+    if (!o->rule.ns_dtype) o->rule.ns_dtype = on_cpu ? "fp32" : "bf16";
     if (!o->dtype) o->dtype = on_cpu || o->width % 8 ? "fp32" : "bf16";
     if (!on_cpu && o->width % 8 && strcmp(o->dtype, "bf16") == 0)
         REFUSE("--dtype bf16 on a GPU takes a --width that is a multiple of 8, not %ld", o->width);
@@ -371,7 +369,7 @@ static inline int options_check(Options *o, const unsigned char *given, int rank
     int training = !o->eval && !o->sample;
     if (options_check_use(o, given, error, size)) return USAGE;
     if (options_place(o, given, ranks, error, size)) return USAGE;
-    if (options_check_device(o, given, error, size)) return USAGE;
+    if (options_check_device(o, error, size)) return USAGE;
     if (o->width % o->heads)
         REFUSE("--width %ld is not divisible by --heads %ld", o->width, o->heads);
     if (training && o->batch % o->workers)
@@ -393,7 +391,7 @@ static inline int options_check(Options *o, const unsigned char *given, int rank
         REFUSE("a path that is not UTF-8 cannot be kept in a save: rename it, or use a link");
     if (o->sample_every && !base_is_utf8(o->prompt))
         REFUSE("--prompt is not UTF-8, and a save cannot keep it");
-    if (!gemm_default(strcmp(o->dtype, "bf16") ? GEMM_F32 : GEMM_BF16))
+    if (!gemm_default(GEMM_F32))
         REFUSE("GEMM_ISA=%s is unknown or not of this CPU: take avx512bf16, avx512, avx2, neon or "
                "portable",
                getenv("GEMM_ISA"));

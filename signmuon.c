@@ -107,7 +107,7 @@ static void momentum(SmOptimizer *o, SmBlock *b) {
 
 /* u <- LMO(u) in a norm; unchanged without one */
 static void lmo(SmOptimizer *o, SmBlock *b, const SmNorm *norm) {
-    if (norm) norm->lmo(b->u, b->u, b->rows, b->cols, o->ns, b->state[NORM_STATE], b->scratch);
+    if (norm) norm->lmo(b->u, b->u, b->rows, b->cols, &o->ns, b->state[NORM_STATE], b->scratch);
 }
 
 /* x (size floats) <- what a Byzantine worker sends in its place; the last workers are Byzantine */
@@ -605,6 +605,7 @@ static void device_step(SmOptimizer *o, SmGroup *g) {
     SmDevice *d = o->device;
     const SmConfig *c = &o->config;
     const SmMethod *m = g->method;
+    const SmNewtonSchulz *ns = &o->ns;
     const int k = g != o->group;
     const double t = (double)o->step + 1;
     const float mu = c->first_gradient && o->step == 0 ? 0 : (float)c->momentum;
@@ -618,7 +619,7 @@ static void device_step(SmOptimizer *o, SmGroup *g) {
         .b2 = (float)c->beta2, .n2 = (float)(1 - c->beta2), .epsilon = (float)c->epsilon,
         .size = (float)(g->lr / (1 - pow(c->beta1, t))),
         .root = (float)(1 / sqrt(1 - pow(c->beta2, t))),
-        .safety = o->ns->safety, .coefficient = o->ns->coefficient, .ns_steps = o->ns->steps};
+        .safety = ns->safety, .coefficient = ns->coefficient, .ns_steps = ns->steps};
     d->momentum(d, k, &x);                          /* M <- mu M + (1-mu) G                    */
     if (g->worker_map && lmo_is_due(o))
         d->polar(d, k, &x);                         /* D <- polar(M)                           */

@@ -77,7 +77,8 @@ int main(int argc, char **argv) {
      sm_..._row(i)                         the i-th row of a table, NULL past the end
 
    COMPILE-TIME KNOBS  (define before including, the same in every file)
-     SIGNMUON_GEMM(op, c, a, b, m, n, k, scratch)   c(m,n) = a(m,k) b; 'n': b is (k,n), 't': (n,k)
+     SIGNMUON_GEMM(op, c, a, b, m, n, k, scratch)   c(m,n) = a(m,k) b; 'n': b is (k,n), 't': (n,k);
+                                                    'N', 'T': a and b are rounded to bf16 first
      SIGNMUON_SYMMETRIC(op, c, a, b, m, k, scratch) the same, c(m,m) known to be symmetric
      SIGNMUON_GEMM_SCRATCH                          floats that they want after the caller's scratch
      SIGNMUON_API                                   linkage of public functions: static inline
@@ -87,7 +88,8 @@ int main(int argc, char **argv) {
                depends on threads or alignment
      sign      -1 or +1; sign(0) is a coin hashed from the caller's key, which holds the rank
      tie       a coin hashed from the caller's key, which holds no rank: all workers must agree
-     polar     fp32; scaling the input by a power of two changes no bit (the norm has no epsilon)
+     polar     fp32, or products of bf16 summed in fp32; scaling the input by a power of two changes
+               no bit (the norm has no epsilon)
      NaN, Inf  are not looked for: refuse them before they become bits (sm_finite)
 */
 #ifndef SIGNMUON_H
@@ -124,6 +126,7 @@ typedef struct SmNewtonSchulz {
     double safety; /* the input is divided by safety * Frobenius norm */
     double coefficient[8][3];
     const char *doc;
+    int bf16; /* 1: operands of products are rounded to bf16 (0 in the table) */
 } SmNewtonSchulz;
 
 /* A norm, known by the LMO of its unit ball: out <- argmax <G, O> over |O| <= 1 (note the sign). */
@@ -235,11 +238,21 @@ SIGNMUON_API void sm_adamw(float *w, float *m, float *v, const float *g, size_t 
 /* ------------------------------------------------------------------------------------------------
  * matrix products */
 
-/* c(m,n) = a(m,k) b; op 'n': b is (k,n), 't': b is (n,k). Row-major and tight; c overlaps neither.
- * Each entry is one chain of additions in order of k. 32 entries of a row are summed together, from
- * a copy of 64 x 32 entries of b. */
+/* x, or with bf16 the nearest number of 8 significant bits (ties to even) */
+static inline float sm__operand(float x, int bf16) {
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    if (bf16) u = (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000;
+    memcpy(&x, &u, sizeof x);
+    return x;
+}
+
+/* c(m,n) = a(m,k) b; op 'n': b is (k,n), 't': b is (n,k); 'N', 'T': a and b are rounded to bf16.
+ * Row-major and tight; c overlaps neither. Each entry is one chain of additions in order of k. 32
+ * entries of a row are summed together, from a copy of 64 x 32 entries of b. */
 SIGNMUON_API void sm_reference_gemm(char op, float *c, const float *a, const float *b, size_t m,
                                     size_t n, size_t k) {
+    const int transposed = op == 't' || op == 'T', bf16 = op == 'N' || op == 'T';
     float tile[64][32], sum[32] = {0};
     memset(tile, 0, sizeof tile);
     memset(c, 0, m * n * sizeof *c);
@@ -248,11 +261,14 @@ SIGNMUON_API void sm_reference_gemm(char op, float *c, const float *a, const flo
             size_t wide = n - j0 < 32 ? n - j0 : 32, deep = k - p0 < 64 ? k - p0 : 64;
             for (size_t p = 0; p < deep; p++)
                 for (size_t j = 0; j < wide; j++)
-                    tile[p][j] = op == 't' ? b[(j0 + j) * k + p0 + p] : b[(p0 + p) * n + j0 + j];
+                    tile[p][j] = sm__operand(
+                        transposed ? b[(j0 + j) * k + p0 + p] : b[(p0 + p) * n + j0 + j], bf16);
             for (size_t i = 0; i < m; i++) {
                 memcpy(sum, c + i * n + j0, wide * sizeof *sum);
-                for (size_t p = 0; p < deep; p++)
-                    for (size_t j = 0; j < 32; j++) sum[j] += a[i * k + p0 + p] * tile[p][j];
+                for (size_t p = 0; p < deep; p++) {
+                    const float x = sm__operand(a[i * k + p0 + p], bf16);
+                    for (size_t j = 0; j < 32; j++) sum[j] += x * tile[p][j];
+                }
                 memcpy(c + i * n + j0, sum, wide * sizeof *sum);
             }
         }
@@ -282,8 +298,9 @@ SIGNMUON_API void sm_transpose(float *out, const float *x, size_t rows, size_t c
 /* Jordan's quintic (Jordan et al. 2024). Singular values end in 0.68 .. 1.13, never any tighter. */
 #define SM__JORDAN {3.4445, -4.7750, 2.0315}
 
-/* Polar Express (Amsel et al., arXiv 2505.16932, algorithm 1): a triple of the paper for singular
- * values up to 1, its argument divided by 1.01, so that rounding cannot lift one out of reach. */
+/* Polar Express (Amsel et al., arXiv 2505.16932, algorithm 1): a triple for singular values up to 1,
+ * its argument divided by 1.01, so that rounding cannot lift one out of reach. The paper's triples
+ * take them from 0.001 on; those of three steps are the algorithm's from 0.01 on. */
 #define SM__EXPRESS(a, b, c)                                                                       \
     {a / 1.01, b / (1.01 * 1.01 * 1.01), c / (1.01 * 1.01 * 1.01 * 1.01 * 1.01)}
 #define SM__EXPRESS_FIRST_FIVE                                                                     \
@@ -298,16 +315,22 @@ SIGNMUON_API const SmNewtonSchulz *sm_newton_schulz_row(size_t i) {
     __extension__ static const SmNewtonSchulz table[] = {
         {.name = "jordan5", .steps = 5, .safety = 1.0,
          .coefficient = {SM__JORDAN, SM__JORDAN, SM__JORDAN, SM__JORDAN, SM__JORDAN},
-         .doc = "Jordan's quintic, 5 steps"},
+         .doc = "Jordan's quintic, 5 steps", .bf16 = 0},
+        {.name = "polar-express3", .steps = 3, .safety = 1.01,
+         .coefficient = {SM__EXPRESS(8.093368799375614, -23.62043103701045, 17.446152170072118),
+                         SM__EXPRESS(3.6365861990132204, -2.7219271591322745, 0.5365463515084697),
+                         SM__EXPRESS(2.6612999785687252, -1.9771547996498908, 0.4526165141775926)},
+         .doc = "Polar Express for singular values from 0.01 on, 3 steps: 0.73 .. 1.27", .bf16 = 0},
         {.name = "polar-express5", .steps = 5, .safety = 1.01,
          .coefficient = {SM__EXPRESS_FIRST_FIVE},
-         .doc = "Polar Express, 5 steps"},
+         .doc = "Polar Express, 5 steps", .bf16 = 0},
         {.name = "polar-express8", .steps = 8, .safety = 1.01,
          .coefficient = {SM__EXPRESS_FIRST_FIVE,
                          SM__EXPRESS(1.891301407787398, -1.2679958271945868, 0.37680408948524835),
                          SM__EXPRESS(1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
                          {1.875, -1.25, 0.375}},
-         .doc = "Polar Express, 8 steps: exact to rounding when sigma_min >= 1e-3 of the norm"},
+         .doc = "Polar Express, 8 steps: exact to rounding when sigma_min >= 1e-3 of the norm",
+         .bf16 = 0},
     };
     return i < sizeof table / sizeof table[0] ? &table[i] : NULL;
 }
@@ -328,11 +351,11 @@ SIGNMUON_API size_t sm_lmo_scratch(size_t rows, size_t cols) {
     return 2 * rows * cols + 4 * small * small + SIGNMUON_GEMM_SCRATCH;
 }
 
-/* p (m x m) <- c0 I + c1 A + c2 A A, for a symmetric A */
-static inline void sm__polynomial(float *p, const float *a, size_t m, const double *c,
+/* p (m x m) <- c0 I + c1 A + c2 A A, for a symmetric A; op as SIGNMUON_GEMM has it */
+static inline void sm__polynomial(char op, float *p, const float *a, size_t m, const double *c,
                                   float *scratch) {
     (void)scratch;
-    SIGNMUON_SYMMETRIC('n', p, a, a, m, m, scratch);
+    SIGNMUON_SYMMETRIC(op, p, a, a, m, m, scratch);
     for (size_t i = 0; i < m * m; i++) p[i] = (float)c[1] * a[i] + (float)c[2] * p[i];
     for (size_t i = 0; i < m; i++) p[i * m + i] += (float)c[0];
 }
@@ -347,8 +370,8 @@ static inline void sm__polynomial(float *p, const float *a, size_t m, const doub
  *
  * Steps of a wide matrix (n > 2m) are taken together. After X <- P X the next A is P A P, as P is
  * symmetric, so the polynomials of two or three steps come from m x m products. Their product Q
- * multiplies X once. The first two steps lift small singular values before A is formed afresh:
- * rounding of A allows no more.
+ * multiplies X once. The first two steps of many lift small singular values before A is formed
+ * afresh: rounding of A allows no more.
  *
  * alias    out may be g; scratch is sm_lmo_scratch(rows, cols) floats and overlaps neither
  * cost     3 m^2 n + m^3 flop per step, or about 4 m^3 when n > 2m
@@ -356,6 +379,7 @@ static inline void sm__polynomial(float *p, const float *a, size_t m, const doub
 SIGNMUON_API void sm_polar(float *out, const float *g, size_t rows, size_t cols,
                            const SmNewtonSchulz *ns, float *scratch) {
     const int tall = rows > cols;
+    const char nn = ns->bf16 ? 'N' : 'n', nt = ns->bf16 ? 'T' : 't';
     const size_t m = tall ? cols : rows, n = tall ? rows : cols;
     float *x = scratch, *y = x + m * n, *a = y + m * n, *p = a + m * m, *q = p + m * m;
     float *r = q + m * m, *rest = r + m * m;
@@ -371,20 +395,20 @@ SIGNMUON_API void sm_polar(float *out, const float *g, size_t rows, size_t cols,
     sm_scale(x, m * n, 1 / norm);
     for (int k = 0, together; k < ns->steps; k += together) {
         int left = ns->steps - k;
-        together = n <= 2 * m ? 1 : k == 0 ? 2 : left < 3 ? left : 3;
+        together = n <= 2 * m ? 1 : left <= 3 ? left : k == 0 ? 2 : 3;
         // clang-format off
-        SIGNMUON_SYMMETRIC('t', a, x, x, m, n, rest);              /* A <- X X^T                 */
-        sm__polynomial(q, a, m, ns->coefficient[k], rest);         /* Q <- c0 I + c1 A + c2 A A  */
+        SIGNMUON_SYMMETRIC(nt, a, x, x, m, n, rest);                   /* A <- X X^T               */
+        sm__polynomial(nn, q, a, m, ns->coefficient[k], rest);         /* Q <- c0 I + c1 A + c2 AA */
         for (int j = 1; j < together; j++) {
             float *last = j == 1 ? q : p, *swap = q;
-            SIGNMUON_SYMMETRIC('n', r, last, a, m, m, rest);       /* A <- P A P                 */
-            SIGNMUON_SYMMETRIC('n', a, r, last, m, m, rest);
-            sm__polynomial(p, a, m, ns->coefficient[k + j], rest); /* P <- c0 I + c1 A + c2 A A  */
-            SIGNMUON_SYMMETRIC('n', r, p, q, m, m, rest);          /* Q <- P Q                   */
+            SIGNMUON_SYMMETRIC(nn, r, last, a, m, m, rest);            /* A <- P A P               */
+            SIGNMUON_SYMMETRIC(nn, a, r, last, m, m, rest);
+            sm__polynomial(nn, p, a, m, ns->coefficient[k + j], rest); /* P <- c0 I + c1 A + c2 AA */
+            SIGNMUON_SYMMETRIC(nn, r, p, q, m, m, rest);               /* Q <- P Q                 */
             q = r;
             r = swap;
         }
-        SIGNMUON_GEMM('n', y, q, x, m, n, m, rest);                /* X <- Q X                   */
+        SIGNMUON_GEMM(nn, y, q, x, m, n, m, rest);                     /* X <- Q X                 */
         // clang-format on
         float *swap = x;
         x = y;

@@ -1350,7 +1350,7 @@ static void use_device(Worker *w) {
     const Options *o = &w->run->o;
     char error[512];
     SmDevice *stages =
-        gpt_cuda_stages(w->g->cuda, strcmp(o->ns_dtype, "bf16") == 0, error, sizeof error);
+        gpt_cuda_stages(w->g->cuda, strcmp(o->rule.ns_dtype, "bf16") == 0, error, sizeof error);
     must(!stages, error);
     w->on_device = sm_attach(w->optimizer, stages, error, sizeof error);
     must(w->on_device < 0, error);

@@ -262,7 +262,9 @@ KERNEL(run_symmetric) {
     gemm_symmetric(gemm_of(k), half(b, ith), k->n, a, a, k->m, k->k, b->scratch[ith]);
 }
 KERNEL(run_polar) {
-    sm_polar(half(b, ith), b->x[0], k->m, k->n, sm_newton_schulz("jordan5"), b->scratch[ith]);
+    SmNewtonSchulz ns = *sm_newton_schulz("jordan5");
+    ns.bf16 = k->limit == DOT;
+    sm_polar(half(b, ith), b->x[0], k->m, k->n, &ns, b->scratch[ith]);
 }
 KERNEL(run_gelu) { gelu_forward(b->x[0], b->x[1], ENTRIES); }
 KERNEL(run_gelu_backward) { gelu_backward(b->x[0], b->x[1], b->x[2], ENTRIES); }
@@ -305,6 +307,7 @@ static const Kernel kernels[] = {
     TIMED("sm_polar jordan5", "128x128", run_polar, FMA, .m = 128, .n = 128, .alone = 1),
     TIMED("sm_polar jordan5", "128x512", run_polar, FMA, .m = 128, .n = 512, .alone = 1),
     TIMED("sm_polar jordan5", "384x1536", run_polar, FMA, .m = 384, .n = 1536, .alone = 1),
+    TIMED("sm_polar jordan5 bf16", "384x1536", run_polar, DOT, .m = 384, .n = 1536, .alone = 1),
     TIMED("gelu_forward", "1M", run_gelu, L3, .bytes = 8. * ENTRIES, .flops = 30. * ENTRIES),
     TIMED("gelu_backward", "1M", run_gelu_backward, L3,
           .bytes = 12. * ENTRIES, .flops = 39. * ENTRIES),

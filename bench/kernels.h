@@ -13,20 +13,20 @@
 /* Flop of the products below on this thread; a symmetric product counts half. */
 static _Thread_local double kernels_flops;
 
+void sm__gemm(char op, float *c, const float *a, const float *b, size_t m, size_t n, size_t k,
+              float *scratch); /* optimizer.c's */
+void sm__gemm_symmetric(char op, float *c, const float *a, const float *b, size_t m, size_t k,
+                        float *scratch);
+
 static inline void kernels_gemm(char op, float *c, const float *a, const float *b, size_t m,
                                 size_t n, size_t k, float *scratch) {
-    const Gemm *g = gemm_default(GEMM_F32);
     kernels_flops += 2.0 * (double)m * (double)n * (double)k;
-    if (op == 't')
-        gemm_nt(g, c, n, a, k, b, k, m, n, k, 0, scratch, 0, 1);
-    else
-        gemm_nn(g, c, n, a, k, b, n, m, n, k, 0, scratch, 0, 1);
+    sm__gemm(op, c, a, b, m, n, k, scratch);
 }
 static inline void kernels_symmetric(char op, float *c, const float *a, const float *b, size_t m,
                                      size_t k, float *scratch) {
-    GemmOperand columns = op == 't' ? gemm_f32(b, k, 1) : gemm_f32(b, 1, m);
     kernels_flops += (double)m * (double)m * (double)k;
-    gemm_symmetric(gemm_default(GEMM_F32), c, m, gemm_f32(a, k, 1), columns, m, k, scratch);
+    sm__gemm_symmetric(op, c, a, b, m, k, scratch);
 }
 #define SIGNMUON_GEMM kernels_gemm
 #define SIGNMUON_GEMM_SCRATCH gemm_scratch()

@@ -169,31 +169,30 @@ enum {
     GEMM__GROUP = 64       /* lanes packed at a time, where lanes are contiguous */
 };
 
+typedef float GemmFour __attribute__((vector_size(16)));
 typedef float GemmEight __attribute__((vector_size(32)));
+typedef float GemmSixteen __attribute__((vector_size(64)));
 
-/* out(8,8) = x(8,8)^T; one row of each matrix every ldo or ldx floats */
+/* out(8,8) = x(8,8)^T, in blocks of 4 x 4; one row of each matrix every ldo or ldx floats */
 static inline void gemm__transpose8(float *out, size_t ldo, const float *x, size_t ldx) {
-    GemmEight r[8], s[8];
-#pragma GCC unroll 8
-    for (size_t i = 0; i < 8; i++) memcpy(&r[i], x + i * ldx, sizeof r[i]);
 #pragma GCC unroll 4
-    for (size_t i = 0; i < 8; i += 2) { /* interleave rows, then pairs of rows, then their halves */
-        s[i] = __builtin_shufflevector(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-        s[i + 1] = __builtin_shufflevector(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-    }
+    for (size_t block = 0; block < 4; block++) {
+        const float *in = x + block / 2 * 4 * ldx + block % 2 * 4;
+        float *to = out + block % 2 * 4 * ldo + block / 2 * 4;
+        GemmFour r[4], s[4];
 #pragma GCC unroll 4
-    for (size_t i = 0; i < 4; i++) {
-        size_t from = i / 2 * 4 + i % 2;
-        r[2 * i] = __builtin_shufflevector(s[from], s[from + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-        r[2 * i + 1] = __builtin_shufflevector(s[from], s[from + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-    }
+        for (size_t i = 0; i < 4; i++) memcpy(&r[i], in + i * ldx, sizeof r[i]);
+        s[0] = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5); /* interleave rows, then pairs */
+        s[1] = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+        s[2] = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+        s[3] = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+        r[0] = __builtin_shufflevector(s[0], s[2], 0, 1, 4, 5);
+        r[1] = __builtin_shufflevector(s[0], s[2], 2, 3, 6, 7);
+        r[2] = __builtin_shufflevector(s[1], s[3], 0, 1, 4, 5);
+        r[3] = __builtin_shufflevector(s[1], s[3], 2, 3, 6, 7);
 #pragma GCC unroll 4
-    for (size_t i = 0; i < 4; i++) {
-        s[i] = __builtin_shufflevector(r[i], r[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        s[i + 4] = __builtin_shufflevector(r[i], r[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+        for (size_t i = 0; i < 4; i++) memcpy(to + i * ldo, &r[i], sizeof r[i]);
     }
-#pragma GCC unroll 8
-    for (size_t i = 0; i < 8; i++) memcpy(out + i * ldo, &s[i], sizeof s[i]);
 }
 
 /* n words of panel from n consecutive ones; n is a constant where this is inlined */
@@ -486,12 +485,12 @@ static inline void gemm_nt(const Gemm *g, float *c, size_t ldc, const float *a, 
 
 /* C(m,m) = A(m,k) B(k,m) of which the caller knows that it is symmetric, as when B is A^T
  * cost     about half of gemm_multiply's: tiles below the diagonal are mirrored
- * bits     those of gemm_multiply, on and above the diagonal; so for a row of GEMM_F32 only
+ * bits     those of gemm_multiply, on and above the diagonal
  * threads  one; k > 0; the rest as gemm_multiply
  */
 static inline void gemm_symmetric(const Gemm *g, float *c, size_t ldc, GemmOperand a, GemmOperand b,
                                   size_t m, size_t k, float *scratch) {
-    assert(ldc >= m && k > 0 && g->word == GEMM_FLOATS);
+    assert(ldc >= m && k > 0);
     gemm__five_loops(g, c, ldc, a, b, m, m, k, 0, 1, scratch);
     for (size_t i = 0; i < m; i += 8) {
         size_t end = i + 8 <= m ? i + 8 : m, whole = end == i + 8 ? m - m % 8 : i;
@@ -506,9 +505,6 @@ static inline void gemm_symmetric(const Gemm *g, float *c, size_t ldc, GemmOpera
 
 /* ------------------------------------------------------------------------------------------------
  * micro-kernels, one per instruction set */
-
-typedef float GemmFour __attribute__((vector_size(16)));
-typedef float GemmSixteen __attribute__((vector_size(64)));
 
 /* All micro-kernels. ROWS x COLUMNS vectors of C stay in registers; one step of k loads a row of B
  * and adds to each row of C the product with one element of A. MULADD(t, x, row) is t + x row.

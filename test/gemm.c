@@ -199,8 +199,8 @@ TEST(gemm_bits_do_not_depend_on_layout) {
 }
 
 TEST(gemm_symmetric_has_the_bits_of_full) {
-    for (size_t isa = 0; isa < ISAS; isa++) {
-        const Gemm *g = gemm_select(isa_names[isa], GEMM_F32);
+    for (size_t isa = 0; isa < 2 * ISAS; isa++) {
+        const Gemm *g = gemm_select(isa_names[isa / 2], isa % 2 ? GEMM_BF16 : GEMM_F32);
         for (size_t m = 1; g && m < 300; m += 1 + m / 3) {
             Case t = case_of(&layouts[1], m, m, 1 + test_hash(m, 0) % 500, 2, m);
             GemmOperand a = operand_a(&t);

@@ -1,4 +1,5 @@
 /* math.c - the mathematics of signmuon.h against the papers' definitions in double. */
+#include "../lib/gemm.h"
 #include "../lib/safetensors.h"
 #include "../signmuon.h"
 #include "svd.h"
@@ -87,10 +88,16 @@ static void product(double *c, const double *a, const double *b, size_t m, size_
         }
 }
 
+/* the operand of a product: as it is, or rounded to bf16 */
+static void operand(double *x, size_t n, int bf16) {
+    for (size_t i = 0; i < n && bf16; i++) x[i] = (double)gemm_from_bf16(gemm_to_bf16((float)x[i]));
+}
+
 /* out (m x n) <- the Newton-Schulz iteration of that name in double, by the papers' own numbers:
  * KellerJordan/Muon, and arXiv 2505.16932, algorithm 1 with its safety factor of 1.01. The matrix
  * is not transposed, as the definition does not need it. */
-static void newton_schulz(double *out, const float *g, size_t m, size_t n, const char *name) {
+static void newton_schulz(double *out, const float *g, size_t m, size_t n, const char *name,
+                          int bf16) {
     static const double jordan[3] = {3.4445, -4.7750, 2.0315};
     // clang-format off
     static const double express[8][3] = {
@@ -103,7 +110,11 @@ static void newton_schulz(double *out, const float *g, size_t m, size_t n, const
         {1.8750014808534479, -1.2500016453999487, 0.3750001645474248},
         {1.875, -1.25, 0.375}};
     // clang-format on
-    int is_jordan = strcmp(name, "jordan5") == 0, steps = strcmp(name, "polar-express8") ? 5 : 8;
+    static const double short_of_it[3][3] = {
+        {8.093368799375614, -23.62043103701045, 17.446152170072118},
+        {3.6365861990132204, -2.7219271591322745, 0.5365463515084697},
+        {2.6612999785687252, -1.9771547996498908, 0.4526165141775926}};
+    int is_jordan = strcmp(name, "jordan5") == 0, steps = name[strlen(name) - 1] - '0';
     CHECK(is_jordan || strncmp(name, "polar-express", 13) == 0, "%s has no transcription", name);
     double norm = 0, *a = malloc((3 * m * m + m * n) * sizeof *a);
     double *square = a + m * m, *p = square + m * m, *x = p + m * m;
@@ -111,17 +122,31 @@ static void newton_schulz(double *out, const float *g, size_t m, size_t n, const
     norm = sqrt(norm) * (is_jordan ? 1 : 1.01);
     for (size_t i = 0; i < m * n; i++) out[i] = (double)g[i] / norm;
     for (int k = 0; k < steps; k++) {
-        const double *c = is_jordan ? jordan : express[k];
+        const double *c = is_jordan ? jordan : steps == 3 ? short_of_it[k] : express[k];
         double shrink = is_jordan || k == 7 ? 1 : 1.01; /* the last of eight is not made safer */
         memcpy(x, out, m * n * sizeof *x);
+        operand(x, m * n, bf16);
         product(a, x, x, m, m, n, 1, n);
-        product(square, a, a, m, m, m, m, 1);
+        memcpy(p, a, m * m * sizeof *p);
+        operand(p, m * m, bf16);
+        product(square, p, p, m, m, m, m, 1);
         for (size_t i = 0; i < m * m; i++)
             p[i] = c[0] / shrink * (i / m == i % m) + c[1] / pow(shrink, 3) * a[i] +
                    c[2] / pow(shrink, 5) * square[i];
+        operand(p, m * m, bf16);
         product(out, p, x, m, n, m, n, 1);
     }
     free(a);
+}
+
+/* |x - y| / |y| */
+static double distance(const float *x, const double *y, size_t n) {
+    double error = 0, length = 0;
+    for (size_t i = 0; i < n; i++) {
+        error += ((double)x[i] - y[i]) * ((double)x[i] - y[i]);
+        length += y[i] * y[i];
+    }
+    return sqrt(error / length);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -162,7 +187,6 @@ TEST(polar_equals_double_iteration_on_every_shape) {
             size_t m = shape[s][0], n = shape[s][1], size = m * n;
             static float g[6800], input[6800], o[6800], t[6800], tall[6800], exact[6800];
             static double x[6800];
-            double error = 0, length = 0;
             test_fill_normal(g, size, 5 + s);
             /* rows shrink to 1e-3 of the first: ill-conditioned */
             for (size_t i = 0; i < size && s % 2; i++)
@@ -170,13 +194,9 @@ TEST(polar_equals_double_iteration_on_every_shape) {
             memcpy(input, g, sizeof g);
             polar_guarded(o, g, m, n, ns);
             CHECK(memcmp(input, g, sizeof g) == 0);
-            newton_schulz(x, g, m, n, ns->name);
-            for (size_t i = 0; i < size; i++) {
-                error += ((double)o[i] - x[i]) * ((double)o[i] - x[i]);
-                length += x[i] * x[i];
-            }
-            CHECK(sqrt(error / length) < 1e-5, "%s %zu x %zu: %g", ns->name, m, n,
-                  sqrt(error / length));
+            newton_schulz(x, g, m, n, ns->name, 0);
+            CHECK(distance(o, x, size) < 1e-5, "%s %zu x %zu: %g", ns->name, m, n,
+                  distance(o, x, size));
             int converges = strcmp(ns->name, "polar-express8") == 0 && s % 2 == 0;
             if (converges) svd_polar(exact, g, m, n);
             for (size_t i = 0; i < size && converges; i++)
@@ -190,6 +210,57 @@ TEST(polar_equals_double_iteration_on_every_shape) {
                 polar_guarded(t, t, m, n, ns);
                 if (s % 2 == 0) CHECK(memcmp(t, o, size * sizeof *o) == 0, "2^%d", power);
             }
+        }
+}
+
+/* Chebyshev: of all odd quintics, the one nearest to 1 on [l, u] errs equally far at four points, in
+ * turn below and above. Each step then has [l, u] <- [p(l), 2 - p(l)] (arXiv 2505.16932, theorem
+ * 3.1). The row's safety factor of 1.01 is taken out again. */
+TEST(polar_express3_is_nearest_to_one_from_a_hundredth_on) {
+    enum { POINTS = 400000 };
+    const SmNewtonSchulz *ns = sm_newton_schulz("polar-express3");
+    double l = 0.01, u = 1;
+    for (int k = 0; k < ns->steps; k++) {
+        double extreme[8] = {0}, e = 0, most = 0;
+        int turns = 0;
+        for (int i = 0; i <= POINTS; i++) { /* the largest error of each sign, in order */
+            double x = l + (u - l) * pow(i / (double)POINTS, 3), y = 1.01 * x;
+            const double *c = ns->coefficient[k];
+            e = y * (c[0] + y * y * (c[1] + y * y * c[2])) - 1;
+            if (turns == 0 || (e > 0) != (extreme[turns - 1] > 0)) turns += turns < 8;
+            if (fabs(e) > fabs(extreme[turns - 1])) extreme[turns - 1] = e;
+            most = fmax(most, fabs(e));
+        }
+        CHECK(turns == 4, "step %d: %d", k, turns);
+        for (int i = 0; i < 4; i++) CHECK_NEAR(fabs(extreme[i]), most, 1e-5);
+        u = 1 + most;
+        l = 1 - most;
+    }
+    CHECK_NEAR(l, 0.7306, 1e-4);
+}
+
+/* A sum in fp32 may round to the other neighbour in bf16, so the iterations part a little: by far
+ * less than bf16 parts from fp32. */
+TEST(polar_rounds_its_operands_to_bf16_when_asked) {
+    for (size_t row = 0; sm_newton_schulz_row(row); row++)
+        for (size_t m = 12; m <= 40; m += 14) {
+            SmNewtonSchulz ns = *sm_newton_schulz_row(row);
+            size_t n = m + m / 2, size = m * n, wide = 5 * m;
+            static float g[8000], o[8000];
+            static double x[8000];
+            test_fill_normal(g, 8000, m + row);
+            ns.bf16 = 1;
+            polar_guarded(o, g, m, n, &ns);
+            newton_schulz(x, g, m, n, ns.name, 0);
+            double from_fp32 = distance(o, x, size);
+            newton_schulz(x, g, m, n, ns.name, 1);
+            CHECK(distance(o, x, size) < 0.8 * from_fp32 && from_fp32 > 1e-3 && from_fp32 < 0.05,
+                  "%s %zu: %g, %g from fp32", ns.name, m, distance(o, x, size), from_fp32);
+            /* steps taken together are as near */
+            polar_guarded(o, g, m, wide, &ns);
+            newton_schulz(x, g, m, wide, ns.name, 0);
+            CHECK(distance(o, x, m * wide) < 0.05, "%s %zu x %zu: %g", ns.name, m, wide,
+                  distance(o, x, m * wide));
         }
 }
 

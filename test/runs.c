@@ -41,7 +41,7 @@ TEST(run_bits_are_same_for_every_flag) {
         {1, "--aux sign --worker-map row --dropout 0.1"},
         {3, "--aux sign --dtype bf16 --shards contiguous"},
         {3, "--method sgd --aux sign --server-map frobenius --momentum 0.9"},
-        {2, "--method muon --ns polar-express5 --dropout 0.2 --bias"},
+        {2, "--method muon --ns polar-express5 --ns-dtype bf16 --dropout 0.2 --bias"},
         {3, "--method adamw --weight-decay 0.1 --seed 3"},
         {3, "--method ef21-muon --up rankk:0.2+natural --down topk:0.3 --dropout 0.1"},
         {6, "--method ef21-muon --up dropout:0.5 --down natural:stochastic --aux sign"},
@@ -56,12 +56,14 @@ TEST(run_bits_are_same_for_every_flag) {
     for (size_t i = 0; i < COUNT(rows); i++) check_bits(i, rows[i].workers, rows[i].line);
 }
 
-TEST(run_another_seed_gives_another_model) {
+TEST(run_with_another_seed_or_dtype_gives_another_model) {
     setup();
     OK(SMALL "--steps 2 --aux sign --workers 3 --out a --seed 1");
     OK(SMALL "--steps 2 --aux sign --workers 3 --out b --seed 2");
+    OK(SMALL "--steps 2 --aux sign --workers 3 --out c --seed 1 --ns-dtype bf16");
     CHECK(step_of("a") == 2 && step_of("b") == 2);
     CHECK(!equal_files("a/last/model", "b/last/model"));
+    CHECK(!equal_files("a/last/model", "c/last/model"));
     CHECK(!equal_files("a/last/worker-1", "b/last/worker-1"));
     CHECK(!equal_files("a/last/worker-1", "a/last/worker-2"));
 }
