@@ -1,0 +1,13 @@
+# The figure of docs/METHODS.md: loss against bytes sent. Called by bench/methods.sh with points and svg set.
+set terminal svg size 760,520 font 'sans,13' background 'white'
+set output svg
+set datafile separator ','
+set grid lc rgb '#dddddd'
+set logscale x
+set xlabel 'megabytes that a worker sent in 2000 steps'
+set ylabel 'validation loss, mean of three seeds'
+unset key
+set offsets graph 0, 0, graph 0.04, graph 0.04
+set xrange [100:3e4]
+plot points using ($2/1e6):3 with points pt 7 ps 0.8 lc rgb '#1461b3', \
+     points using ($2/1e6):3:1 with labels left offset 0.8,0 noenhanced
