@@ -376,28 +376,58 @@ static const struct Step {
     {4, 4, 128, 64, 12, 3, "signmuon 3 workers", "--aux sign", 5, 7},
 };
 
+/* Seconds of a step of ours with so many threads (0: the program's own number). */
+static double time_ours(Bench *b, const struct Step *s, int threads) {
+    char text[512];
+    snprintf(
+        text, sizeof text,
+        "--layers %d --heads %d --width %d --context %d --batch %d --workers %d --threads %d %s",
+        s->layers, s->heads, s->width, s->context, s->batch, s->workers, threads, s->flags);
+    return time_program(b->folder, text, s->every, s->samples);
+}
+
+/* The same of PyTorch; NAN where it is not installed. version <- its version */
+static double time_pytorch(const struct Step *s, int threads, char version[16]) {
+    char command[256];
+    double seconds = NAN;
+    snprintf(command, sizeof command,
+             "python3 -B bench/pytorch.py %d %d %d %d %d %d %s %d %d 2>/dev/null", s->layers,
+             s->heads, s->width, s->context, s->batch, VOCABULARY,
+             strstr(s->flags, "bf16") ? "bf16" : "fp32", threads, s->every * s->samples);
+    FILE *f = popen(command, "r"); // NOLINT(cert-env33-c)
+    if (f && fscanf(f, "%15s %lf", version, &seconds) != 2) seconds = NAN;
+    if (f) pclose(f);
+    return seconds;
+}
+
+static void measure_step(Bench *b, const struct Step *s, int pytorch) {
+    double L = s->layers, C = s->width, T = s->context, N = 12 * L * C * C + VOCABULARY * C;
+    int bf16 = strstr(s->flags, "bf16") != NULL, many = s->workers > 1;
+    char shape[48], version[16] = "";
+    snprintf(shape, sizeof shape, "%d/%d/%d/%d %s", s->layers, s->width, s->context, s->batch,
+             s->name);
+    Row *r = new_row(b, pytorch ? "PyTorch step" : "step", shape, bf16 ? "bf16" : "FMA");
+    if (!r) return;
+    r->flops = s->batch * T * (6 * N + 6 * L * C * T);
+    if (many) r->team[1] = ALL;
+    for (int c = many; c < 2; c++) {
+        r->seconds[c] =
+            pytorch ? time_pytorch(s, c + 1, version) : time_ours(b, s, many ? 0 : c + 1);
+        if (pytorch && isnan(r->seconds[c])) {
+            b->rows--;
+            return;
+        }
+        r->rate[c] = 1e-9 * r->flops / r->seconds[c];
+        r->ceiling[c] = b->limit[bf16 ? DOT : FMA][r->team[c]];
+    }
+    if (pytorch) snprintf(r->kernel, sizeof r->kernel, "PyTorch %s", version);
+    print_row(stdout, r);
+}
+
 static void measure_steps(Bench *b) {
     for (const struct Step *s = steps; s < steps + sizeof steps / sizeof *steps; s++) {
-        double L = s->layers, C = s->width, T = s->context, N = 12 * L * C * C + VOCABULARY * C;
-        int bf16 = strstr(s->flags, "bf16") != NULL, many = s->workers > 1;
-        char shape[48], text[512];
-        snprintf(shape, sizeof shape, "%d/%d/%d/%d %s", s->layers, s->width, s->context, s->batch,
-                 s->name);
-        Row *r = new_row(b, "step", shape, bf16 ? "bf16" : "FMA");
-        if (!r) continue;
-        r->flops = s->batch * T * (6 * N + 6 * L * C * T);
-        if (many) r->team[1] = ALL;
-        for (int c = many; c < 2; c++) {
-            snprintf(text, sizeof text,
-                     "--layers %d --heads %d --width %d --context %d --batch %d --workers %d "
-                     "--threads %d %s",
-                     s->layers, s->heads, s->width, s->context, s->batch, s->workers,
-                     many ? 0 : c + 1, s->flags);
-            r->seconds[c] = time_program(b->folder, text, s->every, s->samples);
-            r->rate[c] = 1e-9 * r->flops / r->seconds[c];
-            r->ceiling[c] = b->limit[bf16 ? DOT : FMA][r->team[c]];
-        }
-        print_row(stdout, r);
+        measure_step(b, s, 0);
+        if (strstr(s->name, "adamw")) measure_step(b, s, 1);
     }
 }
 
@@ -416,7 +446,8 @@ static const char explanation[] =
     "  per thread, as in training. The threads share the other products. A symmetric product counts half.\n"
     "- A step is layers/width/context/batch and counts tokens (6 N + 6 L C T) flop. N is the entries of all\n"
     "  matrices with the output layer; of attention's 12 L C T the causal half counts. 3 workers take the\n"
-    "  program's own number of threads; their limit is that of all cores.\n\n";
+    "  program's own number of threads; their limit is that of all cores. PyTorch, where it is installed:\n"
+    "  the same model, eager, with its own attention and fused AdamW (`bench/pytorch.py`).\n\n";
 // clang-format on
 
 static void write_table(FILE *f, const Bench *b) {

@@ -71,9 +71,12 @@ class Attention(nn.Module):
         B, T, C = x.shape
         q, k, v = (y.view(B, T, self.heads, C // self.heads).transpose(1, 2)
                    for y in self.c_attn(x).split(C, 2))          # B, heads, T, C / heads
-        scores = q @ k.transpose(2, 3) / math.sqrt(C // self.heads)
-        later = torch.ones(T, T, dtype=torch.bool).triu(1)
-        y = scores.masked_fill(later, -math.inf).softmax(3) @ v
+        if hasattr(F, "scaled_dot_product_attention"):
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:  # before PyTorch 2
+            scores = q @ k.transpose(2, 3) / math.sqrt(C // self.heads)
+            later = torch.ones(T, T, dtype=torch.bool).triu(1)
+            y = scores.masked_fill(later, -math.inf).softmax(3) @ v
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
