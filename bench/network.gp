@@ -6,7 +6,8 @@ set datafile separator ','
 set datafile missing 'nan'
 csv = 'docs/network.csv'
 set grid lc rgb '#dddddd'
-set key top right noenhanced
+unset key
+set rmargin 11
 set logscale xy
 set xrange [1e7:2e10]
 set yrange [0.02:*]
@@ -22,6 +23,8 @@ field(name, k) = real(system("awk -F, '$1 == \"".name."\" && $2 == \"inf\" { pri
 array base[4]
 array sent[4]
 do for [i=1:4] { base[i] = field(word(methods, i), 7); sent[i] = 8 * field(word(methods, i), 8) }
-plot for [i=1:4] base[i] + sent[i] / x with lines lw 1.5 lc rgb word(colours, i) notitle, \
-     for [i=1:4] csv using (of(word(methods, i), 2)):3:4:5 with yerrorbars pt 7 ps 0.7 lw 1.2 lc rgb word(colours, i) notitle, \
-     for [i=1:4] -1 with linespoints pt 7 ps 0.7 lw 1.5 lc rgb word(colours, i) title word(methods, i)
+do for [i=1:4] {
+    set label word(methods, i) at 2.2e10, base[i] + sent[i] / 2e10 tc rgb word(colours, i) offset 0,i == 1 || i == 4 ? -0.25 : 0.2 noenhanced
+}
+plot for [i=1:4] base[i] + sent[i] / x with lines lw 1.8 dt 1 + (i == 2) lc rgb word(colours, i), \
+     for [i=1:4] csv using (of(word(methods, i), 2)):3:4:5 with yerrorbars pt 7 ps 0.7 lw 1.2 lc rgb word(colours, i)

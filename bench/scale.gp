@@ -1,28 +1,20 @@
 # The figure of docs/SCALE.md from docs/scale.csv, as SVG. Called by `make scale`, in the root: gnuplot bench/scale.gp
 set datafile separator ','
+set terminal svg size 760,480 font 'sans,13' background 'white'
+set output 'docs/scale.svg'
 set grid lc rgb '#dddddd'
 set logscale xy
-set mxtics 1
-set mytics 1
-set format xy '10^{%L}'
-models = '124M 7B'
-links = 'datacentre office home'
-name(i) = word('adamw muon ef21-muon muonsign signmuon', i)
-colour(i) = word('#333333 #1461b3 #1b9e77 #e7298a #d95f02', i)
-of(m, l, r) = strcol(1) eq m && strcol(2) eq l && strcol(4) eq r ? column(9) : NaN
-set terminal svg size 980,860 font 'sans,12' background 'white'
-set output 'docs/scale.svg'
-set xrange [6:150000]
-set key left top samplen 2 noenhanced font ',10'
-set multiplot layout 3,2 margins 0.075,0.985,0.07,0.96 spacing 0.055,0.045
-do for [l=1:3] {
-    do for [m=1:2] {
-        unset title; set xlabel; set ylabel
-        if (l == 1) { set title word(models, m).', every worker one CPU' offset 0,-0.7 }
-        if (l == 3) { set xlabel 'workers' }
-        if (m == 1) { set ylabel word(links, l).': seconds of a step' }
-        plot for [i=1:5] 'docs/scale.csv' using 3:(of(word(models, m), word(links, l), name(i))) with lines \
-             lw 1.8 lc rgb colour(i) title l == 1 && m == 2 ? name(i) : ''
-    }
-}
-unset multiplot
+set format y '10^{%L}'
+set xtics ('10' 10, '100' 100, '1,000' 1e3, '10,000' 1e4, '100,000' 1e5)
+set xrange [7:1e5]
+set rmargin 12
+unset key
+set xlabel 'workers'
+set ylabel 'seconds of a step'
+set title '124M parameters, every worker one CPU, on an office network' offset 0,-0.6
+methods = 'adamw muon ef21-muon muonsign signmuon'
+colours = '#333333 #1461b3 #1b9e77 #e7298a #d95f02'
+of(name) = strcol(1) eq '124M' && strcol(2) eq 'office' && strcol(4) eq name ? column(9) : NaN
+last(name) = real(system("awk -F, '$1 == \"124M\" && $2 == \"office\" && $4 == \"".name."\" { y = $9 } END { print y }' docs/scale.csv"))
+do for [i=1:5] { set label word(methods, i) at 1.15e5, last(word(methods, i)) tc rgb word(colours, i) offset 0,i == 1 ? -0.35 : 0.2 noenhanced }
+plot for [i=1:5] 'docs/scale.csv' using 3:(of(word(methods, i))) with lines lw 2 dt 1 + (i == 5) lc rgb word(colours, i)
