@@ -1,6 +1,11 @@
 /* common.c - see common.h: verdicts, watched runs, matrices. MIT. */
 #define PROBLEM_IMPLEMENTATION
 #include "common.h"
+#include "../../lib/comm.h"
+#include "../noise.h"
+#include <stdatomic.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
 
 void say(Answer *a, const char *format, ...) {
     size_t used = strlen(a->ours);
@@ -25,7 +30,6 @@ static int watch_row(void *context, const ProblemRow *r) {
     if (r->consensus > w->consensus) w->consensus = r->consensus;
     if (r->step >= w->tail) {
         w->rows_averaged++;
-        w->floor += (r->gradient - w->floor) / w->rows_averaged;
         w->tail_loss += (r->loss - w->tail_loss) / w->rows_averaged;
         w->tail_exact += (r->exact - w->tail_exact) / w->rows_averaged;
         w->tail_apart += (r->apart - w->tail_apart) / w->rows_averaged;
@@ -73,6 +77,94 @@ double runs_differ(Answer *a, ProblemRun *x, ProblemRun *y) {
     double gap = same ? 0 : norm_of(models, n) / norm_of(other, n);
     free(models);
     return gap;
+}
+
+/* ---- one worker, scored on X ---- */
+
+/* What is seen at X before step t, where F(X) and grad F(X) are these; F(W) = worker. */
+static void solo_look(Solo *s, int t, double loss, double worker, const float *slope, size_t n) {
+    double norm = norm_of(slope, n), l1 = 0, quarter = (double)(s->run.steps / 4);
+    int from_end = (int)s->run.steps - t;
+    for (size_t i = 0; i < n; i++) l1 += fabs((double)slope[i]);
+    if (t == 0) s->first = loss;
+    s->least = fmin(s->least, loss);
+    s->gradient = fmin(s->gradient, norm);
+    s->l1 += l1 / sqrt((double)n) / (double)s->run.steps;
+    if (from_end <= 50) s->tail += worker / 50;
+    if (from_end <= quarter)
+        s->floor += norm / quarter;
+    else if (from_end <= 2 * quarter)
+        s->before += norm / quarter;
+    if (!s->reached && loss <= s->target) s->reached = t + 1;
+    if (!s->reached_by_w && worker <= s->target) s->reached_by_w = t + 1;
+    s->diverged = !(loss <= 1e12);
+}
+
+static int solo_work(SmComm *comm, void *arg) {
+    Solo *s = arg;
+    const ProblemRun *r = &s->run;
+    size_t m = (size_t)r->rows, n = (size_t)r->cols, size = m * n;
+    SmTensor tensor = {.name = "X", .rows = m, .cols = n, .blocks = 1, .role = SM_HIDDEN};
+    ProblemData d, first;
+    Noise noise;
+    char error[512];
+    problem_make(&d, r->problem, m, n, 1, r->parameter, (uint64_t)r->seed);
+    problem_make(&first, r->problem, m, n, 1, r->parameter, 1);
+    float *w = first.start, *x = numbers(size), *after = numbers(size), *g = numbers(size),
+          *slope = numbers(size), *scratch = numbers(problem_scratch(m, n));
+    SmOptimizer *o = sm_create(&r->config, &tensor, 1, comm, error, sizeof error);
+    int failed = noise_parse(&noise, r->noise, error, sizeof error) || !o;
+    s->least = s->gradient = s->alignment = INFINITY;
+    memcpy(x, w, size * sizeof *x);
+    for (int t = 0; t < r->steps && !failed; t++) {
+        double worker = d.problem->gradient(g, &d, w, -1, 0, scratch), loss = worker, inner = 0;
+        int apart = sm_server_model(o, x, w, (uint64_t)t);
+        if (apart) loss = d.problem->gradient(slope, &d, x, -1, 0, scratch);
+        if (!apart) memcpy(slope, g, size * sizeof *g);
+        solo_look(s, t, loss, worker, slope, size);
+        if (s->diverged || (s->target > 0 && s->reached && s->reached_by_w)) break;
+        noise_add(g, size, &noise, sm_key((uint64_t)r->seed, 1000, (uint64_t)t), 0);
+        failed = sm_step(o, w, g, (uint64_t)t, r->config.lr, r->config.lr);
+        if (!sm_server_model(o, after, w, (uint64_t)t + 1)) memcpy(after, w, size * sizeof *w);
+        for (size_t i = 0; i < size; i++) x[i] -= after[i];
+        inner = problem_dot(x, slope, size) / (norm_of(x, size) * norm_of(slope, size));
+        s->alignment = fmin(s->alignment, inner);
+        s->ascents += inner < 0;
+        s->steps++;
+        memcpy(x, after, size * sizeof *x);
+    }
+    sm_free(o);
+    problem_free(&d), problem_free(&first);
+    free(x), free(after), free(g), free(slope), free(scratch);
+    return failed;
+}
+
+/* Processes, as one sm_run at a time is allowed in each. */
+void solo_runs(Answer *a, Solo *s, size_t count) {
+    struct Shared {
+        _Atomic size_t next, done;
+        Solo solo[];
+    } * shared;
+    size_t bytes = sizeof *shared + count * sizeof *s;
+    int cores = comm_cores();
+    shared = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert(shared != MAP_FAILED);
+    memcpy(shared->solo, s, count * sizeof *s);
+    fflush(NULL);
+    for (int k = 0; k < cores; k++) {
+        if (fork()) continue;
+        for (size_t i; (i = shared->next++) < count;) {
+            Solo *mine = &shared->solo[i];
+            char error[512];
+            shared->done += sm_resolve(&mine->run.config, 1, error, sizeof error) == 0 &&
+                            sm_run("threads", 1, 1, solo_work, mine, error, sizeof error) == 0;
+        }
+        _exit(0);
+    }
+    while (wait(NULL) > 0) continue;
+    if (shared->done != count) a->broken = 1, say(a, "a run failed; ");
+    memcpy(s, shared->solo, count * sizeof *s);
+    munmap(shared, bytes);
 }
 
 /* ------------------------------------------------------------------------------------------------

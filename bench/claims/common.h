@@ -37,8 +37,9 @@ struct Claim {
 /* The claims of a file; *count <- how many. */
 const Claim *sign_claims(size_t *count);  /* sign of the polar factor, vote, quadratic: sign.c */
 const Claim *lmo_claims(size_t *count);   /* norms, compressors, error feedback: lmo.c */
-const Claim *graph_claims(size_t *count); /* gossip, majority, the model: graph.c */
-Verdict check_causality(Answer *a, const Claim *c); /* of the model: gpt.c */
+const Claim *graph_claims(size_t *count); /* gossip, majority: graph.c */
+const Claim *gpt_claims(size_t *count);   /* of the model: gpt.c */
+const Claim *train_claims(size_t *count); /* of trained models: train.c */
 
 /* Append to what the check found. */
 __attribute__((format(printf, 2, 3))) void say(Answer *a, const char *format, ...);
@@ -58,7 +59,7 @@ typedef struct Watch {
 
     int reached;                           /* step at which the target was reached, or -1 */
     double first, last, alignment;         /* losses; smallest alignment */
-    double floor, tail_loss;               /* means of |grad F| and F over the tail */
+    double tail_loss;                      /* mean of F over the tail */
     double tail_exact, tail_apart;         /* means of F(X) and of |X - W| / |X| */
     double consensus, sent, rows_averaged; /* largest distance; bytes */
 } Watch;
@@ -71,6 +72,24 @@ void final_models(Answer *a, ProblemRun *r, float *models); /* of all workers, s
 double runs_differ(Answer *a, ProblemRun *x, ProblemRun *y);
 
 enum { SIDE = 100, SIZE = SIDE * SIDE }; /* of the default quadratic */
+
+/* A run of one worker on the quadratic as intsystems/SignMuon scores it: X_0 is the same on every
+ * draw, and X is the server's exact model where the downlink is compressed, W the worker's. The
+ * first group is the caller's. */
+typedef struct Solo {
+    ProblemRun run;
+    double target; /* the loss that ends the run once X and W have it, or 0 */
+
+    int reached, reached_by_w; /* iterations to the target, the first is 1; 0: never */
+    double first, least, tail; /* F(X) at the start, the least; mean F(W) of the last 50 steps */
+    double gradient, l1;       /* least |grad F(X)|; mean of |grad F(X)|_1 / sqrt(mn) */
+    double floor, before;      /* means of |grad F(X)| over the last quarter, the quarter before */
+    double alignment;          /* of grad F(X) and the step of X, the smallest */
+    int ascents, steps, diverged;
+} Solo;
+
+/* Run them on all cores; a run that cannot start breaks the answer. */
+void solo_runs(Answer *a, Solo *s, size_t count);
 
 /* ------------------------------------------------------------------------------------------------
  * matrices and numbers */
@@ -93,8 +112,6 @@ int bit_of(const uint64_t *bits, size_t i);
 /* ------------------------------------------------------------------------------------------------
  * figures: what a check computes for one value, a figure computes for many */
 
-/* Mean |grad F| at a constant learning rate; steps have length 100 lr / scale: sign.c */
-double floor_of(Answer *a, const char *method, double lr, double mu, double scale, long seed);
 double vote_error(const char *noise, size_t workers); /* |g| Pr(wrong sign) / sigma: sign.c */
 /* Last F of EF21-Muon on 5 workers that differ, its path into csv or NULL: lmo.c */
 double feedback_run(FILE *csv, const char *compressor, int feedback, int steps);
@@ -102,7 +119,8 @@ double feedback_run(FILE *csv, const char *compressor, int feedback, int steps);
 double consensus_of(Answer *a, const char *topology, int nodes, double lr, double *bound,
                     double *rho);
 
-extern const double floor_rates[4];         /* sign.c */
+void print_floors(FILE *f); /* the table of the floors that the claims S19 found: sign.c */
+
 extern const char *const distance_graphs[]; /* graph.c, NULL at the end */
 enum { CONSENSUS_SIDE = 40 };
 

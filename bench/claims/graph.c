@@ -1,4 +1,4 @@
-/* graph.c - claims about the majority, gossip, and the causal mask. MIT. */
+/* graph.c - claims about the majority, and gossip. MIT. */
 #include "common.h"
 #include "../../demuon.h"
 
@@ -128,7 +128,6 @@ static const Claim claims[] = {
     CLAIM("D6 demuon", "on 1/2 (x - a)^2, a = 0, 0, 9, DeMuon finds the mean", LOCAL, "3", "0.02", .check = check_median, .method = "demuon", .value = 3),
     CLAIM("D6 demuon-notrack", "without its tracker it finds the median: gossip and local Muon are not enough", LOCAL, "0", "0.02", .check = check_median, .method = "demuon-notrack", .value = 0),
     CLAIM("D7", "the packed vote of 1 .. 9 workers is the majority; fewer than half cannot change a unanimous vote; a majority of majorities is not the majority", "arXiv 1810.05291", "always; differs", "bits", .check = check_majority),
-    CLAIM("D8", "changing a token leaves the losses before it the same bits (the published DeMuon code fails this); a fresh model of 65 tokens loses ln 65", "DeMuon code; causality", "0; 4.174", "bits; 0.05", .check = check_causality),
 };
 // clang-format on
 
