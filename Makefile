@@ -88,7 +88,7 @@ bench: bench/bench train_gpt ## kernels and steps in percent of this machine's l
 	./bench/bench
 scale: bench/scale train_gpt ## steps on 8 to 100,000 workers, predicted from rates measured here: docs/SCALE.md (gnuplot)
 	./bench/scale && gnuplot bench/scale.gp
-claims: bench/claims/claims ## what the papers claim, recomputed: docs/CLAIMS.md (four minutes; gnuplot)
+claims: bench/claims/claims ## what the papers claim, recomputed: docs/CLAIMS.md (ten minutes; gnuplot)
 	./bench/claims/claims && gnuplot bench/claims/claims.gp
 table bytes gossip byzantine network: %: train_gpt ## studies: every method; bytes to a loss; graphs; attacks; slow wires (half an hour each)
 	text=$(TEXT) && sh bench/$@.sh "$$text" >build/$@.md && mv build/$@.md docs/$(shell echo $@ | tr a-z A-Z).md

@@ -57,7 +57,7 @@ table() {
                 until(m, 1e8)
             if (what == "long") printf "| `%s` | %s | %.4f ± %.4f | %s | %s | %.3f | %.3f | %s | %s | %s | %s | %s |\n", flags, f[2],
                 sum[m, 5], sd, shown(sum[m, 6], "%.0f"), shown(sum[m, 7], "%.0f"), sum[m, 8], sum[m, 9],
-                shown(sum[m, 10] / 1e6, "%.0f"), ms[m], until(m, 1e9), until(m, 1e8), until(m, 2e7)
+                shown(sum[m, 10] == "never" ? "never" : sum[m, 10] / 1e6, "%.0f"), ms[m], until(m, 1e9), until(m, 1e8), until(m, 2e7)
         }'
 }
 

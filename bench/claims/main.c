@@ -161,7 +161,7 @@ static const char notes[] =
     "  study's seven rates, 3 draws, means over the last quarter; 25,000 .. 750 iterations for 60,000 .. 3,000 (at\n"
     "  the three highest rates muonusign's floors are the same to 0.2 % with the study's). The study's test of\n"
     "  having settled (the third quarter within 15 %) must hold of all 21 runs; in 15,000 iterations muonusign's 3\n"
-    "  at the lowest rate, presumably, had not.\n"
+    "  at the lowest rate had not.\n"
     "- S20: the study's criterion judges: 300 steps, momentum 0, on each of 3 draws no F above 1e12 and the least\n"
     "  F below the first. Beside it stands F averaged over the last 50 of 400 steps on one draw, which also judges\n"
     "  SGD. S21: momentum 0, 2000 steps on 3 draws, at that of five rates from 2.15e-4 on (ten times that for\n"
