@@ -1,6 +1,6 @@
 #!/bin/sh
 # Tunes every method alike: one row per run in docs/results/tune.csv. Stopped, it goes on where it was.
-#   nice sh bench/tune.sh TEXT [STEPS [NAME...]]       about four hours on two cores; with NAMEs only these methods, so that
+#   nice sh bench/tune.sh TEXT [STEPS [NAME...]]       about six hours on two cores; with NAMEs only these methods, so that
 #                                                      several can run beside each other, each on cores of its own (taskset)
 # Each method takes four learning rates of the hidden matrices on the lattice 1, 2, 5, 10, ..., from one below the default on, and
 # one more while the best is at an edge; then three further seeds at the best. All else is left to the method's row. 3 workers,
@@ -22,6 +22,7 @@ signmuon 1e-3 --method signmuon
 signum 5e-4 --method signum
 lion 6e-4 --method lion
 scion 5e-3 --method scion
+muonusign 5e-3 --method muonusign
 muonsign 1e-3 --method muonsign
 ef21-muonsign 5e-3 --method ef21-muonsign
 ef21-muon+natural 5e-3 --method ef21-muon --up natural --down natural
