@@ -590,7 +590,7 @@ static inline int data_train_window(const DataSet *d, uint64_t seed, size_t rank
                                     size_t T, uint64_t k, int32_t *in, int32_t *target) {
     const DataShard s = data__shard(d, rank, N, T);
     uint64_t windows = data_train_windows(d, rank, N, T), each = data__windows(s.block, T);
-    assert(rank < N && windows > 0);
+    assert(rank < N && windows > 0 && each > 0);
     uint64_t epoch = k / windows;
     uint64_t i = data__permute(data__hash(seed, epoch, rank), windows, k % windows);
     uint64_t block = i / each, begin = block * s.block, left = s.length - begin;

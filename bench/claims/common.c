@@ -83,7 +83,8 @@ double runs_differ(Answer *a, ProblemRun *x, ProblemRun *y) {
 
 /* What is seen at X before step t, where F(X) and grad F(X) are these; F(W) = worker. */
 static void solo_look(Solo *s, int t, double loss, double worker, const float *slope, size_t n) {
-    double norm = norm_of(slope, n), l1 = 0, quarter = (double)(s->run.steps / 4);
+    const long fourth = s->run.steps / 4;
+    double norm = norm_of(slope, n), l1 = 0, quarter = (double)fourth;
     int from_end = (int)s->run.steps - t;
     for (size_t i = 0; i < n; i++) l1 += fabs((double)slope[i]);
     if (t == 0) s->first = loss;
