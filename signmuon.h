@@ -298,9 +298,9 @@ SIGNMUON_API void sm_transpose(float *out, const float *x, size_t rows, size_t c
 /* Jordan's quintic (Jordan et al. 2024). Singular values end in 0.68 .. 1.13, never any tighter. */
 #define SM__JORDAN {3.4445, -4.7750, 2.0315}
 
-/* Polar Express (Amsel et al., arXiv 2505.16932, algorithm 1): a triple for singular values up to 1,
- * its argument divided by 1.01, so that rounding cannot lift one out of reach. The paper's triples
- * take them from 0.001 on; those of three steps are the algorithm's from 0.01 on. */
+/* Polar Express (Amsel et al., arXiv 2505.16932, algorithm 1): a triple for singular values up to
+ * 1, its argument divided by 1.01, so that rounding cannot lift one out of reach. The paper's
+ * triples take them from 0.001 on; those of three steps are the algorithm's from 0.01 on. */
 #define SM__EXPRESS(a, b, c)                                                                       \
     {a / 1.01, b / (1.01 * 1.01 * 1.01), c / (1.01 * 1.01 * 1.01 * 1.01 * 1.01)}
 #define SM__EXPRESS_FIRST_FIVE                                                                     \
@@ -397,18 +397,18 @@ SIGNMUON_API void sm_polar(float *out, const float *g, size_t rows, size_t cols,
         int left = ns->steps - k;
         together = n <= 2 * m ? 1 : left <= 3 ? left : k == 0 ? 2 : 3;
         // clang-format off
-        SIGNMUON_SYMMETRIC(nt, a, x, x, m, n, rest);                   /* A <- X X^T               */
-        sm__polynomial(nn, q, a, m, ns->coefficient[k], rest);         /* Q <- c0 I + c1 A + c2 AA */
+        SIGNMUON_SYMMETRIC(nt, a, x, x, m, n, rest);                /* A <- X X^T */
+        sm__polynomial(nn, q, a, m, ns->coefficient[k], rest);      /* Q <- c0 I + c1 A + c2 AA */
         for (int j = 1; j < together; j++) {
             float *last = j == 1 ? q : p, *swap = q;
-            SIGNMUON_SYMMETRIC(nn, r, last, a, m, m, rest);            /* A <- P A P               */
+            SIGNMUON_SYMMETRIC(nn, r, last, a, m, m, rest);         /* A <- P A P */
             SIGNMUON_SYMMETRIC(nn, a, r, last, m, m, rest);
-            sm__polynomial(nn, p, a, m, ns->coefficient[k + j], rest); /* P <- c0 I + c1 A + c2 AA */
-            SIGNMUON_SYMMETRIC(nn, r, p, q, m, m, rest);               /* Q <- P Q                 */
+            sm__polynomial(nn, p, a, m, ns->coefficient[k + j], rest); /* P, of that A */
+            SIGNMUON_SYMMETRIC(nn, r, p, q, m, m, rest);            /* Q <- P Q */
             q = r;
             r = swap;
         }
-        SIGNMUON_GEMM(nn, y, q, x, m, n, m, rest);                     /* X <- Q X                 */
+        SIGNMUON_GEMM(nn, y, q, x, m, n, m, rest);                  /* X <- Q X */
         // clang-format on
         float *swap = x;
         x = y;

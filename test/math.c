@@ -110,7 +110,7 @@ static void newton_schulz(double *out, const float *g, size_t m, size_t n, const
         {1.8750014808534479, -1.2500016453999487, 0.3750001645474248},
         {1.875, -1.25, 0.375}};
     // clang-format on
-    static const double short_of_it[3][3] = {
+    static const double express3[3][3] = {
         {8.093368799375614, -23.62043103701045, 17.446152170072118},
         {3.6365861990132204, -2.7219271591322745, 0.5365463515084697},
         {2.6612999785687252, -1.9771547996498908, 0.4526165141775926}};
@@ -122,7 +122,7 @@ static void newton_schulz(double *out, const float *g, size_t m, size_t n, const
     norm = sqrt(norm) * (is_jordan ? 1 : 1.01);
     for (size_t i = 0; i < m * n; i++) out[i] = (double)g[i] / norm;
     for (int k = 0; k < steps; k++) {
-        const double *c = is_jordan ? jordan : steps == 3 ? short_of_it[k] : express[k];
+        const double *c = is_jordan ? jordan : steps == 3 ? express3[k] : express[k];
         double shrink = is_jordan || k == 7 ? 1 : 1.01; /* the last of eight is not made safer */
         memcpy(x, out, m * n * sizeof *x);
         operand(x, m * n, bf16);

@@ -79,7 +79,8 @@ double runs_differ(Answer *a, ProblemRun *x, ProblemRun *y) {
     return gap;
 }
 
-/* ---- one worker, scored on X ---- */
+/* ------------------------------------------------------------------------------------------------
+ * runs of one worker, scored on X */
 
 /* What is seen at X before step t, where F(X) and grad F(X) are these; F(W) = worker. */
 static void solo_look(Solo *s, int t, double loss, double worker, const float *slope, size_t n) {
