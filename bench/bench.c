@@ -450,11 +450,39 @@ static const char explanation[] =
     "  the same model, eager, with its own attention and fused AdamW (`bench/pytorch.py`).\n\n";
 // clang-format on
 
-static void write_table(FILE *f, const Bench *b) {
+/* Percent of the signs of polar(G), G uniform (m,n), that --ns-dtype bf16 turns round. */
+static double turned_signs(Bench *b, size_t m, size_t n, const char *polynomials) {
+    SmNewtonSchulz ns = *sm_newton_schulz(polynomials);
+    size_t turned = 0;
+    refill(b);
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        ns.bf16 = bf16;
+        sm_polar(b->x[1 + bf16], b->x[0], m, n, &ns, b->scratch[0]);
+    }
+    for (size_t i = 0; i < m * n; i++) turned += signbit(b->x[1][i]) != signbit(b->x[2][i]);
+    return 100 * (double)turned / (double)(m * n);
+}
+
+static void write_signs(FILE *f, Bench *b) {
+    static const size_t shape[][2] = {{128, 128}, {128, 512}, {384, 1536}, {768, 768}};
+    fprintf(f, "\n| signs that `--ns-dtype bf16` turns round, of a random matrix |");
+    for (size_t i = 0; i < 4; i++) fprintf(f, " %zux%zu |", shape[i][0], shape[i][1]);
+    fprintf(f, "\n| --- | ---: | ---: | ---: | ---: |\n");
+    for (int k = 0; k < 2; k++) {
+        const char *ns = k ? "polar-express3" : "jordan5";
+        fprintf(f, "| `--ns %s` |", ns);
+        for (size_t i = 0; i < 4; i++)
+            fprintf(f, " %.2f %% |", turned_signs(b, shape[i][0], shape[i][1], ns));
+        fprintf(f, "\n");
+    }
+}
+
+static void write_table(FILE *f, Bench *b) {
     fprintf(f, "# Kernels and steps in percent of this machine's limits\n\n%s\n\n%s", b->cpu,
             explanation);
     print_head(f);
     for (size_t i = 0; i < b->rows; i++) print_row(f, &b->row[i]);
+    write_signs(f, b);
     fprintf(f, "\n![roofline](roofline.svg)\n");
 }
 
