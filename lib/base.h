@@ -1,11 +1,10 @@
 /* base.h - what the files of lib/ share: error sentences, hashing, memory, files, text. POSIX, MIT.
 
-     errors    base_fail writes one sentence and returns the code: return base_fail(error, size, -1,
-   ...) hashing   a value is a hash of a key and a counter: nothing to save, nothing to get out of
-   step memory    base_allocate returns zeroed, aligned memory; an Arena splits one block into
-   pieces files     calls are repeated when a signal interrupts them; only regular files are opened
-     text      text from users and files is made harmless before a terminal sees it
-*/
+     errors    base_fail writes one sentence and returns the code
+     hashing   a value is a hash of a key and a counter: nothing to save, nothing out of step
+     memory    base_allocate returns zeroed, aligned memory; an Arena splits one block into pieces
+     files     calls are repeated when a signal interrupts them; only regular files are opened
+     text      text from users and files is made harmless before a terminal sees it */
 #ifndef BASE_H
 #define BASE_H
 

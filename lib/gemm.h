@@ -104,8 +104,7 @@ static inline GemmOperand gemm_f32(const float *x, size_t lane, size_t depth) {
 static inline GemmOperand gemm_bf16(const uint16_t *x, size_t lane, size_t depth) {
     return (GemmOperand){.x = x, .lane = lane, .depth = depth, .form = GEMM_IS_BF16};
 }
-/* what gemm_pack made for the same row; k is the depth it was packed with, at least the product's
- */
+/* what gemm_pack made for the same row; k: the depth it was packed with, at least the product's */
 static inline GemmOperand gemm_packed(const float *panels, size_t k) {
     return (GemmOperand){.x = panels, .depth = k, .form = GEMM_IS_PACKED};
 }
@@ -588,9 +587,9 @@ GEMM__KERNEL(gemm__kernel_neon, , GemmFour, 6, 4, GEMM__FMA4, 0)
             GEMM__CELL(isa, rows, columns, bf16, bf16_word)                                        \
     }
 
-/* the row of an instruction set and the type that operands are rounded to; cheap, meant for
- * start-up name     "avx512bf16", "avx512", "avx2", "neon" or "portable"; NULL or "": the best one
- * here error    NULL when the name is unknown or this CPU does not support it
+/* the row of an instruction set and the type that operands are rounded to; cheap, meant for start-up
+ * name     "avx512bf16", "avx512", "avx2", "neon" or "portable"; NULL or "": the best one here
+ * error    NULL when the name is unknown or this CPU does not support it
  */
 static inline const Gemm *gemm_select(const char *name, GemmDtype dtype) {
     static const Gemm rows[][2] = {

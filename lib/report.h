@@ -6,9 +6,9 @@
      text      report_duration, report_number, report_value, report_text_put
 
    ERRORS   The log answers 0, or -1 and a sentence. Progress and notes never fail: when the reader
-   has left, only the line is lost, and SIGPIPE is blocked while they write. NUMBERS  have a decimal
-   point in every locale. A width counts characters, one column each. THREADS  One thread at a time
-   per stream. ReportLog and ReportText belong to the caller. */
+            has left, only the line is lost, and SIGPIPE is blocked while they write.
+   NUMBERS  have a decimal point in every locale. A width counts characters, one column each.
+   THREADS  One thread at a time per stream. ReportLog and ReportText belong to the caller. */
 #ifndef REPORT_H
 #define REPORT_H
 
