@@ -38,8 +38,8 @@ train_gpt: build/train_gpt.o $(OPTIMIZER)
 test_signmuon: build/test_signmuon.o $(OPTIMIZER) $(TESTS)
 data/play: build/data/play.o
 bench/claims/claims: $(CLAIMS) $(OPTIMIZER)
-bench/bench bench/scale: bench/%: build/bench/%.o $(OPTIMIZER)
-train_gpt test_signmuon data/play bench/claims/claims bench/bench bench/scale:
+bench/bench bench/scale examples/federated: %: build/%.o $(OPTIMIZER)
+train_gpt test_signmuon data/play bench/claims/claims bench/bench bench/scale examples/federated:
 	$(CC) $(CFLAGS) -o $@ $^ $(LDLIBS)
 
 libsignmuon.a: $(OPTIMIZER:build/%=build/lib/%)
@@ -69,9 +69,11 @@ train: train_gpt ## train on TinyShakespeare by majority vote, with samples
 	text=$(TEXT) && ./train_gpt --data "$$text" --method $(METHOD) --workers 3 --threads 2 --out out --overwrite --sample-every 1000 $(TRAIN) && \
 	if [ "$$text" != data/offline.txt ]; then $(if $(TRAIN),:,$(NANOGPT)); else echo 'no model can come below the exact entropy of this text'; fi
 	@echo "compare: make train METHOD=muon TRAIN='--out out/muon', then make plots LOGS='out/log.csv out/muon/log.csv'"
+federated: examples/federated ## eleven clients train an image classifier by majority vote (Fashion-MNIST, or drawn digits)
+	data=$$(sh data/fashion.sh) ; examples/federated $${data:+--data $$data} $(TRAIN)
 sample: train_gpt ## 300 tokens from out
 	@./train_gpt --sample 300 --out out
-test: train_gpt test_signmuon data/play libsignmuon.a libsignmuon.so ## every test (under a minute; needs nothing but the compiler)
+test: train_gpt test_signmuon examples/federated data/play libsignmuon.a libsignmuon.so ## every test (under a minute; needs nothing but the compiler)
 	CC="$(CC)" EXTRA="$(EXTRA)" ./test_signmuon
 
 CHECKS = gcc clang musl mpi cuda isa neon asan tsan valgrind faults tidy
@@ -111,10 +113,10 @@ uninstall: ## what install has put there
 	rm -f "$(TO)/bin/train_gpt" "$(TO)/lib/libsignmuon."* "$(TO)/lib/pkgconfig/signmuon.pc" $(HEADERS:%="$(TO)/include/%")
 
 clean: ## remove what was built
-	rm -rf train_gpt train_gpt_mpi train_gpt_cuda test_cuda test_signmuon data/play bench/bench bench/scale bench/claims/claims build *.a *.so
+	rm -rf train_gpt train_gpt_mpi train_gpt_cuda test_cuda test_signmuon examples/federated data/play bench/bench bench/scale bench/claims/claims build *.a *.so
 help: ## this list
 	@sed -n '/^$$/q; s/^# *//p' Makefile
 	@echo
 	@sed -n 's/^\([a-z][a-z %-]*\):.*## /\1\t/p' Makefile | expand -t 16
 
-.PHONY: all mpi cuda train sample test check fuzz torture bench scale claims table bytes gossip byzantine network plots install uninstall clean help
+.PHONY: all mpi cuda train federated sample test check fuzz torture bench scale claims table bytes gossip byzantine network plots install uninstall clean help

@@ -587,7 +587,7 @@ GEMM__KERNEL(gemm__kernel_neon, , GemmFour, 6, 4, GEMM__FMA4, 0)
             GEMM__CELL(isa, rows, columns, bf16, bf16_word)                                        \
     }
 
-/* the row of an instruction set and the type that operands are rounded to; cheap, meant for start-up
+/* the row of an instruction set and the type that operands are rounded to; cheap, for start-up
  * name     "avx512bf16", "avx512", "avx2", "neon" or "portable"; NULL or "": the best one here
  * error    NULL when the name is unknown or this CPU does not support it
  */
