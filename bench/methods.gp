@@ -1,5 +1,5 @@
 # The figure of docs/METHODS.md: loss against bytes sent. Called by bench/methods.sh with points and svg set.
-set terminal svg size 760,520 font 'sans,13' background 'white'
+set terminal svg size 760,600 font 'sans,13' background 'white'
 set output svg
 set datafile separator ','
 set grid lc rgb '#dddddd'
@@ -8,6 +8,9 @@ set xlabel 'megabytes that a worker sent in 2000 steps'
 set ylabel 'validation loss, mean of three seeds'
 unset key
 set offsets graph 0, 0, graph 0.04, graph 0.04
-set xrange [100:3e4]
+set xrange [5:6e4]
+left(bytes) = bytes < 3e8 ? bytes / 1e6 : NaN # these names stand on the left, the others on the right
+right(bytes) = bytes < 3e8 ? NaN : bytes / 1e6
 plot points using ($2/1e6):3 with points pt 7 ps 0.8 lc rgb '#1461b3', \
-     points using ($2/1e6):3:1 with labels left offset 0.8,0 noenhanced
+     points using (left($2)):3:1 with labels right offset -0.8,0 noenhanced, \
+     points using (right($2)):3:1 with labels left offset 0.8,0 noenhanced

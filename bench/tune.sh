@@ -3,8 +3,9 @@
 #   nice sh bench/tune.sh TEXT [STEPS [NAME...]]       about six hours on two cores; with NAMEs only these methods, so that
 #                                                      several can run beside each other, each on cores of its own (taskset)
 # Each method takes four learning rates of the hidden matrices on the lattice 1, 2, 5, 10, ..., from one below the default on, and
-# one more while the best is at an edge; then three further seeds at the best. All else is left to the method's row. 3 workers,
-# nanoGPT's CPU recipe. Steps and bytes to a validation loss are interpolated between validations, 100 steps apart.
+# one more while the best is at an edge; then three further seeds at the best, and at the second best too where they do worse at
+# the best than the first seed did there. All else is left to the method's row. 3 workers, nanoGPT's CPU recipe. Steps and bytes to
+# a validation loss are interpolated between validations, 100 steps apart.
 text=$1 steps=${2:-2000} csv=docs/results/tune.csv out=${TMPDIR:-/tmp}/signmuon-tune.$$
 [ $# -gt 2 ] && shift 2 && names=" $* "
 [ -r "$text" ] || { echo "usage: sh bench/tune.sh TEXT [STEPS [NAME...]]" >&2; exit 2; }
@@ -67,9 +68,12 @@ run() {
         }' >>$csv
 }
 
-# the place of the best rate so far; one that diverged is worst
-best() { awk -F, -v name="$1" -v steps="$steps" '$1 == name && $3 == 1337 && $4 == steps && $5 + 0 > 0 && (!low || $5 < low) { low = $5; lr = $2 }
-    END { print lr }' $csv; }
+# the best rate so far, by the first seed, apart from rate $2; one that diverged is worst
+best() { awk -F, -v name="$1" -v but="$2" -v steps="$steps" '$1 == name && $2 != but && $3 == 1337 && $4 == steps && $5 + 0 > 0 &&
+    (!low || $5 < low) { low = $5; lr = $2 } END { print lr }' $csv; }
+# do further seeds at rate $2 do worse than the first at rate $3?
+worse() { awk -F, -v name="$1" -v a="$2" -v b="$3" -v steps="$steps" '$1 == name && $4 == steps {
+    if ($2 == a && $3 != 1337) sum += $5 + 0 > 0 ? $5 / 3 : 99; if ($2 == b && $3 == 1337) other = $5 } END { exit !(sum > other) }' $csv; }
 
 methods | while read -r method default flags; do
     case ${names:- $method } in *" $method "*) ;; *) continue ;; esac
@@ -82,5 +86,8 @@ methods | while read -r method default flags; do
         [ "$k" -lt "$last" ] || { last=$((last + 1)); run "$method" "$(rate $last)" 1337 $flags; continue; }
         break
     done
-    for seed in 1 2 3; do run "$method" "$(best "$method")" $seed $flags; done
+    lr=$(best "$method") second=$(best "$method" "$lr")
+    for seed in 1 2 3; do run "$method" "$lr" $seed $flags; done
+    worse "$method" "$lr" "$second" || continue
+    for seed in 1 2 3; do run "$method" "$second" $seed $flags; done
 done

@@ -23,7 +23,7 @@ static size_t read_runs(double (*row)[COLUMNS], size_t most, const char *name) {
     return n;
 }
 
-/* A tuned method: all seeds at the rate with the least loss of the tuning seed. */
+/* A tuned method: all seeds at the rate with the least mean loss, of the rates with enough seeds. */
 typedef struct Tuned {
     double mean[COLUMNS], deviation; /* NaN where a seed never came so far; of the losses */
     double spread;                   /* of the tuning seed's losses within 5 times that rate */
@@ -33,12 +33,17 @@ typedef struct Tuned {
 static int tuned_method(Answer *a, Tuned *t, const char *name) {
     enum { MOST = 256, TUNING_SEED = 1337, RATES = 4, SEEDS = 3 };
     double row[MOST][COLUMNS], least = INFINITY, best = NAN, worst = 0, square = 0, seeds = 0;
+    double low = INFINITY;
     size_t count = read_runs(row, MOST, name), rates = 0;
     *t = (Tuned){.deviation = 0};
     for (size_t i = 0; i < count; i++) {
         if (row[i][SEED] != TUNING_SEED) continue;
+        double sum = 0, n = 0;
+        for (size_t j = 0; j < count; j++)
+            if (row[j][LR] == row[i][LR]) sum += row[j][LOSS], n++;
         rates++;
-        if (row[i][LOSS] < least) least = row[i][LOSS], best = row[i][LR];
+        least = fmin(least, row[i][LOSS]);
+        if (n > SEEDS && sum / n < low) low = sum / n, best = row[i][LR];
     }
     for (size_t i = 0; i < count; i++) {
         if (row[i][SEED] == TUNING_SEED && fabs(log(row[i][LR] / best)) < log(5.01))
