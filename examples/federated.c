@@ -504,6 +504,7 @@ static void do_job(Client *k, const ImageSet *images, const uint32_t *job, size_
 /* job <- the next images of this client; its permutation is drawn anew when it has ended, in the
  * middle of a round too. */
 static void draw_images(Client *k, uint32_t *job, size_t n) {
+    assert(k->count > 0);
     for (size_t i = 0; i < n; i++, k->drawn++) {
         uint64_t key = base_hash((uint64_t)k->run->o.seed + 1000003, (uint64_t)k->c->rank);
         if (k->drawn % k->count == 0)

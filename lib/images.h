@@ -102,7 +102,7 @@ static inline int images__idx(const char *path, int dimensions, unsigned char **
         failed = base_fail(error, size, -1,
                            "%s: has %zu bytes, and its header asks for %zu: it %s; fetch it again",
                            path, bytes, begin + n, bytes < begin + n ? "was cut short" : "goes on");
-    if (!failed && !(*out = malloc(n)))
+    if (!failed && !(*out = malloc(n ? n : 1)))
         failed = base_fail(error, size, -1, "%s: no memory for its %zu bytes", path, n);
     if (!failed) failed = images__read(fd, path, *out, n, begin, error, size);
     close(fd);
@@ -116,17 +116,18 @@ static inline int images__cifar(ImageSet *s, const char *path, char *error, size
     int fd = images__file(path, &bytes, error, size), failed = 0;
     if (fd < 0) return -1;
     n = bytes / RECORD;
-    if (n == 0 || bytes % RECORD)
-        failed = base_fail(error, size, -1,
-                           "%s: has %zu bytes, which are no whole number of CIFAR-10's records of "
-                           "3073; fetch its binary version again",
-                           path, bytes);
+    failed = n == 0 || bytes % RECORD;
+    if (failed)
+        base_fail(error, size, -1,
+                  "%s: has %zu bytes, which are no whole number of CIFAR-10's records of 3073; "
+                  "fetch its binary version again",
+                  path, bytes);
     unsigned char *pixel = failed ? NULL : realloc(s->pixel, (s->count + n) * PIXELS);
     if (pixel) s->pixel = pixel;
     unsigned char *label = pixel ? realloc(s->label, s->count + n) : NULL;
     if (label) s->label = label;
-    if (!failed && !label)
-        failed = base_fail(error, size, -1, "%s: no memory for its %zu images", path, n);
+    if (!failed && !label) base_fail(error, size, -1, "%s: no memory for its images", path);
+    failed = !label;
     s->channels = 3, s->height = s->width = 32;
     for (size_t i = 0; i < n && !failed; i++, s->count++) {
         unsigned char record[RECORD];
@@ -266,11 +267,12 @@ static inline int images_draw(ImageSet *s, size_t count, uint64_t key, char *err
         }
         s->label[i] = (unsigned char)digit;
         for (size_t at = 0; at < SIDE * SIDE; at++) {
+            size_t row = at / SIDE, col = at % SIDE;
             double near = 99;
             for (size_t j = 1; j < points; j++)
                 if (!lifted[j])
-                    near = fmin(near, images__distance((double)(at % SIDE), (double)(at / SIDE),
-                                                       point[j - 1], point[j]));
+                    near = fmin(near,
+                                images__distance((double)col, (double)row, point[j - 1], point[j]));
             double grey =
                 ink * fmin(1, fmax(0, thick + 0.5 - near)) + 30 * base_uniform(k, 200 + at) - 15;
             s->pixel[i * SIDE * SIDE + at] = (unsigned char)fmin(255, fmax(0, grey));

@@ -78,7 +78,7 @@ musl) # Alpine's libc
     make -s CC=musl-gcc OPT=-O1 EXTRA=-Werror test
     ;;
 tidy)
-    clang-tidy --quiet train_gpt.c signmuon.c optimizer.c methods.c data/play.c examples/mlp.c bench/*.c bench/claims/*.c -- \
+    clang-tidy --quiet train_gpt.c signmuon.c optimizer.c methods.c data/play.c examples/*.c bench/*.c bench/claims/*.c -- \
         -std=c11 -D_GNU_SOURCE -I. -pthread
     ;;
 cuda)

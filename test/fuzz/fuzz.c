@@ -17,6 +17,7 @@ static void *fuzz_mmap(void *at, size_t size, int protection, int flags, int fd,
 #define mmap fuzz_mmap
 #define munmap(at, size) ((void)(size), free(at))
 #include "lib/checkpoint.h"
+#include "lib/images.h"
 #include "options.h"
 
 /* A promise that is broken ends the run; libFuzzer keeps the input. */
@@ -352,6 +353,33 @@ static void fuzz_messages(Input in) {
     free(message), free(encoded);
 }
 
+/* Two IDX files, or CIFAR-10's six: what is read is whole, and its labels are below `classes`. */
+static void fuzz_images(Input in) {
+    static const char *const name[] = {"train-images-idx3-ubyte", "train-labels-idx1-ubyte",
+                                       "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"};
+    ImageSet set[2];
+    char used[6][256];
+    unsigned sum = 0, cifar = take_byte(&in) & 1, first = take_byte(&in);
+    for (unsigned k = 0; k < (cifar ? 6 : 4); k++) {
+        char batch[32];
+        Input part = in;
+        size_t cut = in.left < first ? in.left : first;
+        snprintf(batch, sizeof batch, k < 5 ? "data_batch_%u.bin" : "test_batch.bin", k + 1);
+        if (k % 2 == 0) part.left = cifar ? in.left : cut;
+        if (k % 2 == 1 && !cifar) part.at += cut, part.left -= cut;
+        snprintf(used[k], sizeof used[k], "%s", file_of(cifar ? batch : name[k], part));
+    }
+    if (!refused(images_open(&set[0], &set[1], folder, error, sizeof error), 0))
+        for (int s = 0; s < 2; s++) {
+            for (size_t i = 0; i < set[s].count * images_pixels(&set[s]); i++)
+                sum += set[s].pixel[i];
+            for (size_t i = 0; i < set[s].count; i++) PROMISE(set[s].label[i] < set[0].classes);
+        }
+    PROMISE(sum < UINT32_MAX);
+    images_free(&set[0]), images_free(&set[1]);
+    for (unsigned k = 0; k < (cifar ? 6 : 4); k++) unlink(used[k]);
+}
+
 static void fuzz_attack(Input in) {
     char text[128];
     float u[4] = {1, -2, 0, 7};
@@ -367,9 +395,9 @@ typedef struct Target {
     void (*run)(Input in);
 } Target;
 #define TARGET(name) ((Target){#name, fuzz_##name})
-static const Target targets[] = {TARGET(safetensors), TARGET(checkpoint), TARGET(flags),
-                                 TARGET(log),         TARGET(text),       TARGET(vocabulary),
-                                 TARGET(graph),       TARGET(messages),   TARGET(attack)};
+static const Target targets[] = {
+    TARGET(safetensors), TARGET(checkpoint), TARGET(flags),    TARGET(log),    TARGET(text),
+    TARGET(vocabulary),  TARGET(graph),      TARGET(messages), TARGET(attack), TARGET(images)};
 static const Target *chosen; /* by the name of the program; without one, all names are printed */
 
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
