@@ -110,9 +110,8 @@ typedef struct SmMethod {
     int nesterov;
     int first_gradient; /* M starts as the first gradient, not as zero (EF21) */
     double weight_decay;
-    double clip,
-        clip_power; /* a worker's gradient is clipped to norm clip (k+1)^clip_power; 0: not */
-    const char *up, *down; /* compressors of error feedback, or NULL */
+    double clip, clip_power; /* a gradient is clipped to norm clip (k+1)^clip_power; 0: not */
+    const char *up, *down;   /* compressors of error feedback, or NULL */
     const char *doc;
 } SmMethod;
 
@@ -128,13 +127,14 @@ int sm_has_server(const SmMethod *method);   /* 0 for the methods that gossip */
  * ef_compressor_row, dm_topology_row. */
 typedef struct SmConfig {
     const char *method; /* of the hidden matrices */
-    const char *aux; /* of all other tensors: "adamw" (fp32 mean), "sign" (1-bit vote of momentum),
-                           "same" (the method without its maps), "lmo" (the method, each role in its
-                           own norm, as Scion has it) */
+    /* of all other tensors: "adamw" (fp32 mean), "sign" (1-bit vote of momentum), "same" (the method
+     * without its maps), "lmo" (the method, each role in its own norm, as Scion has it) */
+    const char *aux;
     const char *worker_map, *server_map; /* replace the row's, "none" or a norm */
     const char *norm;                    /* replaces whichever LMO the row has */
-    int polar_every;          /* a worker's LMO before a vote in every so many steps, else it
-                                            sends sign(M) (after LionMuon, arXiv 2605.19811) */
+    /* a worker's LMO before a vote in every so many steps, else it sends sign(M) (after LionMuon,
+     * arXiv 2605.19811) */
+    int polar_every;
     int polar_after_vote;     /* every worker steps along the polar factor of the vote */
     const char *gain;         /* factor on the step size by matrix shape */
     double radius[SM_ROLES];  /* factor on the step size by role */
@@ -309,11 +309,11 @@ const char *sm_device_error(const SmOptimizer *o);
 typedef struct SmFacts {
     const char *rule; /* name of the row that it follows */
     double gain;      /* factor on the step size */
-    double step_rms;  /* RMS of the entries of a step at learning rate 1; NaN where the gradient
-                         decides */
-    double up, down;  /* bits per weight that a worker sends, by formula, the mean over workers:
-                                to the servers of its shards, and as a server; gossip is all `up` */
-    double paper_up;  /* `up` as arXiv 2510.00643 counts: 26-bit indices, 16-bit Natural */
+    double step_rms;  /* RMS of a step's entries at learning rate 1; NaN: the gradient decides */
+    /* bits per weight that a worker sends, by formula, the mean over workers: to the servers of its
+     * shards, and as a server; gossip is all `up` */
+    double up, down;
+    double paper_up; /* `up` as arXiv 2510.00643 counts: 26-bit indices, 16-bit Natural */
 } SmFacts;
 SmFacts sm_facts(const SmConfig *resolved, const SmTensor *tensor, int workers);
 
