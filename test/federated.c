@@ -3,6 +3,7 @@
 #define main federated_main
 #include "../examples/federated.c"
 #undef main
+#include "lib/safetensors.h"
 #include "test.h"
 
 /* ------------------------------------------------------------------------------------------------
@@ -95,6 +96,55 @@ TEST(network_agrees_with_central_differences_in_double) {
         free_pass(&net, &p);
         free(params), free(grads), free(image), free(v->params), free(v);
     }
+}
+
+/* PyTorch's numbers: test/fixture.safetensors, which test/make_fixture.py writes. */
+static void fixture_read(const StFile *f, const char *name, void *out, size_t bytes) {
+    char full[64];
+    snprintf(full, sizeof full, "cnn2.%s", name);
+    const StEntry *e = st_find(f, full);
+    if (e && e->end - e->begin == bytes)
+        memcpy(out, st_data(f, e), bytes);
+    else
+        CHECK(0, "%s is not in the fixture", full);
+}
+
+TEST(network_agrees_with_pytorch) {
+    enum { N = 5, PLACES = 18 * 20 };
+    ImageSet images = {.channels = 3, .height = 18, .width = 20, .classes = 7};
+    StFile file = {0};
+    Net net;
+    int32_t labels[N];
+    unsigned char label[N];
+    char error[512] = "";
+    double loss = 0;
+    long right = 0;
+    CHECK(st_open(&file, "test/fixture.safetensors", error, sizeof error) == 0, "%s", error);
+    make_net(&net, "cnn2", 2, &images);
+    float *params = allocate(net.parameters * sizeof *params),
+          *input = allocate(N * 3 * PLACES * 4);
+    float *grads = allocate(net.parameters * sizeof *grads), *want = allocate(net.parameters * 4);
+    Pass p = new_pass(&net);
+    fixture_read(&file, "inputs", input, N * 3 * PLACES * sizeof *input);
+    fixture_read(&file, "labels", labels, sizeof labels);
+    fixture_read(&file, "loss", &loss, sizeof loss);
+    for (size_t i = 0; i < N; i++) {
+        label[i] = (unsigned char)labels[i];
+        for (size_t c = 0; c < 3; c++)
+            memcpy(p.x[0] + (c * N + i) * PLACES, input + (i * 3 + c) * PLACES, PLACES * 4);
+    }
+    for (const SmTensor *t = net.tensor; t < net.tensor + net.tensors; t++) {
+        char name[32];
+        snprintf(name, sizeof name, "grad.%s", t->name);
+        fixture_read(&file, t->name, params + t->offset, t->rows * t->cols * sizeof *params);
+        fixture_read(&file, name, want + t->offset, t->rows * t->cols * sizeof *want);
+    }
+    CHECK_NEAR(run_net(gemm_default(GEMM_F32), &net, params, grads, &p, label, N, 1, &right), loss,
+               1e-5);
+    for (size_t i = 0; i < net.parameters; i++) CHECK_NEAR(grads[i], want[i], 1e-4);
+    free_pass(&net, &p);
+    st_close(&file);
+    free(params), free(input), free(grads), free(want);
 }
 
 TEST(a_convolution_has_the_parameters_that_are_published) {

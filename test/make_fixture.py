@@ -10,6 +10,7 @@ import os
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import gpt
 
@@ -49,6 +50,34 @@ def model_numbers(prefix, config, batch):
         out[name] = f32(p)
         out["grad." + name] = f32(p.grad)
     return {f"{prefix}.{name}": array for name, array in out.items()}
+
+
+def cnn2_numbers(images=5, width=2, shape=(3, 18, 20), classes=7):
+    """examples/federated.c's cnn2: layer k has k.weight (out, fan_in), k.bias, k.scale and k.shift"""
+    sizes = [(width, shape[0] * 25), (2 * width, width * 25), (120, 2 * width * 2 * 3), (classes, 120)]
+    parameters = {}
+    for k, (out, fan_in) in enumerate(sizes):
+        parameters[f"{k}.weight"] = normal(out, fan_in) / fan_in**0.5
+        parameters[f"{k}.bias"] = normal(out)
+        if k < 3:
+            parameters |= {f"{k}.scale": 1 + 0.2 * normal(out), f"{k}.shift": 0.2 * normal(out)}
+    p = {name: torch.nn.Parameter(value.float().double()) for name, value in parameters.items()}
+    inputs, labels = normal(images, *shape), torch.randint(classes, (images,))
+    x = inputs
+    for k in range(3):
+        weight = p[f"{k}.weight"]
+        if k < 2:
+            x = F.conv2d(x, weight.view(len(weight), -1, 5, 5), p[f"{k}.bias"], padding=2 if k == 0 else 0)
+            x = F.relu(x * p[f"{k}.scale"][:, None, None] + p[f"{k}.shift"][:, None, None])
+            x = F.max_pool2d(x, 2)
+        else:
+            x = F.relu(F.linear(x.flatten(1), weight, p["2.bias"]) * p["2.scale"] + p["2.shift"])
+    loss = F.cross_entropy(F.linear(x, p["3.weight"], p["3.bias"]), labels, reduction="sum")
+    loss.backward()
+    out = {"inputs": f32(inputs), "labels": labels.numpy().astype(np.int32), "loss": np.float64(round(loss.item(), 12))}
+    for name, value in p.items():
+        out |= {name: f32(value), "grad." + name: f32(value.grad)}
+    return {f"cnn2.{name}": array for name, array in out.items()}
 
 
 def newton_schulz(g, steps, coefficients):
@@ -94,7 +123,7 @@ def main():
         arrays |= model_numbers(prefix, config, BATCH[prefix])
         meta |= {f"{prefix}.{key}": str(int(value)) for key, value in config.items()}
         meta[f"{prefix}.batch"] = str(BATCH[prefix])
-    arrays |= polar_numbers() | adamw_numbers()
+    arrays |= polar_numbers() | adamw_numbers() | cnn2_numbers()
     # eight-byte numbers first, so that every tensor is aligned
     arrays = dict(sorted(arrays.items(), key=lambda item: -item[1].itemsize))
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "fixture.safetensors")
