@@ -46,8 +46,8 @@ libsignmuon.a: $(OPTIMIZER:build/%=build/lib/%)
 	$(AR) rcs $@ $^
 libsignmuon.so: $(OPTIMIZER:build/%=build/lib/%)
 	$(CC) $(BASE) -shared -Wl,-soname,$(SONAME) -o $@ $^ $(LDLIBS)
-mpi: train_gpt_mpi ## the program over MPI: mpirun -n 4 train_gpt_mpi (libopenmpi-dev or libmpich-dev)
-train_gpt_mpi: train_gpt.c $(OPTIMIZER:build/%.o=%.c) $(wildcard *.h lib/*.h)
+mpi: train_gpt_mpi examples/federated_mpi ## the programs over MPI: mpirun -n 4 train_gpt_mpi (libopenmpi-dev or libmpich-dev)
+train_gpt_mpi examples/federated_mpi: %_mpi: %.c $(OPTIMIZER:build/%.o=%.c) $(wildcard *.h lib/*.h)
 	OMPI_CC="$(CC)" MPICH_CC="$(CC)" $(MPICC) $(CFLAGS) -DCOMM_MPI -o $@ $(filter %.c,$^) $(LDLIBS)
 
 cuda: train_gpt_cuda ## the program for NVIDIA GPUs (the CUDA toolkit, 12 or newer)
@@ -113,7 +113,7 @@ uninstall: ## what install has put there
 	rm -f "$(TO)/bin/train_gpt" "$(TO)/lib/libsignmuon."* "$(TO)/lib/pkgconfig/signmuon.pc" $(HEADERS:%="$(TO)/include/%")
 
 clean: ## remove what was built
-	rm -rf train_gpt train_gpt_mpi train_gpt_cuda test_cuda test_signmuon examples/federated data/play bench/bench bench/scale bench/claims/claims build *.a *.so
+	rm -rf train_gpt train_gpt_mpi train_gpt_cuda test_cuda test_signmuon examples/federated examples/federated_mpi data/play bench/bench bench/scale bench/claims/claims build *.a *.so
 help: ## this list
 	@sed -n '/^$$/q; s/^# *//p' Makefile
 	@echo

@@ -14,7 +14,9 @@
 #include "lib/images.h"
 #include "lib/report.h"
 #include "optimizer.h"
+#include "signmuon.h"
 
+#include <inttypes.h>
 #include <sys/stat.h>
 
 /* ------------------------------------------------------------------------------------------------
@@ -33,8 +35,8 @@ static const char *method_name(size_t i) {
     return m ? m->name : NULL;
 }
 static const char *gain_name(size_t i) {
-    static const char *const name[] = {"none", "fro", "unit-gain", "aspect", "rms"};
-    return i < 5 ? name[i] : NULL;
+    const SmGain *g = sm_gain_row(i);
+    return g ? g->name : NULL;
 }
 static const char *backend_name(size_t i) {
     const CommBackend *b = comm_backend_row(i);
@@ -97,7 +99,7 @@ die(int status, const char *format, ...) {
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
     if (!comm_may_speak()) comm_wait_for_end();
-    report_note(stderr, "federated: %s", text);
+    report_note(stderr, "federated: %s%s", comm_rank_prefix(), text);
     exit(status);
 }
 
@@ -442,6 +444,8 @@ typedef struct Run {
     double beta;            /* of the split; 0: iid */
 } Run;
 
+enum { EVALUATED = 16 /* passes of a job when the network is judged */ };
+
 typedef struct Client {
     const Run *run;
     Comm *c;
@@ -457,7 +461,10 @@ typedef struct Client {
     const uint32_t *job;          /* images, or NULL: job_from + i */
     size_t job_count, job_from, passes;
     int training;
-    uint64_t round;
+    uint64_t round;         /* rounds done */
+    uint32_t *round_images; /* of the round in hand */
+    double started;
+    ReportLog log; /* client 0's */
 } Client;
 
 /* The passes of a job, shared by the compute threads. Their sums are taken in order of the passes
@@ -521,9 +528,9 @@ static void evaluate(Client *k, double out[2]) {
     size_t from = all * (size_t)k->c->rank / (size_t)k->c->size;
     size_t to = all * ((size_t)k->c->rank + 1) / (size_t)k->c->size;
     double mine[2] = {0}, every[2 * COMM_MAX_WORKERS];
-    for (size_t at = from; at < to; at += 16 * PASS) {
+    for (size_t at = from; at < to; at += EVALUATED * PASS) {
         double some[2];
-        size_t n = to - at < 16 * PASS ? to - at : 16 * PASS;
+        size_t n = to - at < EVALUATED * PASS ? to - at : EVALUATED * PASS;
         do_job(k, r->o.test ? &r->test : &r->train, r->o.test ? NULL : r->list + at, at, n, 0,
                some);
         mine[0] += some[0], mine[1] += some[1];
@@ -555,104 +562,128 @@ static SmConfig configuration(const Options *o) {
     return c;
 }
 
+static void open_client(Client *k, const Run *r, Comm *c) {
+    const Options *o = &r->o;
+    const size_t parameters = r->net.parameters, all = (size_t)(o->batch * o->micro);
+    size_t passes = (all + PASS - 1) / PASS, most = passes > EVALUATED ? passes : EVALUATED;
+    char error[512];
+    SmConfig config = configuration(o);
+    *k = (Client){.run = r, .c = c, .g = gemm_default(GEMM_F32), .started = base_now()};
+    k->optimizer = sm_create(&config, r->net.tensor, r->net.tensors, c, error, sizeof error);
+    if (!k->optimizer) die(2, "%s", error);
+    k->params = allocate(parameters * sizeof(float));
+    k->grads = allocate(parameters * sizeof(float));
+    k->part = allocate(passes * parameters * sizeof(float));
+    k->loss = allocate(most * sizeof(double)), k->right = allocate(most * sizeof(long));
+    k->pass = allocate((size_t)c->team->threads * sizeof(Pass));
+    for (int t = 0; t < c->team->threads; t++) k->pass[t] = new_pass(&r->net);
+    k->round_images = allocate(all * sizeof *k->round_images);
+    k->mine = allocate(r->train.count * sizeof *k->mine);
+    for (size_t i = (size_t)o->validation; i < r->train.count; i++)
+        if (r->owner[i] == (uint32_t)c->rank) k->mine[k->count++] = r->list[i];
+    initialise(&r->net, k->params, base_hash((uint64_t)o->seed, 7));
+    if (*o->out && c->rank == 0 &&
+        report_open_log(&k->log, o->out, columns, COLUMNS, NAN, error, sizeof error))
+        die(1, "%s", error);
+}
+
+static void close_client(Client *k) {
+    char error[512];
+    if (report_close_log(&k->log, error, sizeof error)) die(1, "%s", error);
+    for (int t = 0; t < k->c->team->threads; t++) free_pass(&k->run->net, &k->pass[t]);
+    sm_free(k->optimizer);
+    free(k->params), free(k->grads), free(k->part), free(k->loss), free(k->right), free(k->pass);
+    free(k->round_images), free(k->mine);
+}
+
+/* A round: every client's gradient, and one step of the optimizer, at `fall` times the first rates.
+ * train <- loss and accuracy over the images of all clients. Returns the signal that asked some
+ * client to end, or 0. */
+static int train_round(Client *k, double fall, double train[2]) {
+    const Options *o = &k->run->o;
+    const size_t n = (size_t)(o->batch * o->micro);
+    double sum[2], every[3 * COMM_MAX_WORKERS], images = (double)n * k->c->size;
+    int signal = 0;
+    draw_images(k, k->round_images, n);
+    do_job(k, &k->run->train, k->round_images, 0, n, 1, sum);
+    if (sm_step(k->optimizer, k->params, k->grads, k->round, o->lr * fall, o->aux_lr * fall))
+        die(3, "round %" PRIu64 ": a client sent what is no number: take a smaller --lr", k->round);
+    double mine[3] = {sum[0], sum[1], comm_stop_requested(k->c)};
+    comm_gather(k->c, mine, sizeof mine, every, COMM_CONTROL);
+    train[0] = train[1] = 0;
+    for (int j = 0; j < k->c->size; j++) {
+        train[0] += every[3 * j] / images, train[1] += 100 * every[3 * j + 1] / images;
+        if (every[3 * j + 2] > signal) signal = (int)every[3 * j + 2];
+    }
+    if (!isfinite(train[0]))
+        die(3, "round %" PRIu64 ": the loss is no number: take a smaller --lr", k->round);
+    return signal;
+}
+
+/* A row of log.csv, and a line for who watches. */
+static void report_round(Client *k, double rate, const double train[2], const double judged[2]) {
+    const Options *o = &k->run->o;
+    const Comm *c = k->c;
+    double step = (double)k->round, seconds = base_now() - k->started, payload[4] = {0};
+    char error[512];
+    for (int i = COMM_MATRICES; i <= COMM_AUXILIARY; i++) {
+        payload[0] += (double)c->sent[i], payload[1] += (double)c->received[i];
+        payload[2] += (double)c->up[i], payload[3] += (double)c->down[i];
+    }
+    SmAgreement a = sm_agreement(k->optimizer);
+    double agreement = a.signs > 0 ? a.confirmed / a.signs : NAN;
+    double images = step * (double)(o->batch * o->micro * c->size);
+    double row[COLUMNS] = {step,      images, seconds,    train[0],   judged[0],
+                           judged[1], rate,   train[1],   payload[0], payload[1],
+                           agreement, NAN,    payload[2], payload[3]};
+    if (report_row(&k->log, row, error, sizeof error)) die(1, "%s", error);
+    if (c->rank > 0 || o->quiet) return;
+    printf("round %.0f/%ld  loss %.4f  %s %.4f  accuracy %.2f %%  %.0f ms a round\n", step,
+           o->rounds, train[0], o->test ? "test" : "validation", judged[0], judged[1],
+           1000 * seconds / step);
+    fflush(stdout);
+}
+
+/* The last line: mean accuracy of the last five evaluations, the last one, and a hash of the model,
+ * by which runs are compared bit for bit. */
+static void print_result(const Client *k, double accuracy, const double judged[2]) {
+    const Options *o = &k->run->o;
+    uint64_t hash = 0, sent = k->c->sent[COMM_MATRICES] + k->c->sent[COMM_AUXILIARY];
+    for (size_t i = 0; i < k->run->net.parameters; i++) {
+        uint32_t bits;
+        memcpy(&bits, &k->params[i], sizeof bits);
+        hash = base_hash(hash, bits);
+    }
+    printf("%s %s accuracy %.3f last %.3f loss %.4f rounds %" PRIu64
+           " seconds %.1f bytes_sent %" PRIu64 " model %016" PRIx64 "\n",
+           o->method, o->test ? "test" : "validation", accuracy, judged[1], judged[0], k->round,
+           base_now() - k->started, sent, hash);
+    fflush(stdout);
+}
+
 static int client(Comm *c, void *arg) {
+    enum { LAST = 5 };
     const Run *r = arg;
     const Options *o = &r->o;
-    const size_t parameters = r->net.parameters, round_images = (size_t)(o->batch * o->micro);
-    char error[512];
-    Client k = {.run = r, .c = c, .g = gemm_default(GEMM_F32)};
-    size_t passes = (round_images + PASS - 1) / PASS, most = passes > 16 ? passes : 16;
-    SmConfig config = configuration(o);
-    k.optimizer = sm_create(&config, r->net.tensor, r->net.tensors, c, error, sizeof error);
-    if (!k.optimizer) die(2, "%s", error);
-    k.params = allocate(parameters * sizeof(float)), k.grads = allocate(parameters * sizeof(float));
-    k.part = allocate(passes * parameters * sizeof(float));
-    k.loss = allocate(most * sizeof(double)), k.right = allocate(most * sizeof(long));
-    k.pass = allocate((size_t)c->team->threads * sizeof(Pass));
-    for (int t = 0; t < c->team->threads; t++) k.pass[t] = new_pass(&r->net);
-    k.mine = allocate(r->train.count * sizeof *k.mine);
-    for (size_t i = (size_t)o->validation; i < r->train.count; i++)
-        if (r->owner[i] == (uint32_t)c->rank) k.mine[k.count++] = r->list[i];
-    uint32_t *job = allocate(round_images * sizeof *job);
-    initialise(&r->net, k.params, base_hash((uint64_t)o->seed, 7));
-
-    ReportLog log = {0};
-    if (*o->out && c->rank == 0 &&
-        report_open_log(&log, o->out, columns, COLUMNS, NAN, error, sizeof error))
-        die(1, "%s", error);
-    double start = base_now(), last[2] = {NAN, NAN}, tail = 0;
-    long evaluations = o->rounds / o->eval_every + (o->rounds % o->eval_every > 0), done = 0;
-    int counted = 0, status = 0;
-    for (long step = 1; step <= o->rounds && !status; step++) {
-        double fall = 0.5 * (1 + cos(M_PI * (double)(step - 1) / (double)o->rounds));
-        double sum[2], every[3 * COMM_MAX_WORKERS], mean[3] = {0};
-        k.round = (uint64_t)step;
-        draw_images(&k, job, round_images);
-        do_job(&k, &r->train, job, 0, round_images, 1, sum);
-        if (sm_step(k.optimizer, k.params, k.grads, k.round - 1, o->lr * fall, o->aux_lr * fall))
-            die(3, "round %ld: a client sent what is no number: take a smaller --lr", step);
-        double stop = comm_stop_requested(c), mine[3] = {sum[0], sum[1], stop};
-        comm_gather(c, mine, sizeof mine, every, COMM_CONTROL);
-        for (int j = 0; j < c->size; j++)
-            for (int i = 0; i < 3; i++)
-                mean[i] = i == 2 && every[3 * j + 2] > mean[2]
-                              ? every[3 * j + 2]
-                              : mean[i] + (i < 2) * every[3 * j + i];
-        double images = (double)round_images * c->size;
-        mean[0] /= images, mean[1] *= 100 / images;
-        if (!isfinite(mean[0]))
-            die(3, "round %ld: the loss is no number: take a smaller --lr", step);
-        if (mean[2] > 0) status = 128 + (int)mean[2];
-        if (step % o->eval_every && step < o->rounds && !status) continue;
-        evaluate(&k, last);
-        done++;
-        if (evaluations - done < 5) tail += last[1], counted++;
-        uint64_t sent = 0, received = 0, up = 0, down = 0;
-        for (int i = COMM_MATRICES; i <= COMM_AUXILIARY; i++)
-            sent += c->sent[i], received += c->received[i], up += c->up[i], down += c->down[i];
-        SmAgreement a = sm_agreement(k.optimizer);
-        double row[COLUMNS] = {(double)step,
-                               (double)step * images,
-                               base_now() - start,
-                               mean[0],
-                               last[0],
-                               last[1],
-                               o->lr * fall,
-                               mean[1],
-                               (double)sent,
-                               (double)received,
-                               a.signs > 0 ? a.confirmed / a.signs : NAN,
-                               NAN,
-                               (double)up,
-                               (double)down};
-        if (report_row(&log, row, error, sizeof error)) die(1, "%s", error);
-        if (c->rank == 0 && !o->quiet)
-            printf("round %ld/%ld  loss %.4f  %s %.4f  accuracy %.2f %%  %.0f ms a round\n", step,
-                   o->rounds, mean[0], o->test ? "test" : "validation", last[0], last[1],
-                   1000 * (base_now() - start) / (double)step);
-        if (c->rank == 0) fflush(stdout);
+    Client k;
+    double train[2], judged[2] = {NAN, NAN}, accuracy[LAST] = {0}, sum = 0;
+    long evaluations = 0, rounds = o->rounds;
+    int signal = 0;
+    open_client(&k, r, c);
+    while (k.round < (uint64_t)rounds && !signal) {
+        double fall = 0.5 * (1 + cos(M_PI * (double)k.round / (double)rounds));
+        signal = train_round(&k, fall, train);
+        k.round++;
+        if (k.round % (uint64_t)o->eval_every && k.round < (uint64_t)rounds && !signal) continue;
+        evaluate(&k, judged);
+        accuracy[evaluations++ % LAST] = judged[1];
+        report_round(&k, o->lr * fall, train, judged);
     }
-    if (c->rank == 0) {
-        uint64_t hash = 0;
-        for (size_t i = 0; i < parameters; i++) {
-            uint32_t bits;
-            memcpy(&bits, &k.params[i], sizeof bits);
-            hash = base_hash(hash, bits);
-        }
-        printf("%s %s accuracy %.3f last %.3f loss %.4f rounds %ld seconds %.1f bytes_sent %.0f "
-               "model %016llx\n",
-               o->method, o->test ? "test" : "validation", counted ? tail / counted : NAN, last[1],
-               last[0], o->rounds, base_now() - start,
-               (double)(c->sent[COMM_MATRICES] + c->sent[COMM_AUXILIARY]),
-               (unsigned long long)hash);
-        fflush(stdout);
-    }
-    if (report_close_log(&log, error, sizeof error)) die(1, "%s", error);
-    for (int t = 0; t < c->team->threads; t++) free_pass(&r->net, &k.pass[t]);
-    sm_free(k.optimizer);
-    free(k.params), free(k.grads), free(k.part), free(k.loss), free(k.right), free(k.pass);
-    free(k.mine), free(job);
-    return status;
+    for (int i = 0; i < LAST; i++) sum += accuracy[i];
+    if (c->rank == 0)
+        print_result(&k, sum / (double)(evaluations < LAST ? evaluations : LAST), judged);
+    close_client(&k);
+    return signal ? 128 + signal : 0;
 }
 
 /* beta of a split, 0 for iid, -1 for what is none */
@@ -711,6 +742,12 @@ int main(int argc, char **argv) {
     if (o->help) return flags_help(stdout, flags, FLAGS, "all", report_columns(stdout)), 0;
     if (ranks > 1 && !given[flags_find(flags, FLAGS, "backend")]) o->backend = "mpi";
     if (ranks > 1 && !given[flags_find(flags, FLAGS, "clients")]) o->clients = ranks;
+    if (rank > 0 && !comm_backend("mpi")) return sleep(1), 2; /* rank 0 refuses this launch */
+    if (ranks > 1 && !comm_backend("mpi"))
+        die(2, "mpirun has started %d processes, and this program knows no MPI: make mpi", ranks);
+    if (ranks > 1 && (strcmp(o->backend, "mpi") != 0 || o->clients != ranks))
+        die(2, "--backend %s --clients %ld: mpirun has started %d ranks, each of which is a client",
+            o->backend, o->clients, ranks);
     prepare(&run);
     if (!o->quiet && rank == 0)
         printf("%s: %zu images of %zu x %zu x %zu, %zu for test; %ld clients, %s; %s of width %ld, "

@@ -117,7 +117,7 @@ cuda)
     ;;
 mpi)
     copy
-    make -s OPT=-O1 train_gpt data/play
+    make -s OPT=-O1 train_gpt examples/federated data/play
     sh test/mpi.sh
     ;;
 faults)

@@ -78,6 +78,16 @@ equal_bits() { # equal_bits FLAGS: four threads, processes, ranks
     done
 }
 
+clients() { # clients NAME FLAGS...: examples/federated.c as four ranks, threads and processes
+    name=$1 && shift
+    bits() { sed -n 's/seconds [0-9.]*//p' "$tmp/$name.stdout"; }
+    flags="--clients 4 --quiet --rounds 3 --eval-every 2 --batch 16 --width 2 --validation 200 $*"
+    launch "$name" 4 "examples/federated_$name" $flags && ranks=$(bits) &&
+        examples/federated $flags >"$tmp/$name.stdout" && threads=$(bits) &&
+        examples/federated $flags --backend processes >"$tmp/$name.stdout" && [ "$ranks" ] &&
+        [ "$ranks" = "$threads" ] && [ "$ranks" = "$(bits)" ]
+}
+
 resumes() { # resumes NAME: 4 steps by threads, 4 by ranks, 4 by processes, 4 by ranks
     rm -rf "$tmp/r" "$tmp/whole"
     ./train_gpt $constant --workers 4 --steps 16 --out "$tmp/whole" >/dev/null &&
@@ -140,7 +150,7 @@ done
 [ "$names" ] || exit 1
 ./data/play "$tmp/text" 30000 >/dev/null || exit 1
 for name in $names; do
-    make -s -B mpi MPICC=mpicc.$name OPT="${OPT:--O1}" EXTRA=-Werror && mv train_gpt_mpi train_gpt_$name &&
+    make -s -B mpi MPICC=mpicc.$name OPT="${OPT:--O1}" EXTRA=-Werror && mv train_gpt_mpi train_gpt_$name && mv examples/federated_mpi examples/federated_$name &&
         mpicc.$name -std=c11 -D_GNU_SOURCE -O1 -pthread -I. -DCOMM_MPI -DCOMM_MPI_PIECE=5000 \
             -o "$tmp/mpi.$name" test/mpi.c || exit 1
 done
@@ -153,6 +163,7 @@ for name in $names; do
     check "$name: one leaves before the run" leaves "$name" odd 2 "mpi: rank 1: status 2"
     check "$name: one leaves in the run" leaves "$name" die 3 "mpi: rank 1: status 3"
     check "$name: save moves between back ends" resumes "$name"
+    for m in signmuon ef21-muonsign demuon; do check "$name: clients, $m" clients "$name" --method $m; done
     check "$name: a rank is killed" killed "$name"
     check "$name: SIGTERM" interrupted "$name"
     check "$name: one rank in trouble" alone "$name"
