@@ -10,6 +10,7 @@ text=$1 steps=${2:-2000} csv=docs/results/tune.csv out=${TMPDIR:-/tmp}/signmuon-
 [ $# -gt 2 ] && shift 2 && names=" $* "
 [ -r "$text" ] || { echo "usage: sh bench/tune.sh TEXT [STEPS [NAME...]]" >&2; exit 2; }
 trap 'rm -rf "$out"' EXIT
+. bench/lattice.sh
 mkdir -p docs/results
 [ -s $csv ] || echo "name,lr,seed,steps,loss,steps_1.75,steps_1.65,up_bits,down_bits,bytes_1.65,seconds,flags" >$csv
 
@@ -34,10 +35,6 @@ signmuon+sign+every20 1e-3 --method signmuon --aux sign --polar-every 20
 signmuon+sign+after 5e-3 --method signmuon --aux sign --polar-after-vote
 END
 }
-
-# k-th rate of the lattice: rate 0 is 1, rate -1 is 0.5; and the place that is nearest to a rate
-rate() { awk -v k="$1" 'BEGIN { d = int((k + 300) / 3) - 100; printf "%g", substr("125", k + 301 - 3 * int((k + 300) / 3), 1) * 10 ^ d }'; }
-place() { awk -v r="$1" 'BEGIN { printf "%d", 300.5 + 3 * log(r) / log(10) }' | awk '{ print $1 - 300 }'; }
 
 # train once, unless there is a row: run NAME RATE SEED FLAGS
 run() {
@@ -77,15 +74,8 @@ worse() { awk -F, -v name="$1" -v a="$2" -v b="$3" -v steps="$steps" '$1 == name
 
 methods | while read -r method default flags; do
     case ${names:- $method } in *" $method "*) ;; *) continue ;; esac
-    first=$(($(place "$default") - 1)) last=$(($(place "$default") + 2))
-    k=$first
-    while [ "$k" -le "$last" ]; do run "$method" "$(rate "$k")" 1337 $flags; k=$((k + 1)); done
-    for again in 1 2 3; do
-        k=$(place "$(best "$method")")
-        [ "$k" -gt "$first" ] || { first=$((first - 1)); run "$method" "$(rate $first)" 1337 $flags; continue; }
-        [ "$k" -lt "$last" ] || { last=$((last + 1)); run "$method" "$(rate $last)" 1337 $flags; continue; }
-        break
-    done
+    try() { run "$1" "$2" 1337 $flags; }
+    search "$method" "$default"
     lr=$(best "$method") second=$(best "$method" "$lr")
     for seed in 1 2 3; do run "$method" "$lr" $seed $flags; done
     worse "$method" "$lr" "$second" || continue
