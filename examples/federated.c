@@ -407,17 +407,17 @@ static int deal(const ImageSet *s, const uint32_t *list, size_t from, size_t cli
         memset(have, 0, clients * sizeof *have);
         for (size_t i = 0; i < n && beta == 0; i++)
             have[owner[from + i] = (uint32_t)(i % clients)]++;
-        for (size_t class = 0; class < s->classes && beta > 0; class ++) {
+        for (size_t label = 0; label < s->classes && beta > 0; label++) {
             size_t members = 0, dealt = 0;
             double sum = 0, upto = 0;
-            for (size_t i = from; i < s->count; i++) members += s->label[list[i]] == class;
+            for (size_t i = from; i < s->count; i++) members += s->label[list[i]] == label;
             for (size_t j = 0; j < clients; j++) {
                 share[j] = gamma_number(beta, &key) * (have[j] * clients < n);
                 sum += share[j];
             }
             size_t client = 0;
             for (size_t i = from; i < s->count; i++) {
-                if (s->label[list[i]] != class) continue;
+                if (s->label[list[i]] != label) continue;
                 while (client + 1 < clients &&
                        (double)dealt >= (upto + share[client]) / sum * (double)members)
                     upto += share[client++];
