@@ -127,8 +127,8 @@ int sm_has_server(const SmMethod *method);   /* 0 for the methods that gossip */
  * ef_compressor_row, dm_topology_row. */
 typedef struct SmConfig {
     const char *method; /* of the hidden matrices */
-    /* of all other tensors: "adamw" (fp32 mean), "sign" (1-bit vote of momentum), "same" (the method
-     * without its maps), "lmo" (the method, each role in its own norm, as Scion has it) */
+    /* of all other tensors: "adamw" (fp32 mean), "sign" (1-bit vote of momentum), "same" (the
+     * method without its maps), "lmo" (the method, each role in its own norm, as Scion has it) */
     const char *aux;
     const char *worker_map, *server_map; /* replace the row's, "none" or a norm */
     const char *norm;                    /* replaces whichever LMO the row has */

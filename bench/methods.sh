@@ -70,8 +70,9 @@ Written by \`sh bench/methods.sh\` from [results/tune.csv](results/tune.csv), wh
 on TinyShakespeare, three workers. Each method had four learning rates of its hidden matrices on the lattice 1, 2, 5, 10, one
 more wherever the best was at an edge, then three further seeds at the best, and at the second best too where they did worse at
 the best than the first seed did there. Means and standard deviations are those of three further seeds, at the rate where
-their mean is least. All else is left to the method's row. Two methods differ beyond the seeds' spread where their means are
-further apart than 2 sqrt((sd1^2 + sd2^2)/3); smaller differences are not claimed.
+their mean is least. A method stands in the table once it has these seeds. All else is left to the method's row. Two methods
+differ beyond the seeds' spread where their means are further apart than 2 sqrt((sd1^2 + sd2^2)/3); smaller differences are not
+claimed.
 
 - Loss: of the whole validation split, in nats per character. Steps to 1.75 and 1.65: interpolated between validations.
 - Bits per parameter and step, and megabytes until 1.65: what a worker sends, up to whoever counts and down to the others.

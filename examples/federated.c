@@ -249,13 +249,13 @@ static void unfold(const Layer *l, float *windows, float *x, size_t n, size_t fi
             float *image = x + (c * n + first + i) * l->height * l->width;
             for (size_t r = 0; r < l->rows; r++, windows += cols) {
                 ptrdiff_t row = (ptrdiff_t)r + down, inside = row >= 0 && row < height;
-                float *line = inside ? image + row * width + right : NULL;
+                float *line = image + (inside ? row * width : 0);
                 if (back) {
-                    for (ptrdiff_t q = from; q < to && inside; q++) line[q] += windows[q];
+                    for (ptrdiff_t q = from; q < to && inside; q++) line[q + right] += windows[q];
                     continue;
                 }
                 if (!inside || to - from < cols) memset(windows, 0, l->cols * sizeof *windows);
-                for (ptrdiff_t q = from; q < to && inside; q++) windows[q] = line[q];
+                for (ptrdiff_t q = from; q < to && inside; q++) windows[q] = line[q + right];
             }
         }
     }
@@ -298,8 +298,8 @@ static void convolve_backward(const Gemm *g, const Layer *l, const float *params
     }
 }
 
-/* z <- the greatest scale y + shift of each window, or 0; `back`: dy <- the gradient of y and grads
- * += that of scale and shift, from the gradient of z, which goes to the first greatest. */
+/* Without dy: z <- the greatest scale y + shift of each window, or 0. With dy: z is the gradient of
+ * that, which goes to the first greatest; dy <- the gradient of y, grads += that of scale, shift. */
 static void activate(const Layer *l, const float *params, const float *y, float *z, float *dy,
                      float *grads, size_t n) {
     size_t h = l->rows / l->pool, w = l->cols / l->pool;
