@@ -18,6 +18,7 @@ methods() { # name, default rate, flags
     cat <<END
 signmuon+sign 1e-3 --method signmuon --aux sign
 signmuon+sign+express3 1e-3 --method signmuon --aux sign --ns polar-express3
+signmuon+sign+bf16 1e-3 --method signmuon --aux sign --ns polar-express3 --ns-dtype bf16
 muon 5e-3 --method muon
 adamw 4e-3 --method adamw
 signmuon 1e-3 --method signmuon
