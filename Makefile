@@ -92,6 +92,8 @@ scale: bench/scale train_gpt ## steps on 8 to 100,000 workers, predicted from ra
 	./bench/scale && gnuplot bench/scale.gp
 claims: bench/claims/claims ## what the papers claim, recomputed: docs/CLAIMS.md (ten minutes; gnuplot)
 	./bench/claims/claims && gnuplot bench/claims/claims.gp
+speedrun: train_gpt ## the lowest loss in ten minutes on two cores: docs/SPEEDRUN.md
+	text=$(TEXT) && sh bench/speedrun.sh "$$text"
 bytes gossip byzantine network: %: train_gpt ## studies: bytes to a loss; graphs; attacks; slow wires (half an hour each)
 	text=$(TEXT) && sh bench/$@.sh "$$text" >build/$@.md && mv build/$@.md docs/$(shell echo $@ | tr a-z A-Z).md
 
@@ -119,4 +121,4 @@ help: ## this list
 	@echo
 	@sed -n 's/^\([a-z][a-z %-]*\):.*## /\1\t/p' Makefile | expand -t 16
 
-.PHONY: all mpi cuda train federated sample test check fuzz torture bench scale claims bytes gossip byzantine network plots install uninstall clean help
+.PHONY: all mpi cuda train federated sample test check fuzz torture bench scale claims speedrun bytes gossip byzantine network plots install uninstall clean help
