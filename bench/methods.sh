@@ -53,7 +53,8 @@ table() {
         {
             split($0, f, " "); m = f[1] " " f[2]; flags = substr($0, length(f[1]) + length(f[2]) + 3)
             sd = sqrt((square[m] - sum[m, 5] ^ 2) * 1.5)
-            if (what == "points" && flags !~ /--ns/) printf "%s,%.6g,%.4f\n", substr(flags, 10), (sum[m, 8] + sum[m, 9]) / 8 * parameters * steps, sum[m, 5]
+            label = substr(flags, 10); sub(/--up natural --down /, "", label); sub(/--up /, "", label)
+            if (what == "points" && flags !~ /--ns|--polar-after/) printf "%s,%.6g,%.4f\n", label, (sum[m, 8] + sum[m, 9]) / 8 * parameters * steps, sum[m, 5]
             if (what == "short") printf "| `%s` | %.3f ± %.3f | %.3f | %s | %s |\n", flags, sum[m, 5], sd, sum[m, 8] + sum[m, 9], ms[m],
                 until(m, 1e8)
             if (what == "long") printf "| `%s` | %s | %.4f ± %.4f | %s | %s | %.3f | %.3f | %s | %s | %s | %s | %s |\n", flags, f[2],
@@ -84,7 +85,7 @@ claimed.
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 $(table long)
 
-![loss against bytes sent; not the row with --ns, which sends as much as the one with five steps](methods.svg)
+![loss against bytes sent; rows with --ns and --polar-after-vote send as much as the one without](methods.svg)
 
 ## Every rate that was tried
 
