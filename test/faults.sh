@@ -38,7 +38,7 @@ rows=( # NAME | what makes OUT beforehand | the run
     "threads|$old|$train --steps 2 --overwrite"
     "processes|$old|$train --steps 2 --overwrite --backend processes --on-death continue"
     "resume|$old|$more --steps 4 --sample-every 1"
-    "init|$old|$train --steps 1 --overwrite --init out/last/model.safetensors"
+    "init|$old; cp out/last/model.safetensors start.safetensors|$train --steps 1 --overwrite --init start.safetensors"
     "resume by processes|$old --backend processes|--resume --quiet --out out --steps 3"
     "previous|$old; truncate -s 200 out/last/worker-1.safetensors|$more --steps 3"
     "last.new|$old; mv out/last out/last.new|$more --steps 3"
