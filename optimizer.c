@@ -6,7 +6,7 @@
      rows for names   a group's stages, from the method's row and the configuration
      blocks           their table, who owns each, and which thread works on it
      arena            sm_create, sm_free, sm_bytes: state, messages and scratch, in one allocation
-     workers          sm_run, sm_rank, sm_size
+     workers          sm_run, sm_rank, sm_size, sm_gather, sm_traffic
      a device         sm_attach, and copies of its state
      results, state   sm_fault, sm_agreement, sm_server_model; sm_state for checkpoints, sm_regroup
                       after one was loaded
@@ -440,6 +440,19 @@ int sm_run(const char *backend, int workers, int threads, SmWorker *worker, void
 
 int sm_rank(const SmComm *comm) { return comm->rank; }
 int sm_size(const SmComm *comm) { return comm->size; }
+
+void sm_gather(SmComm *comm, const void *mine, size_t bytes, void *all) {
+    comm_gather(comm, mine, bytes, all, COMM_OTHER);
+}
+
+SmTraffic sm_traffic(const SmComm *comm) {
+    SmTraffic t = {0};
+    for (int k = COMM_MATRICES; k <= COMM_AUXILIARY; k++) {
+        t.sent += comm->sent[k], t.received += comm->received[k];
+        t.up += comm->up[k], t.down += comm->down[k];
+    }
+    return t;
+}
 
 /* ------------------------------------------------------------------------------------------------
  * a device */

@@ -70,7 +70,9 @@ static int worker(SmComm *comm, void *arg) {
         if (sm_step(o, w, g, (uint64_t)k, lr, lr)) return 1;
     }
     sm_free(o);
-    if (sm_rank(comm) == 0) printf("right %.3f\n", (double)gradient(g, w, 0, 1));
+    if (sm_rank(comm) == 0)
+        printf("right %.3f, bytes sent %.0f\n", (double)gradient(g, w, 0, 1),
+               (double)sm_traffic(comm).sent);
     return 0;
 }
 

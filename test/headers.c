@@ -131,9 +131,9 @@ static int is_special(void) {
 }
 
 /* Compile examples/mlp.c against what is installed, and train with it on both back ends. */
-static void run_mlp(const char *compiler, const char *root, const char *library,
-                    const char *method) {
-    double right = 0;
+static void run_mlp(const char *compiler, const char *root, const char *library, const char *method,
+                    double bytes) {
+    double right = 0, sent = 0;
     const TestResult *run[2] = {
         test_command("%s -O2 " WARNINGS
                      " -I'%s/usr/include' -o '%s' -L'%s/usr/lib' examples/mlp.c %s -lm -pthread",
@@ -142,8 +142,9 @@ static void run_mlp(const char *compiler, const char *root, const char *library,
     for (int i = 0; i < 2; i++)
         run[i] = test_command("LD_LIBRARY_PATH='%s/usr/lib' '%s' %s %s", root, test_path("mlp"),
                               method, i ? "processes" : "threads");
-    int read = sscanf(run[0]->out, "right %lf", &right);
-    CHECK(read == 1 && right > 0.9, "%s: %s%s", method, run[0]->out, run[0]->err);
+    int read = sscanf(run[0]->out, "right %lf, bytes sent %lf", &right, &sent);
+    CHECK(read == 2 && right > 0.9, "%s: %s%s", method, run[0]->out, run[0]->err);
+    if (bytes > 0) CHECK(sent == bytes, "%s: %.0f bytes sent, not %.0f", method, sent, bytes);
     CHECK(strcmp(run[0]->out, run[1]->out) == 0, "%s: %s%s", method, run[1]->out, run[1]->err);
 }
 
@@ -153,10 +154,12 @@ TEST(installed_library_serves_c_and_cpp_programs) {
     if (!root) return;
     snprintf(compiler, sizeof compiler, "%s %s -std=c11", variable("CC", "cc"),
              variable("EXTRA", ""));
-    run_mlp(compiler, root, "-lsignmuon", "signmuon");
+    /* in each of 1500 steps worker 0 sends two others their three words of nine, then its own vote
+     * on three words to both; of 96 floats of fp32 thirds likewise */
+    run_mlp(compiler, root, "-lsignmuon", "signmuon", 1500 * (4 * 3 * 8 + 4 * 32 * 4));
     snprintf(compiler, sizeof compiler, "%s -x c++ -std=c++17", cxx);
     if (!is_special() && available(cxx))
-        run_mlp(compiler, root, "-x none -l:libsignmuon.a", "ef21-muon");
+        run_mlp(compiler, root, "-x none -l:libsignmuon.a", "ef21-muon", 0);
 }
 
 TEST(installed_files_are_told_by_pkg_config_and_uninstalled) {
