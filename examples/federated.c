@@ -112,7 +112,7 @@ static void *allocate(size_t bytes) {
 /* ------------------------------------------------------------------------------------------------
  * the network: a table of layers. A dense layer is a convolution whose kernel is its whole input.
 
-     y = conv(x) + bias        x (channels, n, height, width), y (out, n, rows, columns)
+     y = conv(x) + bias        x (channels, height, width, n), y (out, rows, columns, n)
      z = max(0, max over each pool x pool window of scale y + shift)       the next layer's x
 
    The last layer ends with y, the logits. scale and shift are the published runs' BatchNorm, whose
@@ -123,10 +123,12 @@ typedef struct Layer {
     size_t kernel_rows, kernel_cols, pad; /* of the window */
     size_t out, rows, cols, pool;         /* of y */
     size_t fan_in;                        /* channels * kernel_rows * kernel_cols */
+    int dense;                            /* the window is the whole image */
     size_t weight, bias, scale, shift;    /* offsets in params; weight (out, fan_in) */
 } Layer;
 
 enum { LAYERS = 4, TENSORS = 4 * LAYERS - 2, HIDDEN = 120, PASS = 32 /* images of a pass */ };
+enum { WINDOWS = 1 << 18 /* floats of windows, or one line's more: 1 MB */ };
 
 typedef struct Net {
     Layer layer[LAYERS];
@@ -159,6 +161,7 @@ static void add_layer(Net *net, const ImageSet *images, size_t out, size_t kerne
     if (l->height + 2 * pad < kernel + 1 || l->width + 2 * pad < kernel + 1)
         die(1, "--model cnn2 needs images of 16 x 16 pixels or more, not %zu x %zu", images->height,
             images->width);
+    l->dense = kernel == 0;
     l->kernel_rows = kernel ? kernel : l->height, l->kernel_cols = kernel ? kernel : l->width;
     l->pad = pad, l->out = out, l->pool = pool ? pool : 1;
     l->rows = l->height + 2 * pad - l->kernel_rows + 1;
@@ -198,10 +201,10 @@ static void initialise(const Net *net, float *params, uint64_t seed) {
 static size_t places(const Layer *l) { return l->rows * l->cols; }
 static size_t inputs(const Layer *l) { return l->channels * l->height * l->width; }
 
-/* Images whose windows are multiplied at once: about 1 MB of them. */
-static size_t group(const Layer *l, size_t n) {
-    size_t fit = ((size_t)1 << 18) / (l->fan_in * places(l)) + 1;
-    return fit < n ? fit : n;
+/* Lines of y whose windows are multiplied at once, for n images. */
+static size_t band(const Layer *l, size_t n) {
+    size_t fit = WINDOWS / (l->fan_in * l->cols * n) + 1;
+    return fit < l->rows ? fit : l->rows;
 }
 
 /* What one thread needs for a pass. */
@@ -217,7 +220,7 @@ static Pass new_pass(const Net *net) {
     for (size_t k = 0; k < net->layers; k++) {
         const Layer *l = &net->layer[k];
         size_t in = PASS * inputs(l), out = PASS * l->out * places(l);
-        size_t some = l->fan_in * places(l) * group(l, PASS);
+        size_t some = l->dense ? 0 : WINDOWS + l->fan_in * l->cols * PASS;
         p.x[k] = allocate(in * sizeof(float));
         p.y[k] = allocate(out * sizeof(float));
         dx = in > dx ? in : dx, dy = out > dy ? out : dy, windows = some > windows ? some : windows;
@@ -234,29 +237,29 @@ static void free_pass(const Net *net, Pass *p) {
     free(p->dx), free(p->dy), free(p->windows), free(p->scratch);
 }
 
-/* Between windows (fan_in, some * rows * cols) and images first .. first + some of x (channels, n,
- * height, width): windows <- x with zeros around it, or, `back`, x += windows. */
+/* Between x (channels, height, width, n) and the windows (fan_in, some * cols * n) of `some` lines of
+ * y from `first` on: windows <- x with zeros around it, or, `back`, x += windows. */
 static void unfold(const Layer *l, float *windows, float *x, size_t n, size_t first, size_t some,
                    int back) {
     for (size_t f = 0; f < l->fan_in; f++) {
         size_t c = f / (l->kernel_rows * l->kernel_cols);
         ptrdiff_t down = (ptrdiff_t)(f / l->kernel_cols % l->kernel_rows) - (ptrdiff_t)l->pad;
         ptrdiff_t right = (ptrdiff_t)(f % l->kernel_cols) - (ptrdiff_t)l->pad;
-        ptrdiff_t height = (ptrdiff_t)l->height, width = (ptrdiff_t)l->width;
-        ptrdiff_t cols = (ptrdiff_t)l->cols, from = right < 0 ? -right : 0;
-        ptrdiff_t to = right + cols > width ? width - right : cols; /* columns inside: from .. to */
-        for (size_t i = 0; i < some; i++) {
-            float *image = x + (c * n + first + i) * l->height * l->width;
-            for (size_t r = 0; r < l->rows; r++, windows += cols) {
-                ptrdiff_t row = (ptrdiff_t)r + down, inside = row >= 0 && row < height;
-                float *line = image + (inside ? row * width : 0);
-                if (back) {
-                    for (ptrdiff_t q = from; q < to && inside; q++) line[q + right] += windows[q];
-                    continue;
-                }
-                if (!inside || to - from < cols) memset(windows, 0, l->cols * sizeof *windows);
-                for (ptrdiff_t q = from; q < to && inside; q++) windows[q] = line[q + right];
-            }
+        ptrdiff_t width = (ptrdiff_t)l->width, cols = (ptrdiff_t)l->cols;
+        ptrdiff_t from = right < 0 ? -right : 0; /* columns inside: from .. to */
+        ptrdiff_t to = right + cols > width ? width - right : cols;
+        size_t inside = (size_t)(to - from) * n;
+        for (size_t r = first; r < first + some; r++, windows += l->cols * n) {
+            ptrdiff_t row = (ptrdiff_t)r + down;
+            int outside = row < 0 || row >= (ptrdiff_t)l->height;
+            if (!back && (outside || to - from < cols))
+                memset(windows, 0, l->cols * n * sizeof *windows);
+            if (outside) continue;
+            float *line =
+                x + ((c * l->height + (size_t)row) * l->width + (size_t)(from + right)) * n;
+            float *part = windows + (size_t)from * n;
+            if (!back) memcpy(part, line, inside * sizeof *part);
+            for (size_t i = 0; i < inside && back; i++) line[i] += part[i];
         }
     }
 }
@@ -264,70 +267,81 @@ static void unfold(const Layer *l, float *windows, float *x, size_t n, size_t fi
 /* y <- conv(x) + bias */
 static void convolve(const Gemm *g, const Layer *l, const float *params, const Pass *p, float *y,
                      float *x, size_t n) {
-    size_t step = group(l, n), all = n * places(l);
+    size_t line = l->cols * n, all = l->rows * line, step = band(l, n);
     for (size_t c = 0; c < l->out; c++)
         for (size_t i = 0; i < all; i++) y[c * all + i] = params[l->bias + c];
-    for (size_t i = 0; i < n; i += step) {
-        size_t some = n - i < step ? n - i : step, many = some * places(l);
-        unfold(l, p->windows, x, n, i, some, 0);
-        gemm_nn(g, y + i * places(l), all, params + l->weight, l->fan_in, p->windows, many, l->out,
-                many, l->fan_in, 1, p->scratch, 0, 1);
+    for (size_t r = 0; r < l->rows; r += step) {
+        size_t some = l->rows - r < step ? l->rows - r : step, many = some * line;
+        if (!l->dense) unfold(l, p->windows, x, n, r, some, 0);
+        gemm_nn(g, y + r * line, all, params + l->weight, l->fan_in, l->dense ? x : p->windows,
+                many, l->out, many, l->fan_in, 1, p->scratch, 0, 1);
     }
 }
 
 /* grads += the gradient of weight and bias; dx <- that of x, unless NULL */
 static void convolve_backward(const Gemm *g, const Layer *l, const float *params, float *grads,
                               const Pass *p, float *dx, const float *dy, float *x, size_t n) {
-    size_t step = group(l, n), all = n * places(l);
-    if (dx) memset(dx, 0, n * inputs(l) * sizeof *dx);
+    size_t line = l->cols * n, all = l->rows * line, step = band(l, n);
     for (size_t c = 0; c < l->out; c++) {
-        float sum = 0;
-        for (size_t i = 0; i < all; i++) sum += dy[c * all + i];
-        grads[l->bias + c] += sum;
+        float sum[PASS] = {0};
+        for (size_t at = 0; at < places(l); at++)
+            for (size_t i = 0; i < n; i++) sum[i] += dy[(c * places(l) + at) * n + i];
+        for (size_t i = 0; i < n; i++) grads[l->bias + c] += sum[i];
     }
-    for (size_t i = 0; i < n; i += step) {
-        size_t some = n - i < step ? n - i : step, many = some * places(l);
-        const float *here = dy + i * places(l);
-        unfold(l, p->windows, x, n, i, some, 0);
-        gemm_nt(g, grads + l->weight, l->fan_in, here, all, p->windows, many, l->out, l->fan_in,
-                many, 1, p->scratch, 0, 1);
+    if (dx && !l->dense) memset(dx, 0, n * inputs(l) * sizeof *dx);
+    for (size_t r = 0; r < l->rows; r += step) {
+        size_t some = l->rows - r < step ? l->rows - r : step, many = some * line;
+        const float *here = dy + r * line;
+        if (!l->dense) unfold(l, p->windows, x, n, r, some, 0);
+        gemm_nt(g, grads + l->weight, l->fan_in, here, all, l->dense ? x : p->windows, many, l->out,
+                l->fan_in, many, 1, p->scratch, 0, 1);
         if (!dx) continue;
-        gemm_multiply(g, p->windows, many, gemm_f32(params + l->weight, 1, l->fan_in),
-                      gemm_f32(here, 1, all), l->fan_in, many, l->out, 0, p->scratch, 0, 1);
-        unfold(l, p->windows, dx, n, i, some, 1);
+        gemm_multiply(g, l->dense ? dx : p->windows, many,
+                      gemm_f32(params + l->weight, 1, l->fan_in), gemm_f32(here, 1, all), l->fan_in,
+                      many, l->out, 0, p->scratch, 0, 1);
+        if (!l->dense) unfold(l, p->windows, dx, n, r, some, 1);
     }
 }
 
-/* Without dy: z <- the greatest scale y + shift of each window, or 0. With dy: z is the gradient of
- * that, which goes to the first greatest; dy <- the gradient of y, grads += that of scale, shift. */
-static void activate(const Layer *l, const float *params, const float *y, float *z, float *dy,
-                     float *grads, size_t n) {
-    size_t h = l->rows / l->pool, w = l->cols / l->pool;
-    if (dy) memset(dy, 0, l->out * n * places(l) * sizeof *dy);
-    for (size_t c = 0; c < l->out; c++) {
-        const float scale = params[l->scale + c], shift = params[l->shift + c];
-        float dscale = 0, dshift = 0;
-        for (size_t i = 0; i < n; i++) {
-            size_t image = (c * n + i) * places(l);
-            for (size_t at = 0; at < h * w; at++, z++) {
-                size_t corner = image + at / w * l->pool * l->cols + at % w * l->pool;
-                size_t best = corner;
-                float most = scale * y[corner] + shift;
-                for (size_t k = 1; k < l->pool * l->pool; k++) {
-                    size_t other = corner + k / l->pool * l->cols + k % l->pool;
-                    float value = scale * y[other] + shift;
-                    if (value > most) most = value, best = other;
-                }
-                if (!dy) {
-                    *z = most > 0 ? most : 0;
-                } else if (most > 0) {
-                    dy[best] = *z * scale;
-                    dscale += *z * y[best];
-                    dshift += *z;
+/* z <- the greatest scale y + shift of each window, or 0 */
+static void activate(const Layer *l, const float *params, const float *y, float *z, size_t n) {
+    for (size_t c = 0; c < l->out; c++, y += places(l) * n)
+        for (size_t row = 0; row + l->pool <= l->rows; row += l->pool)
+            for (size_t col = 0; col + l->pool <= l->cols; col += l->pool, z += n) {
+                memset(z, 0, n * sizeof *z);
+                for (size_t k = 0; k < l->pool * l->pool; k++) {
+                    const float *in = y + ((row + k / l->pool) * l->cols + col + k % l->pool) * n;
+                    const float scale = params[l->scale + c], shift = params[l->shift + c];
+                    for (size_t i = 0; i < n; i++) {
+                        float value = scale * in[i] + shift;
+                        z[i] = value > z[i] ? value : z[i];
+                    }
                 }
             }
-        }
-        if (dy) grads[l->scale + c] += dscale, grads[l->shift + c] += dshift;
+}
+
+/* dy <- the gradient of y, from z and dz, which goes to the first greatest of a window and is spent:
+ * dz <- 0. grads += that of scale and shift. */
+static void activate_backward(const Layer *l, const float *params, float *grads, const float *y,
+                              float *dy, const float *z, float *dz, size_t n) {
+    memset(dy, 0, l->out * places(l) * n * sizeof *dy);
+    for (size_t c = 0; c < l->out; c++, y += places(l) * n, dy += places(l) * n) {
+        float dscale[PASS] = {0}, dshift[PASS] = {0};
+        for (size_t row = 0; row + l->pool <= l->rows; row += l->pool)
+            for (size_t col = 0; col + l->pool <= l->cols; col += l->pool, z += n, dz += n)
+                for (size_t k = 0; k < l->pool * l->pool; k++) {
+                    size_t at = ((row + k / l->pool) * l->cols + col + k % l->pool) * n;
+                    const float scale = params[l->scale + c], shift = params[l->shift + c];
+                    for (size_t i = 0; i < n; i++) {
+                        float value = scale * y[at + i] + shift;
+                        float d = value > 0 && value == z[i] ? dz[i] : 0;
+                        dz[i] -= d;
+                        dy[at + i] = scale * d;
+                        dscale[i] += y[at + i] * d, dshift[i] += d;
+                    }
+                }
+        for (size_t i = 0; i < n; i++)
+            grads[l->scale + c] += dscale[i], grads[l->shift + c] += dshift[i];
     }
 }
 
@@ -361,13 +375,14 @@ static double run_net(const Gemm *g, const Net *net, const float *params, float 
     for (size_t k = 0; k < net->layers; k++) {
         l = &net->layer[k];
         convolve(g, l, params, p, p->y[k], p->x[k], n);
-        if (l != last) activate(l, params, p->y[k], p->x[k + 1], NULL, NULL, n);
+        if (l != last) activate(l, params, p->y[k], p->x[k + 1], n);
     }
     float *dy = p->y[net->layers - 1];
     double loss = cross_entropy(dy, label, last->out, n, share, right);
     for (size_t k = net->layers; grads && k-- > 0;) {
         l = &net->layer[k];
-        if (l != last) activate(l, params, p->y[k], p->dx, dy = p->dy, grads, n);
+        if (l != last)
+            activate_backward(l, params, grads, p->y[k], dy = p->dy, p->x[k + 1], p->dx, n);
         convolve_backward(g, l, params, grads, p, k ? p->dx : NULL, dy, p->x[k], n);
     }
     return loss;
@@ -472,7 +487,6 @@ typedef struct Client {
 static void do_passes(void *context, int ith, int nth) {
     Client *k = context;
     const Net *net = &k->run->net;
-    const Layer *first = net->layer;
     Pass *p = &k->pass[ith];
     int varied = k->training && k->run->o.augment > 0;
     for (size_t b = (size_t)ith; b < k->passes; b += (size_t)nth) {
@@ -483,8 +497,7 @@ static void do_passes(void *context, int ith, int nth) {
             size_t image = k->job ? k->job[from + i] : k->job_from + from + i;
             uint64_t key = base_hash(base_hash((uint64_t)k->run->o.seed, k->round), image) | 1;
             label[i] = k->images->label[image];
-            images_input(p->x[0] + i * first->height * first->width,
-                         n * first->height * first->width, k->images, image, varied ? key : 0);
+            images_input(p->x[0] + i, n, k->images, image, varied ? key : 0);
         }
         if (grads) memset(grads, 0, net->parameters * sizeof *grads);
         k->right[b] = 0;
@@ -535,7 +548,7 @@ static void evaluate(Client *k, double out[2]) {
                some);
         mine[0] += some[0], mine[1] += some[1];
     }
-    comm_gather(k->c, mine, sizeof mine, every, COMM_OTHER);
+    sm_gather(k->c, mine, sizeof mine, every);
     out[0] = out[1] = 0;
     for (int j = 0; j < k->c->size; j++)
         out[0] += every[2 * j] / (double)all, out[1] += 100 * every[2 * j + 1] / (double)all;
@@ -609,7 +622,7 @@ static int train_round(Client *k, double fall, double train[2]) {
     if (sm_step(k->optimizer, k->params, k->grads, k->round, o->lr * fall, o->aux_lr * fall))
         die(3, "round %" PRIu64 ": a client sent what is no number: take a smaller --lr", k->round);
     double mine[3] = {sum[0], sum[1], comm_stop_requested(k->c)};
-    comm_gather(k->c, mine, sizeof mine, every, COMM_CONTROL);
+    sm_gather(k->c, mine, sizeof mine, every);
     train[0] = train[1] = 0;
     for (int j = 0; j < k->c->size; j++) {
         train[0] += every[3 * j] / images, train[1] += 100 * every[3 * j + 1] / images;
@@ -623,21 +636,17 @@ static int train_round(Client *k, double fall, double train[2]) {
 /* A row of log.csv, and a line for who watches. */
 static void report_round(Client *k, double rate, const double train[2], const double judged[2]) {
     const Options *o = &k->run->o;
-    const Comm *c = k->c;
-    double step = (double)k->round, seconds = base_now() - k->started, payload[4] = {0};
+    double step = (double)k->round, seconds = base_now() - k->started;
     char error[512];
-    for (int i = COMM_MATRICES; i <= COMM_AUXILIARY; i++) {
-        payload[0] += (double)c->sent[i], payload[1] += (double)c->received[i];
-        payload[2] += (double)c->up[i], payload[3] += (double)c->down[i];
-    }
+    SmTraffic t = sm_traffic(k->c);
     SmAgreement a = sm_agreement(k->optimizer);
     double agreement = a.signs > 0 ? a.confirmed / a.signs : NAN;
-    double images = step * (double)(o->batch * o->micro * c->size);
-    double row[COLUMNS] = {step,      images, seconds,    train[0],   judged[0],
-                           judged[1], rate,   train[1],   payload[0], payload[1],
-                           agreement, NAN,    payload[2], payload[3]};
+    double images = step * (double)(o->batch * o->micro * k->c->size);
+    double row[COLUMNS] = {step,      images, seconds,      train[0],       judged[0],
+                           judged[1], rate,   train[1],     (double)t.sent, (double)t.received,
+                           agreement, NAN,    (double)t.up, (double)t.down};
     if (report_row(&k->log, row, error, sizeof error)) die(1, "%s", error);
-    if (c->rank > 0 || o->quiet) return;
+    if (k->c->rank > 0 || o->quiet) return;
     printf("round %.0f/%ld  loss %.4f  %s %.4f  accuracy %.2f %%  %.0f ms a round\n", step,
            o->rounds, train[0], o->test ? "test" : "validation", judged[0], judged[1],
            1000 * seconds / step);
@@ -648,7 +657,7 @@ static void report_round(Client *k, double rate, const double train[2], const do
  * by which runs are compared bit for bit. */
 static void print_result(const Client *k, double accuracy, const double judged[2]) {
     const Options *o = &k->run->o;
-    uint64_t hash = 0, sent = k->c->sent[COMM_MATRICES] + k->c->sent[COMM_AUXILIARY];
+    uint64_t hash = 0;
     for (size_t i = 0; i < k->run->net.parameters; i++) {
         uint32_t bits;
         memcpy(&bits, &k->params[i], sizeof bits);
@@ -657,7 +666,7 @@ static void print_result(const Client *k, double accuracy, const double judged[2
     printf("%s %s accuracy %.3f last %.3f loss %.4f rounds %" PRIu64
            " seconds %.1f bytes_sent %" PRIu64 " model %016" PRIx64 "\n",
            o->method, o->test ? "test" : "validation", accuracy, judged[1], judged[0], k->round,
-           base_now() - k->started, sent, hash);
+           base_now() - k->started, sm_traffic(k->c).sent, hash);
     fflush(stdout);
 }
 

@@ -284,22 +284,22 @@ static inline int images_draw(ImageSet *s, size_t count, uint64_t key, char *err
 /* ------------------------------------------------------------------------------------------------
  * what a network reads */
 
-/* Image i, one channel every `pitch` floats, each row-major: 0 .. 255 becomes -1 .. 1.
+/* Image i, (channels, height, width), one number every `stride` floats: 0 .. 255 becomes -1 .. 1.
  * vary  0: as it is; else a key for a shift by up to four pixels, filled with 0, and a mirror image
  *       in half of the cases */
-static inline void images_input(float *out, size_t pitch, const ImageSet *s, size_t i,
+static inline void images_input(float *out, size_t stride, const ImageSet *s, size_t i,
                                 uint64_t vary) {
     const int h = (int)s->height, w = (int)s->width;
     const unsigned char *in = s->pixel + i * images_pixels(s);
     int down = vary ? (int)(base_hash(vary, 0) % 9) - 4 : 0;
     int right = vary ? (int)(base_hash(vary, 1) % 9) - 4 : 0;
     int mirror = vary ? (int)(base_hash(vary, 2) % 2) : 0;
-    for (size_t c = 0; c < s->channels; c++, in += h * w, out += pitch)
+    for (size_t c = 0; c < s->channels; c++, in += h * w)
         for (int y = 0; y < h; y++)
-            for (int x = 0; x < w; x++) {
+            for (int x = 0; x < w; x++, out += stride) {
                 int from = (mirror ? w - 1 - x : x) + right, row = y + down;
                 int inside = from >= 0 && from < w && row >= 0 && row < h;
-                out[y * w + x] = (float)(inside ? in[row * w + from] : 0) / 127.5f - 1;
+                *out = (float)(inside ? in[row * w + from] : 0) / 127.5f - 1;
             }
 }
 

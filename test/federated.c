@@ -71,9 +71,8 @@ TEST(network_agrees_with_central_differences_in_double) {
             v->params[i] = params[i] += 0.05f * (float)test_normal(6, i);
         for (size_t i = 0; i < N * pixels; i++) image[i] = (float)test_normal(7, i);
         for (size_t i = 0; i < N; i++)
-            for (size_t c = 0; c < 3; c++)
-                for (size_t at = 0; at < 320; at++)
-                    p.x[0][(c * N + i) * 320 + at] = (float)image[i * pixels + c * 320 + at];
+            for (size_t at = 0; at < pixels; at++)
+                p.x[0][at * N + i] = (float)image[i * pixels + at];
         double got = run_net(gemm_default(GEMM_F32), &net, params, grads, &p, label, N, 1, &right);
         for (size_t i = 0; i < N; i++) loss += naive_loss(v, &net, image + i * pixels, label[i]);
         CHECK_NEAR(got, loss, 1e-5);
@@ -130,8 +129,7 @@ TEST(network_agrees_with_pytorch) {
     fixture_read(&file, "loss", &loss, sizeof loss);
     for (size_t i = 0; i < N; i++) {
         label[i] = (unsigned char)labels[i];
-        for (size_t c = 0; c < 3; c++)
-            memcpy(p.x[0] + (c * N + i) * PLACES, input + (i * 3 + c) * PLACES, PLACES * 4);
+        for (size_t at = 0; at < 3 * PLACES; at++) p.x[0][at * N + i] = input[i * 3 * PLACES + at];
     }
     for (const SmTensor *t = net.tensor; t < net.tensor + net.tensors; t++) {
         char name[32];
@@ -145,6 +143,33 @@ TEST(network_agrees_with_pytorch) {
     free_pass(&net, &p);
     st_close(&file);
     free(params), free(input), free(grads), free(want);
+}
+
+/* A full pass takes the lines of a layer in several bands; one image alone takes them all at once. */
+TEST(a_pass_is_the_sum_of_its_images) {
+    ImageSet images = {.channels = 1, .height = 28, .width = 28, .classes = 10};
+    Net net;
+    long right = 0;
+    double loss = 0;
+    make_net(&net, "cnn2", 8, &images);
+    CHECK(band(&net.layer[1], PASS) < net.layer[1].rows, "the second layer has one band");
+    size_t pixels = inputs(&net.layer[0]);
+    float *params = allocate(net.parameters * sizeof *params), *image = allocate(PASS * pixels * 4);
+    float *grads = allocate(net.parameters * sizeof *grads), *sum = allocate(net.parameters * 4);
+    unsigned char label[PASS];
+    Pass p = new_pass(&net);
+    initialise(&net, params, 5);
+    for (size_t i = 0; i < PASS * pixels; i++) image[i] = p.x[0][i] = (float)test_normal(8, i);
+    for (size_t i = 0; i < PASS; i++) label[i] = (unsigned char)(i % 10);
+    double all = run_net(gemm_default(GEMM_F32), &net, params, grads, &p, label, PASS, 1, &right);
+    for (size_t i = 0; i < PASS; i++) {
+        for (size_t at = 0; at < pixels; at++) p.x[0][at] = image[at * PASS + i];
+        loss += run_net(gemm_default(GEMM_F32), &net, params, sum, &p, label + i, 1, 1, &right);
+    }
+    CHECK_NEAR(all, loss, 1e-4);
+    for (size_t i = 0; i < net.parameters; i++) CHECK_NEAR(grads[i], sum[i], 1e-4);
+    free_pass(&net, &p);
+    free(params), free(image), free(grads), free(sum);
 }
 
 TEST(a_convolution_has_the_parameters_that_are_published) {
@@ -248,10 +273,10 @@ TEST(images_are_shifted_and_mirrored_by_their_key_alone) {
     ImageSet s = {1, 1, 16, 16, 2, pixel, NULL};
     int mirrored = 0, seen[9][9] = {{0}};
     for (int i = 0; i < 256; i++) pixel[i] = (unsigned char)i;
-    images_input(out, 256, &s, 0, 0);
+    images_input(out, 1, &s, 0, 0);
     for (int i = 0; i < 256; i++) CHECK_NEAR(out[i], i / 127.5 - 1, 1e-6);
     for (uint64_t key = 1; key < 2000; key++) {
-        images_input(out, 256, &s, 0, key);
+        images_input(out, 1, &s, 0, key);
         int middle = (int)lrintf(127.5f * (out[7 * 16 + 7] + 1)), next;
         next = (int)lrintf(127.5f * (out[7 * 16 + 8] + 1));
         mirrored += next < middle;
