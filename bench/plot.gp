@@ -11,7 +11,7 @@ set terminal svg size 760,480 font 'sans,13' background 'white'
 set datafile separator ','
 set key top right noenhanced
 set grid lc rgb '#dddddd'
-set ylabel 'loss, nats per token'
+set ylabel 'loss, nats'
 file(i) = word(logs, i)
 colour(i) = '#'.word('0072b2 d55e00 009e73 cc79a7 e69f00 56b4e9 000000', (i - 1) % 7 + 1)
 pale(i) = '#99'.colour(i)[2:]
