@@ -13,7 +13,7 @@ mkdir -p docs/results
 [ -s $csv ] || echo "split,clients,method,lr,seed,on,rounds,accuracy,loss,bytes,seconds" >$csv
 
 methods() { # name, default rate
-    echo "sgd 0.05 adamw 1e-3 signsgd 0.01 muon 0.05 muon-avgpolar 0.05 signmuon 0.05 muonusign 0.05 muonsign 0.02" \
+    echo "sgd 1 adamw 2e-3 signsgd 0.01 muon 0.05 muon-avgpolar 0.05 signmuon 0.05 muonusign 0.05 muonsign 0.02" \
         "ef21-signmuon 0.02 ef21-muonusign 0.02 ef21-muonsign 0.05" | xargs -n 2
 }
 
@@ -31,7 +31,7 @@ methods | while read -r method default; do
     for split in iid dirichlet:0.5 dirichlet:0.1; do
         try() { run $split 11 "$1" "$2" 1 validation; }
         best() {
-            awk -F, -v s=$split -v m="$1" -v r="$rounds" '$1 == s && $2 == 11 && $3 == m && $6 == "validation" && $7 == r && $8 > top {
+            awk -F, -v s=$split -v m="$1" -v r="$rounds" '$1 == s && $2 == 11 && $3 == m && $6 == "validation" && $7 == r && $8 + 0 > top {
                 top = $8; lr = $4 } END { print lr }' $csv
         }
         search "$method" "$default"

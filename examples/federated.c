@@ -372,6 +372,7 @@ static double cross_entropy(float *logits, const unsigned char *label, size_t cl
 static double run_net(const Gemm *g, const Net *net, const float *params, float *grads, Pass *p,
                       const unsigned char *label, size_t n, double share, long *right) {
     const Layer *last = &net->layer[net->layers - 1], *l;
+    assert(n > 0 && n <= PASS);
     for (size_t k = 0; k < net->layers; k++) {
         l = &net->layer[k];
         convolve(g, l, params, p, p->y[k], p->x[k], n);
