@@ -60,11 +60,11 @@ int sm_rank(const SmComm *comm); /* 0 .. sm_size - 1 */
 int sm_size(const SmComm *comm);
 
 /* all (sm_size * bytes) <- `bytes` bytes of every worker, in rank order; on every worker together.
- * For what is not the optimizer's: losses, counts, a wish to stop. */
+ * For the caller's own numbers: losses, counts, a wish to stop. sm_traffic does not count them. */
 void sm_gather(SmComm *comm, const void *mine, size_t bytes, void *all);
 
-/* Payload bytes of this worker's steps since sm_run began: all it sent and received, and the parts
- * that went to the servers of its shards and came from them. */
+/* Payload bytes of this worker's steps since sm_run began: all that it sent and received; up: what
+ * it sent to the workers that own the other shards; down: what it received from these. */
 typedef struct SmTraffic {
     uint64_t sent, received, up, down;
 } SmTraffic;

@@ -8,12 +8,13 @@
 data=$1 rounds=${ROUNDS:-300} csv=docs/results/federated.csv
 [ $# -gt 1 ] && shift && names=" $* "
 [ -d "$data" ] || { echo "usage: sh bench/federated.sh DIR [NAME...], DIR with Fashion-MNIST's files: sh data/fashion.sh" >&2; exit 2; }
+[ $((rounds % 20)) = 0 ] || { echo "ROUNDS=$rounds is no multiple of 20, the evaluations of a run" >&2; exit 2; }
 . bench/lattice.sh
 mkdir -p docs/results
 [ -s $csv ] || echo "split,clients,method,lr,seed,on,rounds,accuracy,loss,bytes,seconds" >$csv
 
 methods() { # name, default rate
-    echo "sgd 1 adamw 2e-3 signsgd 0.01 muon 0.05 muon-avgpolar 0.05 signmuon 0.05 muonusign 0.05 muonsign 0.02" \
+    echo "sgd 1 adamw 2e-3 signsgd 0.01 signum 0.01 muon 0.05 muon-avgpolar 0.05 signmuon 0.05 muonusign 0.05 muonsign 0.02" \
         "ef21-signmuon 0.02 ef21-muonusign 0.02 ef21-muonsign 0.05" | xargs -n 2
 }
 
@@ -22,7 +23,12 @@ run() {
     grep -q "^$1,$2,$3,$4,$5,$6,$rounds," $csv && return
     test=off && [ "$6" = test ] && test=on
     closing=$(examples/federated --data "$data" --quiet --split "$1" --clients "$2" --method "$3" --lr "$4" --seed "$5" --test $test \
-        --micro 1 --rounds "$rounds" --eval-every $((rounds / 20)) 2>/dev/null) || closing="x x x diverged x x x x x x x 0 x 0"
+        --micro 1 --rounds "$rounds" --eval-every $((rounds / 20)))
+    case $? in
+    0) ;;
+    3) closing="x x x diverged x x x x x x x 0 x 0" ;;
+    *) exit 1 ;; # what failed has said so
+    esac
     echo "$closing" | awk -v row="$1,$2,$3,$4,$5,$6,$rounds" '{ print row "," $4 "," $8 "," $14 "," $12 }' >>$csv
 }
 

@@ -6,7 +6,7 @@
      examples/federated --help
 
    It stands on the library alone: optimizer.h steps, lib/comm.h carries what clients tell each
-   other, lib/gemm.h multiplies, lib/images.h reads, lib/flags.h and lib/report.h speak. In this
+   other, lib/gemm.h multiplies, lib/images.h reads images, lib/flags.h options; lib/report.h logs. In this
    order: options; the network, forward and backward; the images of a client; a round; main. */
 #include "lib/comm.h"
 #include "lib/flags.h"
@@ -55,9 +55,9 @@ static const Flag flags[] = {
     {"Images", "augment", FLAG_AUTO_SWITCH, FIELD(augment), "auto",
      .help = "shift and mirror at random; auto: where images have colours"},
     {"Network", "model", FLAG_CHOICE, FIELD(model), "cnn2", .choice = model_name, .argument = "NAME",
-     .help = "two convolutions of 5 x 5, or two dense layers, and a dense one"},
+     .help = "cnn2: two convolutions of 5 x 5 and a dense layer of 120; mlp: two dense layers of 16 K; then the output layer"},
     {"Network", "width", FLAG_WHOLE, FIELD(width), "8", 1, 1024, .argument = "K",
-     .help = "channels of the first convolution; 64 in the paper"},
+     .help = "channels of the first convolution, K; the second has 2 K; 64 in the paper"},
     {"Optimizer", "method", FLAG_CHOICE, FIELD(method), "signmuon", .choice = method_name, .argument = "NAME",
      .help = "rule of the hidden matrices; biases, scales and the last layer take AdamW"},
     {"Optimizer", "lr", FLAG_REAL, FIELD(lr), "0.05", 1e-12, 1e6, .argument = "RATE",
@@ -128,7 +128,7 @@ typedef struct Layer {
 } Layer;
 
 enum { LAYERS = 4, TENSORS = 4 * LAYERS - 2, HIDDEN = 120, PASS = 32 /* images of a pass */ };
-enum { WINDOWS = 1 << 18 /* floats of windows, or one line's more: 1 MB */ };
+enum { WINDOWS = 1 << 18 /* floats of windows, and at most a line of y more: 1 MB */ };
 
 typedef struct Net {
     Layer layer[LAYERS];
@@ -159,7 +159,7 @@ static void add_layer(Net *net, const ImageSet *images, size_t out, size_t kerne
                      .height = below->rows / below->pool,
                      .width = below->cols / below->pool};
     if (l->height + 2 * pad < kernel + 1 || l->width + 2 * pad < kernel + 1)
-        die(1, "--model cnn2 needs images of 16 x 16 pixels or more, not %zu x %zu", images->height,
+        die(1, "--model cnn2 needs images of 12 x 12 pixels or more, not %zu x %zu", images->height,
             images->width);
     l->dense = kernel == 0;
     l->kernel_rows = kernel ? kernel : l->height, l->kernel_cols = kernel ? kernel : l->width;
@@ -392,7 +392,7 @@ static double run_net(const Gemm *g, const Net *net, const float *params, float 
 /* ------------------------------------------------------------------------------------------------
  * the images of a client */
 
-/* Marsaglia and Tsang 2000: a number of the gamma distribution, which draws from *key. */
+/* A gamma(shape, 1) variate (Marsaglia and Tsang 2000); *key moves on. */
 static double gamma_number(double shape, uint64_t *key) {
     double boost = 1;
     if (shape < 1) boost = pow(1 - base_uniform((*key)++, 0), 1 / shape), shape += 1;
@@ -457,7 +457,7 @@ typedef struct Run {
     Net net;
     uint32_t *list, *owner; /* (train.count) images in random order, and whose they are: the first
                                o.validation ones are held out */
-    double beta;            /* of the split; 0: iid */
+    uint32_t *tests;        /* (test.count) images of the test set, in its order */
 } Run;
 
 enum { EVALUATED = 16 /* passes of a job when the network is judged */ };
@@ -467,15 +467,18 @@ typedef struct Client {
     Comm *c;
     SmOptimizer *optimizer;
     const Gemm *g;
-    float *params, *grads, *part; /* part: gradients of the passes of a round */
-    Pass *pass;                   /* (threads) */
-    double *loss;                 /* (passes) */
-    long *right;                  /* (passes) */
-    uint32_t *mine;               /* images of this client, in the order of this epoch */
-    size_t count, drawn;          /* of mine; images drawn since the start */
-    const ImageSet *images;       /* of the job in hand: */
-    const uint32_t *job;          /* images, or NULL: job_from + i */
-    size_t job_count, job_from, passes;
+    float *params, *grads;
+    float *exact;           /* the server's model, where clients have a compressed copy of it */
+    float *part;            /* gradients of the passes of a round */
+    Pass *pass;             /* (threads) */
+    double *loss;           /* (passes) */
+    long *right;            /* (passes) */
+    uint32_t *mine;         /* images of this client, in the order of this epoch */
+    size_t count, drawn;    /* of mine; images drawn since the start */
+    const ImageSet *images; /* of the job in hand: */
+    const uint32_t *job;    /* (job_count) */
+    const float *weights;
+    size_t job_count, passes;
     int training;
     uint64_t round;         /* rounds done */
     uint32_t *round_images; /* of the round in hand */
@@ -495,22 +498,22 @@ static void do_passes(void *context, int ith, int nth) {
         float *grads = k->training ? k->part + b * net->parameters : NULL;
         unsigned char label[PASS];
         for (size_t i = 0; i < n; i++) {
-            size_t image = k->job ? k->job[from + i] : k->job_from + from + i;
+            size_t image = k->job[from + i];
             uint64_t key = base_hash(base_hash((uint64_t)k->run->o.seed, k->round), image) | 1;
             label[i] = k->images->label[image];
             images_input(p->x[0] + i, n, k->images, image, varied ? key : 0);
         }
         if (grads) memset(grads, 0, net->parameters * sizeof *grads);
         k->right[b] = 0;
-        k->loss[b] = run_net(k->g, net, k->params, grads, p, label, n, 1 / (double)k->job_count,
+        k->loss[b] = run_net(k->g, net, k->weights, grads, p, label, n, 1 / (double)k->job_count,
                              &k->right[b]);
     }
 }
 
-/* Run the network over images; out[0..1] <- summed loss, images that were recognised. */
-static void do_job(Client *k, const ImageSet *images, const uint32_t *job, size_t from,
+/* Run the network over images; out[0..1] <- summed loss, images classified correctly. */
+static void do_job(Client *k, const float *weights, const ImageSet *images, const uint32_t *job,
                    size_t count, int training, double out[2]) {
-    k->images = images, k->job = job, k->job_from = from, k->job_count = count;
+    k->weights = weights, k->images = images, k->job = job, k->job_count = count;
     k->training = training, k->passes = (count + PASS - 1) / PASS;
     team_run(k->c->team, do_passes, k);
     out[0] = out[1] = 0;
@@ -525,19 +528,22 @@ static void do_job(Client *k, const ImageSet *images, const uint32_t *job, size_
 /* job <- the next images of this client; its permutation is drawn anew when it has ended, in the
  * middle of a round too. */
 static void draw_images(Client *k, uint32_t *job, size_t n) {
+    uint64_t key = base_hash((uint64_t)k->run->o.seed + 1000003, (uint64_t)k->c->rank);
     assert(k->count > 0);
     for (size_t i = 0; i < n; i++, k->drawn++) {
-        uint64_t key = base_hash((uint64_t)k->run->o.seed + 1000003, (uint64_t)k->c->rank);
         if (k->drawn % k->count == 0)
             shuffle(k->mine, k->count, base_hash(key, k->drawn / k->count));
         job[i] = k->mine[k->drawn % k->count];
     }
 }
 
-/* Loss and accuracy, in percent, over the validation images or the test set, shared out among the
- * clients. Clients that gossip judge their own models: then it is the mean over them. */
+/* Loss and accuracy, in percent, of the server's exact model over the validation images or the test
+ * set. Each client judges a share of them; where clients gossip, by its own model. */
 static void evaluate(Client *k, double out[2]) {
     const Run *r = k->run;
+    const ImageSet *set = r->o.test ? &r->test : &r->train;
+    const uint32_t *job = r->o.test ? r->tests : r->list;
+    int exact = sm_server_model(k->optimizer, k->exact, k->params, k->round);
     size_t all = r->o.test ? r->test.count : (size_t)r->o.validation;
     size_t from = all * (size_t)k->c->rank / (size_t)k->c->size;
     size_t to = all * ((size_t)k->c->rank + 1) / (size_t)k->c->size;
@@ -545,8 +551,7 @@ static void evaluate(Client *k, double out[2]) {
     for (size_t at = from; at < to; at += EVALUATED * PASS) {
         double some[2];
         size_t n = to - at < EVALUATED * PASS ? to - at : EVALUATED * PASS;
-        do_job(k, r->o.test ? &r->test : &r->train, r->o.test ? NULL : r->list + at, at, n, 0,
-               some);
+        do_job(k, exact ? k->exact : k->params, set, job + at, n, 0, some);
         mine[0] += some[0], mine[1] += some[1];
     }
     sm_gather(k->c, mine, sizeof mine, every);
@@ -567,9 +572,11 @@ enum { COLUMNS = sizeof columns / sizeof *columns };
 static SmConfig configuration(const Options *o) {
     const SmMethod *m = sm_method(o->method);
     SmConfig c = sm_config(o->method);
-    int by_shape = m->worker_map || m->server_map || m->combine == SM_VOTE;
+    const char *map = m->worker_map ? m->worker_map : m->server_map;
+    int by_shape = map ? strcmp(map, "spectral") == 0 : m->combine == SM_VOTE;
     c.aux = "adamw", c.gain = o->gain ? o->gain : by_shape ? "unit-gain" : NULL;
-    c.lr = o->lr, c.aux_lr = o->aux_lr, c.weight_decay = 0, c.nesterov = 0, c.clip = 0;
+    c.lr = o->lr, c.aux_lr = o->aux_lr, c.weight_decay = 0, c.nesterov = 0;
+    if (m->clip_power == 0) c.clip = 0;
     c.beta1 = 0.9, c.beta2 = 0.999, c.seed = (uint64_t)o->seed;
     if (m->momentum > 0 && m->estimate == SM_MOMENTUM) c.momentum = o->momentum;
     c.up = o->up, c.down = o->down, c.topology = o->topology;
@@ -587,6 +594,7 @@ static void open_client(Client *k, const Run *r, Comm *c) {
     if (!k->optimizer) die(2, "%s", error);
     k->params = allocate(parameters * sizeof(float));
     k->grads = allocate(parameters * sizeof(float));
+    k->exact = allocate(parameters * sizeof(float));
     k->part = allocate(passes * parameters * sizeof(float));
     k->loss = allocate(most * sizeof(double)), k->right = allocate(most * sizeof(long));
     k->pass = allocate((size_t)c->team->threads * sizeof(Pass));
@@ -606,7 +614,8 @@ static void close_client(Client *k) {
     if (report_close_log(&k->log, error, sizeof error)) die(1, "%s", error);
     for (int t = 0; t < k->c->team->threads; t++) free_pass(&k->run->net, &k->pass[t]);
     sm_free(k->optimizer);
-    free(k->params), free(k->grads), free(k->part), free(k->loss), free(k->right), free(k->pass);
+    free(k->params), free(k->grads), free(k->exact), free(k->part), free(k->loss), free(k->right),
+        free(k->pass);
     free(k->round_images), free(k->mine);
 }
 
@@ -619,9 +628,10 @@ static int train_round(Client *k, double fall, double train[2]) {
     double sum[2], every[3 * COMM_MAX_WORKERS], images = (double)n * k->c->size;
     int signal = 0;
     draw_images(k, k->round_images, n);
-    do_job(k, &k->run->train, k->round_images, 0, n, 1, sum);
+    do_job(k, k->params, &k->run->train, k->round_images, n, 1, sum);
     if (sm_step(k->optimizer, k->params, k->grads, k->round, o->lr * fall, o->aux_lr * fall))
-        die(3, "round %" PRIu64 ": a client sent what is no number: take a smaller --lr", k->round);
+        die(3, "round %" PRIu64 ": a client's message is not finite: take a smaller --lr",
+            k->round);
     double mine[3] = {sum[0], sum[1], comm_stop_requested(k->c)};
     sm_gather(k->c, mine, sizeof mine, every);
     train[0] = train[1] = 0;
@@ -630,11 +640,11 @@ static int train_round(Client *k, double fall, double train[2]) {
         if (every[3 * j + 2] > signal) signal = (int)every[3 * j + 2];
     }
     if (!isfinite(train[0]))
-        die(3, "round %" PRIu64 ": the loss is no number: take a smaller --lr", k->round);
+        die(3, "round %" PRIu64 ": the loss is not finite: take a smaller --lr", k->round);
     return signal;
 }
 
-/* A row of log.csv, and a line for who watches. */
+/* A row of log.csv, and a line of progress. */
 static void report_round(Client *k, double rate, const double train[2], const double judged[2]) {
     const Options *o = &k->run->o;
     double step = (double)k->round, seconds = base_now() - k->started;
@@ -654,11 +664,14 @@ static void report_round(Client *k, double rate, const double train[2], const do
     fflush(stdout);
 }
 
-/* The last line: mean accuracy of the last five evaluations, the last one, and a hash of the model,
- * by which runs are compared bit for bit. */
+/* The last line: mean accuracy of the last five evaluations, the last one, bytes sent by a client
+ * (mean over them), and a hash of the model, by which runs are compared bit for bit. */
 static void print_result(const Client *k, double accuracy, const double judged[2]) {
     const Options *o = &k->run->o;
-    uint64_t hash = 0;
+    uint64_t hash = 0, mine = sm_traffic(k->c).sent, every[COMM_MAX_WORKERS], sent = 0;
+    sm_gather(k->c, &mine, sizeof mine, every);
+    if (k->c->rank > 0) return;
+    for (int j = 0; j < k->c->size; j++) sent += every[j];
     for (size_t i = 0; i < k->run->net.parameters; i++) {
         uint32_t bits;
         memcpy(&bits, &k->params[i], sizeof bits);
@@ -667,7 +680,7 @@ static void print_result(const Client *k, double accuracy, const double judged[2
     printf("%s %s accuracy %.3f last %.3f loss %.4f rounds %" PRIu64
            " seconds %.1f bytes_sent %" PRIu64 " model %016" PRIx64 "\n",
            o->method, o->test ? "test" : "validation", accuracy, judged[1], judged[0], k->round,
-           base_now() - k->started, sm_traffic(k->c).sent, hash);
+           base_now() - k->started, sent / (uint64_t)k->c->size, hash);
     fflush(stdout);
 }
 
@@ -690,19 +703,18 @@ static int client(Comm *c, void *arg) {
         report_round(&k, o->lr * fall, train, judged);
     }
     for (int i = 0; i < LAST; i++) sum += accuracy[i];
-    if (c->rank == 0)
-        print_result(&k, sum / (double)(evaluations < LAST ? evaluations : LAST), judged);
+    print_result(&k, sum / (double)(evaluations < LAST ? evaluations : LAST), judged);
     close_client(&k);
     return signal ? 128 + signal : 0;
 }
 
-/* beta of a split, 0 for iid, -1 for what is none */
+/* beta of a split: 0 for iid, -1 for a malformed one */
 static double split_beta(const char *text) {
     char *end;
     if (strcmp(text, "iid") == 0) return 0;
     if (strncmp(text, "dirichlet:", 10) != 0) return -1;
     double beta = report_value(text + 10, &end);
-    return end > text + 10 && !*end && beta >= 1e-3 && beta <= 1e6 ? beta : -1;
+    return end > text + 10 && !*end && beta >= 0.01 && beta <= 1e6 ? beta : -1;
 }
 
 static void prepare(Run *r) {
@@ -710,10 +722,9 @@ static void prepare(Run *r) {
     Options *o = &r->o;
     char error[BASE_PATH + 512];
     SmConfig config = configuration(o);
-    r->beta = split_beta(o->split);
-    if (r->beta < 0)
-        die(2, "--split takes iid or dirichlet:BETA, BETA from 0.001 to 1e6, not '%.60s'",
-            o->split);
+    double beta = split_beta(o->split);
+    if (beta < 0)
+        die(2, "--split takes iid or dirichlet:BETA, BETA from 0.01 to 1e6, not '%.60s'", o->split);
     if (sm_resolve(&config, (int)o->clients, error, sizeof error)) die(2, "%s", error);
     if (!gemm_default(GEMM_F32)) die(2, "GEMM_ISA=%s does not run on this CPU", getenv("GEMM_ISA"));
     int failed = *o->data ? images_open(&r->train, &r->test, o->data, error, sizeof error)
@@ -727,9 +738,11 @@ static void prepare(Run *r) {
             o->validation, (long)n - o->validation, n, o->clients, LEAST);
     make_net(&r->net, o->model, (size_t)o->width, &r->train);
     r->list = allocate(n * sizeof *r->list), r->owner = allocate(n * sizeof *r->owner);
+    r->tests = allocate(r->test.count * sizeof *r->tests);
     for (size_t i = 0; i < n; i++) r->list[i] = (uint32_t)i;
+    for (size_t i = 0; i < r->test.count; i++) r->tests[i] = (uint32_t)i;
     shuffle(r->list, n, base_hash((uint64_t)o->seed, 1));
-    if (deal(&r->train, r->list, held, (size_t)o->clients, r->beta, base_hash((uint64_t)o->seed, 2),
+    if (deal(&r->train, r->list, held, (size_t)o->clients, beta, base_hash((uint64_t)o->seed, 2),
              r->owner))
         die(2,
             "--split %s leaves some client without %d images in %d draws: take a greater BETA or "
@@ -772,6 +785,6 @@ int main(int argc, char **argv) {
     int status = comm_run(&options, client, &run, NULL, error, sizeof error);
     if (status < 0) die(1, "%s", error);
     images_free(&run.train), images_free(&run.test);
-    free(run.list), free(run.owner);
+    free(run.list), free(run.owner), free(run.tests);
     return status;
 }

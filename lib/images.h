@@ -144,15 +144,15 @@ static inline int images__cifar(ImageSet *s, const char *path, char *error, size
     return failed ? -1 : 0;
 }
 
-/* path <- the one file of a folder whose name ends like this; 0 when there is none */
-static inline int images__find(char *path, size_t size, const char *folder, const char *end) {
+/* path <- the first file of a folder whose name ends like this; returns how many there are */
+static inline size_t images__find(char *path, size_t size, const char *folder, const char *end) {
     glob_t found = {0};
     char pattern[BASE_PATH];
     snprintf(pattern, sizeof pattern, "%s/*%s", folder, end);
-    int there = glob(pattern, 0, NULL, &found) == 0;
-    if (there) snprintf(path, size, "%s", found.gl_pathv[0]);
+    size_t count = glob(pattern, 0, NULL, &found) == 0 ? found.gl_pathc : 0;
+    if (count) snprintf(path, size, "%s", found.gl_pathv[0]);
     globfree(&found);
-    return there;
+    return count;
 }
 
 /* A set of two IDX files, which `part` begins: "train" or "t10k". */
@@ -163,7 +163,11 @@ static inline int images__pair(ImageSet *s, const char *folder, const char *part
     for (int k = 0; k < 2; k++) {
         char end[64];
         snprintf(end, sizeof end, "%s-%s[-.]idx%d-ubyte", part, k ? "labels" : "images", k ? 1 : 3);
-        if (!images__find(path[k], sizeof path[k], folder, end))
+        size_t count = images__find(path[k], sizeof path[k], folder, end);
+        if (count > 1)
+            return base_fail(error, size, -1, "%s: there are %zu files like %s: take one set alone",
+                             folder, count, path[k]);
+        if (count == 0)
             return base_fail(error, size, -1, "%s: there is no %s-%s-idx%d-ubyte", folder, part,
                              k ? "labels" : "images", k ? 1 : 3);
     }
@@ -184,7 +188,7 @@ static inline int images_open(ImageSet *train, ImageSet *test, const char *folde
     int failed = 0;
     *train = *test = (ImageSet){0};
     if (images__find(path, sizeof path, folder, "train-images[-.]idx3-ubyte")) {
-        int emnist = images__find(path, sizeof path, folder, "test-images[-.]idx3-ubyte");
+        int emnist = images__find(path, sizeof path, folder, "test-images[-.]idx3-ubyte") > 0;
         failed = images__pair(train, folder, "train", error, size) ||
                  images__pair(test, folder, emnist ? "test" : "t10k", error, size);
     } else if (images__find(path, sizeof path, folder, "data_batch_1.bin")) {
@@ -274,7 +278,7 @@ static inline int images_draw(ImageSet *s, size_t count, uint64_t key, char *err
                     near = fmin(near,
                                 images__distance((double)col, (double)row, point[j - 1], point[j]));
             double grey =
-                ink * fmin(1, fmax(0, thick + 0.5 - near)) + 30 * base_uniform(k, 200 + at) - 15;
+                ink * fmin(1, fmax(0, thick + 0.5 - near)) + 30 * base_uniform(k, 1000 + at) - 15;
             s->pixel[i * SIDE * SIDE + at] = (unsigned char)fmin(255, fmax(0, grey));
         }
     }
@@ -285,7 +289,7 @@ static inline int images_draw(ImageSet *s, size_t count, uint64_t key, char *err
  * what a network reads */
 
 /* Image i, (channels, height, width), one number every `stride` floats: 0 .. 255 becomes -1 .. 1.
- * vary  0: as it is; else a key for a shift by up to four pixels, filled with 0, and a mirror image
+ * vary  0: as it is; else a key for a shift by up to four pixels, filled with black, and a mirror image
  *       in half of the cases */
 static inline void images_input(float *out, size_t stride, const ImageSet *s, size_t i,
                                 uint64_t vary) {
