@@ -41,6 +41,9 @@ methods | while read -r method default; do
                 top = $8; lr = $4 } END { print lr }' $csv
         }
         search "$method" "$default"
+        case "$method $split" in # how many rates serve each of these two is a claim
+        "signmuon iid" | "signum iid") for rate in 0.005 0.01 0.02 0.05 0.1 0.2 0.5; do try "$method" $rate; done ;;
+        esac
         for seed in 1 2 3 4 5; do run $split 11 "$method" "$(best "$method")" $seed test; done
         [ "$method $split" = "signmuon iid" ] || continue
         for clients in 1 3 5 7; do

@@ -62,10 +62,10 @@ def pytorch(model, seed, rounds):
     optimizer = torch.optim.AdamW(net.parameters(), lr=RATE, weight_decay=0)
     mine, start = torch.randperm(len(train))[HELD:], time.perf_counter()
     for r in range(rounds):
-        at = r * BATCH % len(mine)
-        if at + BATCH > len(mine) or at == 0:
+        at = r % (len(mine) // BATCH) * BATCH
+        if at == 0:
             mine = mine[torch.randperm(len(mine))]
-        some = mine[at:at + BATCH] if at + BATCH <= len(mine) else mine[:BATCH]
+        some = mine[at:at + BATCH]
         for group in optimizer.param_groups:
             group["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * r / rounds))
         loss = nn.functional.cross_entropy(net(train[some]), train_labels[some])
@@ -92,14 +92,15 @@ def images(name):
 train, test = images("train-images-idx3"), images("t10k-images-idx3")
 train_labels, test_labels = (torch.from_numpy(idx(f"{part}-labels-idx1")).long() for part in ("train", "t10k"))
 torch.set_num_threads(os.cpu_count())
+lines = ["model,program,accuracy,deviation,ms_per_round,percent_of_peak"]
+for model in "cnn2", "mlp":
+    for name, run in ("examples/federated", ours), (f"PyTorch {torch.__version__}", pytorch):
+        accuracy = [run(model, seed, ROUNDS)[0] for seed in SEEDS]
+        bench = subprocess.run(["./bench/bench", "FMA"], check=True, capture_output=True, text=True).stdout
+        peak = max(float(x) for line in bench.split("\n") if "FMA fp32" in line for x in line.split("|")[4:8:3] if x.strip())
+        seconds = statistics.median((run(model, 1, 120)[1] - run(model, 1, 20)[1]) / 100 for _ in range(5))
+        percent = 100 * flops(model) * BATCH / seconds / (peak * 1e9)
+        lines.append(f"{model},{name},{statistics.mean(accuracy):.2f},{statistics.stdev(accuracy):.2f},{1000 * seconds:.1f},{percent:.0f}")
+        print(lines[-1])
 with open("docs/results/federated_pytorch.csv", "w") as table:
-    print("model,program,accuracy,deviation,ms_per_round,percent_of_peak", file=table)
-    for model in "cnn2", "mlp":
-        for name, run in ("examples/federated", ours), (f"PyTorch {torch.__version__}", pytorch):
-            accuracy = [run(model, seed, ROUNDS)[0] for seed in SEEDS]
-            bench = subprocess.run(["./bench/bench", "FMA"], check=True, capture_output=True, text=True).stdout
-            peak = max(float(x) for line in bench.split("\n") if "FMA fp32" in line for x in line.split("|")[4:8:3] if x.strip())
-            seconds = statistics.median((run(model, 1, 120)[1] - run(model, 1, 20)[1]) / 100 for _ in range(5))
-            percent = 100 * flops(model) * BATCH / seconds / (peak * 1e9)
-            print(f"{model},{name},{statistics.mean(accuracy):.2f},{statistics.stdev(accuracy):.2f},{1000 * seconds:.1f},{percent:.0f}",
-                  file=table, flush=True)
+    print("\n".join(lines), file=table)

@@ -227,9 +227,12 @@ static const char *opened(void) {
     return error;
 }
 
-TEST(idx_and_cifar_files_are_read_or_refused_with_a_reason) {
+TEST(idx_and_cifar_files_are_read_or_refused) {
     write_four();
     CHECK(strcmp(opened(), "30 and 9 of 3, label 1, pixel 9") == 0, "%s", opened());
+    write_idx("a-train-images-idx3-ubyte", 3, 30, 16, 30 * 256);
+    CHECK(strstr(opened(), "2 files"), "%s", opened());
+    unlink(test_path("a-train-images-idx3-ubyte"));
     write_idx("t10k-labels-idx1-ubyte", 1, 8, 0, 8);
     CHECK(strstr(opened(), "9 images") && strstr(opened(), "8 labels"), "%s", opened());
     write_idx("t10k-labels-idx1-ubyte", 3, 9, 16, 9 * 256);
@@ -289,7 +292,7 @@ TEST(images_are_shifted_and_mirrored_by_their_key_alone) {
 /* ------------------------------------------------------------------------------------------------
  * the split, and whole runs */
 
-TEST(clients_share_all_images_and_labels_are_skewed_by_beta) {
+TEST(clients_share_all_images_skewed_by_beta) {
     enum { N = 4000, CLIENTS = 7 };
     unsigned char *label = allocate(N);
     uint32_t *list = allocate(N * sizeof *list), *owner = allocate(N * sizeof *owner);
@@ -312,6 +315,23 @@ TEST(clients_share_all_images_and_labels_are_skewed_by_beta) {
           spread[1], spread[2]);
     CHECK(deal(&s, list, N - 8, 1, 0, 3, owner) < 0); /* too few images */
     free(label), free(list), free(owner);
+}
+
+TEST(a_client_sees_each_image_once_an_epoch) {
+    enum { N = 50, EPOCHS = 3 };
+    uint32_t mine[N], drawn[EPOCHS * N];
+    Comm comm = {.rank = 2};
+    Run run = {.o.seed = 9};
+    Client k = {.run = &run, .c = &comm, .mine = mine, .count = N};
+    for (uint32_t i = 0; i < N; i++) mine[i] = 100 + i;
+    for (size_t i = 0; i < EPOCHS * N; i += 15)
+        draw_images(&k, drawn + i, 15); /* across the ends */
+    for (int e = 0; e < EPOCHS; e++) {
+        int seen[N] = {0};
+        for (int i = 0; i < N; i++) seen[drawn[e * N + i] - 100]++;
+        for (int i = 0; i < N; i++) CHECK(seen[i] == 1, "epoch %d, image %d: %d", e, i, seen[i]);
+    }
+    CHECK(memcmp(drawn, drawn + N, sizeof mine) != 0);
 }
 
 /* IDX files of three classes: a bright bar at one of three heights, in noise. */
@@ -369,10 +389,12 @@ TEST(clients_give_the_same_bits_as_threads_and_processes) {
         CHECK(strstr(one, "model ") && !strcmp(one, two) && !strcmp(one, three), "%s%s%s", one, two,
               three);
     }
-    CHECK(strcmp(closing(""), closing("--seed 2")) != 0);
+    const char *one = closing(""), *two = closing("--seed 2");
+    CHECK(strstr(one, "model ") && strstr(two, "model ") && strcmp(one, two) != 0, "%s%s", one,
+          two);
 }
 
-TEST(a_network_learns_bars_and_wrong_words_are_refused) {
+TEST(bars_are_learnt_and_wrong_words_refused) {
     write_bars("train", 900, 1);
     write_bars("t10k", 300, 3);
     for (size_t i = 0; i < 2; i++) {
