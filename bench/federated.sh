@@ -4,7 +4,7 @@
 #   nice sh bench/federated.sh DIR [NAME...]     with NAMEs only these methods, as in bench/tune.sh; DIR: of Fashion-MNIST
 # cnn2 of width 8, 11 clients, a batch of 64 images each. Every method on every split takes its rate by the validation accuracy of
 # seed 1 (bench/lattice.sh), then five seeds at that rate on the test set, once. SignMuon also with 1, 3, 5 and 7 clients, at the
-# rate that eleven chose. An accuracy is the mean of the last five evaluations.
+# rate that eleven chose. An accuracy is the mean of the last five of 20 evaluations. SignMuon and Signum take seven rates on IID data.
 data=$1 rounds=${ROUNDS:-300} csv=docs/results/federated.csv
 [ $# -gt 1 ] && shift && names=" $* "
 [ -d "$data" ] || { echo "usage: sh bench/federated.sh DIR [NAME...], DIR with Fashion-MNIST's files: sh data/fashion.sh" >&2; exit 2; }
