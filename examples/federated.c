@@ -6,8 +6,8 @@
      examples/federated --help
 
    It stands on the library alone: optimizer.h steps, lib/comm.h carries what clients tell each
-   other, lib/gemm.h multiplies, lib/images.h reads images, lib/flags.h options; lib/report.h logs. In this
-   order: options; the network, forward and backward; the images of a client; a round; main. */
+   other, lib/gemm.h multiplies, lib/images.h reads images and lib/flags.h options, lib/report.h
+   writes logs. In this order: options; the network, forward and backward; the images of a client; a round; main. */
 #include "lib/comm.h"
 #include "lib/flags.h"
 #include "lib/gemm.h"
@@ -237,8 +237,8 @@ static void free_pass(const Net *net, Pass *p) {
     free(p->dx), free(p->dy), free(p->windows), free(p->scratch);
 }
 
-/* Between x (channels, height, width, n) and the windows (fan_in, some * cols * n) of `some` lines of
- * y from `first` on: windows <- x with zeros around it, or, `back`, x += windows. */
+/* Between x (channels, height, width, n) and the windows (fan_in, some * cols * n) of `some` lines
+ * of y from `first` on: windows <- x with zeros around it, or, `back`, x += windows. */
 static void unfold(const Layer *l, float *windows, float *x, size_t n, size_t first, size_t some,
                    int back) {
     for (size_t f = 0; f < l->fan_in; f++) {
@@ -320,8 +320,8 @@ static void activate(const Layer *l, const float *params, const float *y, float 
             }
 }
 
-/* dy <- the gradient of y, from z and dz, which goes to the first greatest of a window and is spent:
- * dz <- 0. grads += that of scale and shift. */
+/* dy <- the gradient of y, from z and dz, which goes to the first greatest of a window and is
+ * spent: dz <- 0. grads += that of scale and shift. */
 static void activate_backward(const Layer *l, const float *params, float *grads, const float *y,
                               float *dy, const float *z, float *dz, size_t n) {
     memset(dy, 0, l->out * places(l) * n * sizeof *dy);

@@ -289,8 +289,8 @@ static inline int images_draw(ImageSet *s, size_t count, uint64_t key, char *err
  * what a network reads */
 
 /* Image i, (channels, height, width), one number every `stride` floats: 0 .. 255 becomes -1 .. 1.
- * vary  0: as it is; else a key for a shift by up to four pixels, filled with black, and a mirror image
- *       in half of the cases */
+ * vary  0: as it is; else a key for a shift by up to four pixels, filled with black, and a mirror
+ *       image in half of the cases */
 static inline void images_input(float *out, size_t stride, const ImageSet *s, size_t i,
                                 uint64_t vary) {
     const int h = (int)s->height, w = (int)s->width;

@@ -147,7 +147,7 @@ TEST(network_agrees_with_pytorch) {
     free(params), free(input), free(grads), free(want);
 }
 
-/* A full pass takes the lines of a layer in several bands; one image alone takes them all at once. */
+/* A full pass takes the lines of a layer in several bands; one image takes them all at once. */
 TEST(a_pass_is_the_sum_of_its_images) {
     ImageSet images = {.channels = 1, .height = 28, .width = 28, .classes = 10};
     Net net;
@@ -403,6 +403,49 @@ TEST(clients_give_the_same_bits_as_threads_and_processes) {
     const char *one = closing(""), *two = closing("--seed 2");
     CHECK(strstr(one, "model ") && strstr(two, "model ") && strcmp(one, two) != 0, "%s%s", one,
           two);
+}
+
+typedef struct Judged {
+    Run run;
+    int same;
+} Judged;
+
+/* Does an evaluation stay the same when the clients lose their hidden matrices? */
+static int lose_params(Comm *c, void *arg) {
+    Judged *j = arg;
+    Client k;
+    double train[2], before[2], after[2];
+    open_client(&k, &j->run, c);
+    for (; k.round < 3; k.round++) train_round(&k, 1, train);
+    evaluate(&k, before);
+    for (const SmTensor *t = k.run->net.tensor; t < k.run->net.tensor + k.run->net.tensors; t++)
+        if (t->role == SM_HIDDEN)
+            memset(k.params + t->offset, 0, t->rows * t->cols * sizeof *k.params);
+    evaluate(&k, after);
+    if (c->rank == 0) j->same = before[0] == after[0];
+    close_client(&k);
+    return 0;
+}
+
+TEST(feedback_is_judged_by_the_servers_exact_model) {
+    static const char *const method[] = {"signmuon", "ef21-muonusign", "ef21-muonsign"};
+    char folder[BASE_PATH], error[512] = "";
+    write_bars("train", 900, 1);
+    write_bars("t10k", 300, 3);
+    snprintf(folder, sizeof folder, "%s", test_path("."));
+    for (int i = 0; i < 3; i++) {
+        Judged j = {.same = -1};
+        CommOptions options = {.backend = "threads", .workers = 3, .threads = 1, .timeout = 60};
+        flags_defaults(flags, FLAGS, &j.run.o);
+        j.run.o.data = folder, j.run.o.method = method[i], j.run.o.width = 2;
+        j.run.o.clients = 3, j.run.o.batch = 20, j.run.o.validation = 100;
+        prepare(&j.run);
+        CHECK(comm_run(&options, lose_params, &j, NULL, error, sizeof error) == 0, "%s", error);
+        CHECK(j.same == (i == 2), "%s: %d", method[i],
+              j.same); /* only its downlink is compressed */
+        images_free(&j.run.train), images_free(&j.run.test);
+        free(j.run.list), free(j.run.owner), free(j.run.tests);
+    }
 }
 
 TEST(bars_are_learnt_and_wrong_words_refused) {
