@@ -55,6 +55,11 @@ ranks_of() { # the processes that run ./train_gpt_NAME in this folder
     for p in /proc/[0-9]*; do [ "$p/exe" -ef "train_gpt_$1" ] && echo "${p#/proc/}"; done 2>/dev/null
 }
 
+gone() { # gone NAME: no rank is left; mpirun may return a moment before the last it has killed
+    for _ in $(seq 20); do [ -z "$(ranks_of "$1")" ] && return || sleep 0.1; done
+    return 1
+}
+
 wait_for() { for _ in $(seq 300); do [ -e "$1" ] && return || sleep 0.1; done; return 1; } # wait_for FILE
 
 rows() { # every method, and what changes a message
@@ -110,8 +115,8 @@ killed() { # killed NAME: one rank dies; the others are gone soon, and the save 
     wait_for "$tmp/r/last/model.safetensors" || return
     kill -KILL "$(ranks_of "$1" | sed -n 3p)"
     before=$(date +%s) && wait $job
-    [ $(($(date +%s) - before)) -le 5 ] && [ "$(cat "$tmp/status")" != 0 ] &&
-        [ -z "$(ranks_of "$1")" ] || return
+    [ $(($(date +%s) - before)) -le 5 ] && [ "$(cat "$tmp/status")" != 0 ] && gone "$1" ||
+        return
     step=$(grep -ao '"checkpoint_step":"[0-9]*"' "$tmp/r/last/model.safetensors" | tr -dc 0-9)
     rm -rf "$tmp/r2" && cp -r "$tmp/r" "$tmp/r2" &&
         over "$1" --quiet --resume --steps $((step + 7)) --out "$tmp/r" &&
@@ -124,13 +129,13 @@ interrupted() { # interrupted NAME: SIGTERM to mpirun saves, and is told once
     wait_for "$tmp/r/log.csv" && sleep 1
     kill -TERM "$(ps -o pid= --ppid "$(pgrep -P $job timeout)")"
     wait $job
-    [ "$(grep -c 'stopped by signal' "$tmp/$1.stderr")" = 1 ] && [ -z "$(ranks_of "$1")" ] &&
+    [ "$(grep -c 'stopped by signal' "$tmp/$1.stderr")" = 1 ] && gone "$1" &&
         [ "$(cat "$tmp/status")" != 0 ] && [ -e "$tmp/r/last/worker-3.safetensors" ]
 }
 
 alone() { # alone NAME: what only one rank finds, it says, and names itself
     launch "$1" 3 "./train_gpt_$1" $small --out "$tmp/y" : -n 1 "./train_gpt_$1" $small --data nowhere --out "$tmp/y"
-    told "$1" $? 1 "train_gpt: rank 3: nowhere" && [ ! -e "$tmp/y/last" ] && [ -z "$(ranks_of "$1")" ]
+    told "$1" $? 1 "train_gpt: rank 3: nowhere" && [ ! -e "$tmp/y/last" ] && gone "$1"
 }
 
 strangers() { # strangers NAME: copies that do not know each other are refused, once
