@@ -229,12 +229,17 @@ static const char *const images__stroke[10] = {
     "70 42 25 28 59 78 76 54 36",   "20 80 49",         "54 32 40 60 72 54 27 39 69 77 54",
     "74 54 32 40 60 72 74 68 49 29"};
 
-/* Distance of (x, y) from the segment a b. */
-static inline double images__distance(double x, double y, const double a[2], const double b[2]) {
-    double dx = b[0] - a[0], dy = b[1] - a[1], square = dx * dx + dy * dy;
-    double t = square > 0 ? ((x - a[0]) * dx + (y - a[1]) * dy) / square : 0;
-    t = t < 0 ? 0 : t > 1 ? 1 : t;
-    return hypot(x - a[0] - t * dx, y - a[1] - t * dy);
+static inline double images__clamp(double x, double low, double high) {
+    return x < low ? low : x > high ? high : x;
+}
+
+/* Squared distance of (x, y) from the segment a b. */
+static inline double images__square(double x, double y, const double a[2], const double b[2]) {
+    double dx = b[0] - a[0], dy = b[1] - a[1], length = dx * dx + dy * dy;
+    double t = length > 0 ? ((x - a[0]) * dx + (y - a[1]) * dy) / length : 0;
+    t = images__clamp(t, 0, 1);
+    x -= a[0] + t * dx, y -= a[1] + t * dy;
+    return x * x + y * y;
 }
 
 /* A set of `count` digits, 28 x 28; the same key draws the same set. */
@@ -272,14 +277,14 @@ static inline int images_draw(ImageSet *s, size_t count, uint64_t key, char *err
         s->label[i] = (unsigned char)digit;
         for (size_t at = 0; at < SIDE * SIDE; at++) {
             size_t row = at / SIDE, col = at % SIDE;
-            double near = 99;
-            for (size_t j = 1; j < points; j++)
-                if (!lifted[j])
-                    near = fmin(near,
-                                images__distance((double)col, (double)row, point[j - 1], point[j]));
-            double grey =
-                ink * fmin(1, fmax(0, thick + 0.5 - near)) + 30 * base_uniform(k, 1000 + at) - 15;
-            s->pixel[i * SIDE * SIDE + at] = (unsigned char)fmin(255, fmax(0, grey));
+            double near = 1e4;
+            for (size_t j = 1; j < points; j++) {
+                double d = images__square((double)col, (double)row, point[j - 1], point[j]);
+                if (!lifted[j] && d < near) near = d;
+            }
+            double grey = ink * images__clamp(thick + 0.5 - sqrt(near), 0, 1) +
+                          30 * base_uniform(k, 1000 + at) - 15;
+            s->pixel[i * SIDE * SIDE + at] = (unsigned char)images__clamp(grey, 0, 255);
         }
     }
     return 0;
