@@ -15,8 +15,9 @@ limits(name, threads) = system("awk -F, '$1 == \"".name."\" && $3 == ".threads."
 rate(row) = real(field(row, 4))
 fma(t) = rate(limits('FMA fp32', t))
 copies = limits('memcpy', 1)
-# of each kernel the row with most flop per byte, in that order: neighbours' names go up and down in turn, those of bf16 up
-kernels = system("awk -F, 'NR > 1 && $3 == 1 && $9 > most[$1] && $9 < 1e9 { most[$1] = $9; row[$1] = NR } END { for (k in most) print most[k], row[k] }' ".csv." | sort -n | cut -d ' ' -f 2")
+# of each kernel the row with most flop per byte, in that order: neighbours' names go up and down in turn, those of bf16 up. These
+# are shown where there is a bf16 dot: else they are fp32's kernels, at the same points.
+kernels = system("awk -F, '$1 == \"bf16 dot\" { dot = 1 } NR > 1 && (dot || $1 !~ /bf16/) && $3 == 1 && $9 > most[$1] && $9 < 1e9 { most[$1] = $9; row[$1] = NR } END { for (k in most) print most[k], row[k] }' ".csv." | sort -n | cut -d ' ' -f 2")
 do for [i=1:words(kernels)] {
     row = word(kernels, i)
     up = i % 2 || strstrt(field(row, 1), 'bf16')
