@@ -7,7 +7,8 @@
 
    It stands on the library alone: optimizer.h steps, lib/comm.h carries what clients tell each
    other, lib/gemm.h multiplies, lib/images.h reads images and lib/flags.h options, lib/report.h
-   writes logs. In this order: options; the network, forward and backward; the images of a client; a round; main. */
+   writes logs. In this order: options; the network, forward and backward; the images of a client;
+   a round; main. */
 #include "lib/comm.h"
 #include "lib/flags.h"
 #include "lib/gemm.h"

@@ -277,7 +277,7 @@ static inline int images_draw(ImageSet *s, size_t count, uint64_t key, char *err
         s->label[i] = (unsigned char)digit;
         for (size_t at = 0; at < SIDE * SIDE; at++) {
             size_t row = at / SIDE, col = at % SIDE;
-            double near = 1e4;
+            double near = 1e4; /* squared distance of the nearest stroke */
             for (size_t j = 1; j < points; j++) {
                 double d = images__square((double)col, (double)row, point[j - 1], point[j]);
                 if (!lifted[j] && d < near) near = d;
