@@ -392,8 +392,8 @@ static inline int options_check(Options *o, const unsigned char *given, int rank
     if (o->sample_every && !base_is_utf8(o->prompt))
         REFUSE("--prompt is not UTF-8, and a save cannot keep it");
     if (!gemm_default(GEMM_F32))
-        REFUSE("GEMM_ISA=%s is unknown or not of this CPU: take avx512bf16, avx512, avx2, neon or "
-               "portable",
+        REFUSE("GEMM_ISA=%s is unknown or not of this CPU: take amx, avx512bf16, avx512, avx2, "
+               "neon or portable",
                getenv("GEMM_ISA"));
     o->rule.seed = (uint64_t)o->seed;
     o->rule.adversaries = (int)o->adversaries;

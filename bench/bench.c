@@ -159,6 +159,20 @@ DEFINE_PEAK(peak_avx512, TARGET("avx512f"), __m512, _mm512_set1_ps, _mm512_fmadd
 DEFINE_PEAK(peak_avx2, TARGET("avx2,fma"), __m256, _mm256_set1_ps, _mm256_fmadd_ps, 12)
 DEFINE_PEAK(peak_bf16, TARGET("avx512f,avx512bf16"), __m512, _mm512_set1_ps, DOT, 12)
 #endif
+#ifdef GEMM__AMX
+TARGET("amx-tile,amx-bf16")
+static void peak_amx(const Bench *b, const Kernel *kernel, int ith, int nth) {
+    (void)b, (void)kernel, (void)ith, (void)nth;
+    gemm__shape_amx(1);
+    for (int s = 0; s < PEAK_STEPS; s++) {
+        _tile_dpbf16ps(0, 6, 7);
+        _tile_dpbf16ps(1, 6, 7);
+        _tile_dpbf16ps(2, 6, 7);
+        _tile_dpbf16ps(3, 6, 7);
+    }
+    gemm__shape_amx(0);
+}
+#endif
 #ifdef __ARM_NEON
 #define NEON_FMA(t, x, y) vfmaq_f32(y, t, x)
 DEFINE_PEAK(peak_neon, , float32x4_t, vdupq_n_f32, NEON_FMA, 24)
@@ -211,8 +225,16 @@ static void measure_limits(Bench *b) {
         fprintf(stderr, "bench: two threads do the work of %.1f: is another program running?\n",
                 b->limit[FMA][TWO] / b->limit[FMA][ONE]);
     memcpy(b->limit[DOT], b->limit[FMA], sizeof b->limit[FMA]); /* where bf16 is rounded fp32 */
+    GemmWord word = gemm_default(GEMM_BF16)->word;
+#ifdef GEMM__AMX
+    if (word == GEMM_TILES) {
+        k = (Kernel){.name = "bf16 dot", .shape = "tdpbf16ps", .call = peak_amx, .alone = 1};
+        k.flops = 2. * 16 * 16 * 32 * 4 * PEAK_STEPS;
+        measure_limit(b, DOT, &k, "GFLOP/s");
+    }
+#endif
 #ifdef GEMM__X86
-    if (gemm_default(GEMM_BF16)->word == GEMM_PAIRS) {
+    if (word == GEMM_PAIRS) {
         k = (Kernel){.name = "bf16 dot", .shape = "vdpbf16ps", .call = peak_bf16, .alone = 1};
         k.flops = 4. * 16 * 12 * PEAK_STEPS;
         measure_limit(b, DOT, &k, "GFLOP/s");

@@ -32,16 +32,18 @@
      }
 
    MEMORY    The caller brings gemm_scratch() floats per thread, of any alignment.
-   THREADS   The caller runs ith = 0..nth-1 on nth threads and then passes a barrier. There are no
-             writable globals.
+   THREADS   The caller runs ith = 0..nth-1 on nth threads and then passes a barrier. Nothing is
+             shared between callers.
 
    NUMERICS  An element of C is a sum over blocks of GEMM_KC consecutive k, added in order. In a
      block it is one chain of fused multiply-adds in order of k (portable row: fused or not as the
      compiler decides). So its bits depend on the instruction set, its row of A and its column of B.
      They do not depend on nth, m, n, leading dimensions or the form of the operands.
        A bf16 row rounds both operands to bf16 and sums in fp32. Of each pair (2i, 2i+1) of k it
-     adds the odd product first: this is the order of the instruction vdpbf16ps. All bf16 rows give
-     the same bits; only denormals may differ, which vdpbf16ps flushes to zero. */
+     adds the odd product first: this is the order of the instruction vdpbf16ps. All bf16 rows but
+     amx give the same bits. amx has the order of tdpbf16ps: of 32 consecutive k the even products
+     are one chain and the odd ones another; their sum is added to C, in order of k. Both
+     instructions flush denormals to zero. */
 #ifndef GEMM_H
 #define GEMM_H
 
@@ -54,20 +56,25 @@
 #define GEMM__X86 1
 #include <immintrin.h>
 #endif
+#if defined(__linux__) && defined(__x86_64__) && (__GNUC__ >= 11 || __clang_major__ >= 12)
+#define GEMM__AMX 1
+#include <cpuid.h>
+#endif
 #ifdef __ARM_NEON
 #include <arm_neon.h>
 #endif
 
 /* Blocks of A are GEMM_MC x GEMM_KC, blocks of B are GEMM_KC x GEMM_NC; both stay in L2. GEMM_MC is
- * small because each row of C takes an entry of the first-level TLB. GEMM_KC is even because bf16
- * is summed in pairs. No row of the table has a larger tile than GEMM_MR_MAX x GEMM_NR_MAX. */
-enum { GEMM_KC = 384, GEMM_MC = 64, GEMM_NC = 512, GEMM_MR_MAX = 16, GEMM_NR_MAX = 32 };
+ * small because each row of C takes an entry of the first-level TLB. GEMM_KC is a multiple of 32 for
+ * GEMM_TILES. No row of the table has a larger tile than GEMM_MR_MAX x GEMM_NR_MAX. */
+enum { GEMM_KC = 384, GEMM_MC = 64, GEMM_NC = 512, GEMM_MR_MAX = 32, GEMM_NR_MAX = 32 };
 
 typedef enum GemmDtype { GEMM_F32, GEMM_BF16 } GemmDtype;
 
 /* What one 32-bit word of a panel holds: an fp32; an fp32 rounded to bf16, where each pair along k
- * is swapped; or two bf16 that are neighbours along k. */
-typedef enum GemmWord { GEMM_FLOATS, GEMM_ROUNDED, GEMM_PAIRS } GemmWord;
+ * is swapped; or two bf16 that are neighbours along k. GEMM_TILES are pairs, too: k is padded to
+ * whole strips of GEMM__STRIP words, which lie side by side in panels of A. */
+typedef enum GemmWord { GEMM_FLOATS, GEMM_ROUNDED, GEMM_PAIRS, GEMM_TILES } GemmWord;
 
 /* C(mr,nr) = or += A(mr,k) B(k,nr), the whole tile; k counts words
  * a    element (i,p) at a[i * a_row + p * a_col]
@@ -84,6 +91,7 @@ typedef struct Gemm {
     size_t mr, nr;          /* shape of the micro-kernel's tile */
     GemmKernel *kernel;
     GemmWord word;
+    void (*shape)(int on); /* readies a thread's registers for the kernel, and gives them back */
 } Gemm;
 
 /* A has lanes along its rows, B along its columns: lanes run along the tile, depth along k. */
@@ -145,6 +153,12 @@ static inline void gemm_naive(float *c, size_t ldc, const float *a, size_t a_row
 /* ------------------------------------------------------------------------------------------------
  * packing: panels of `width` lanes, word p of lane l at panel[p * width + l] */
 
+enum {
+    GEMM__STRIP = 16,      /* depth packed at a time: a cache line, where depth is contiguous */
+    GEMM__LONG_STRIP = 64, /* the same where lanes are contiguous */
+    GEMM__GROUP = 64       /* lanes packed at a time, where lanes are contiguous */
+};
+
 static inline size_t gemm__min(size_t x, size_t y) { return x < y ? x : y; }
 static inline size_t gemm__tiles(size_t x, size_t width) { return (x + width - 1) / width; }
 
@@ -152,21 +166,18 @@ static inline size_t gemm__width(const Gemm *g, GemmSide side) {
     return side == GEMM_A ? g->mr : g->nr;
 }
 
-/* words that k elements of depth take */
+static inline size_t gemm__per_word(const Gemm *g) { return g->word >= GEMM_PAIRS ? 2 : 1; }
+
+/* words that k elements of depth take: whole pairs for bf16, whole strips for tiles */
 static inline size_t gemm__words(const Gemm *g, size_t k) {
-    return g->word == GEMM_FLOATS ? k : g->word == GEMM_PAIRS ? (k + 1) / 2 : (k + 1) / 2 * 2;
+    size_t whole = g->word == GEMM_FLOATS ? 1 : g->word == GEMM_TILES ? 2 * GEMM__STRIP : 2;
+    return gemm__tiles(k, whole) * whole / gemm__per_word(g);
 }
 
 /* element (l, p) of an operand that is not packed */
 static inline const void *gemm__at(GemmOperand x, size_t l, size_t p) {
     return (const char *)x.x + (l * x.lane + p * x.depth) * (x.form == GEMM_IS_BF16 ? 2 : 4);
 }
-
-enum {
-    GEMM__STRIP = 16,      /* depth packed at a time: a cache line, where depth is contiguous */
-    GEMM__LONG_STRIP = 64, /* the same where lanes are contiguous */
-    GEMM__GROUP = 64       /* lanes packed at a time, where lanes are contiguous */
-};
 
 typedef float GemmFour __attribute__((vector_size(16)));
 typedef float GemmEight __attribute__((vector_size(32)));
@@ -241,17 +252,17 @@ static inline void gemm__bits(uint32_t *restrict bits, const void *x, size_t n, 
 /* The same for the rows of GEMM_BF16: k words of depth, made of at most `left` elements and then
  * zeros. They are rounded into a small block first, whose contiguous side is that of x. Two
  * neighbours (even, odd) along the depth become one word, or two words, the odd one first. */
-static inline void gemm__pack_strip_bf16(GemmWord word, float *restrict out, size_t width,
+static inline void gemm__pack_strip_bf16(const Gemm *g, GemmSide side, float *restrict out,
                                          GemmOperand x, size_t lanes, size_t k, size_t left) {
     enum { S = GEMM__STRIP, N = GEMM_NR_MAX };
-    uint32_t block[N * S], even[N], odd[N], row[2 * S + 1];
-    const int by_depth = x.lane == 1, one_word = word == GEMM_PAIRS;
+    uint32_t block[N * S], even[N], odd[N], row[2 * S];
+    const int by_depth = x.lane == 1, one_word = g->word >= GEMM_PAIRS;
     const size_t step = one_word ? 1 : 2; /* words of a pair */
     const size_t elements = gemm__min(left, k * 2 / step);
     for (size_t p = 0; by_depth && p < k; p += step) { /* block(k, N) */
         size_t at = p * 2 / step;
         uint32_t *to = block + p * N;
-        gemm__bits(even, gemm__at(x, 0, at), lanes, x.form);
+        gemm__bits(even, at < left ? gemm__at(x, 0, at) : NULL, lanes, x.form);
         gemm__bits(odd, at + 1 < left ? gemm__at(x, 0, at + 1) : NULL, lanes, x.form);
         for (size_t l = 0; l < lanes; l++) to[l] = odd[l] << 16 | (one_word ? even[l] : 0);
         for (size_t l = 0; !one_word && l < lanes; l++) to[N + l] = even[l] << 16;
@@ -259,7 +270,7 @@ static inline void gemm__pack_strip_bf16(GemmWord word, float *restrict out, siz
     for (size_t l = 0; !by_depth && l < lanes; l++) { /* block(lanes, S) */
         uint32_t *to = block + l * S;
         gemm__bits(row, gemm__at(x, l, 0), elements, x.form);
-        row[elements] = 0;
+        for (size_t p = elements; p < 2 * S; p++) row[p] = 0;
         for (size_t p = 0; one_word && p < k; p++) to[p] = row[2 * p + 1] << 16 | row[2 * p];
         for (size_t p = 0; !one_word && p < k; p += 2) {
             to[p] = row[p + 1] << 16;
@@ -267,14 +278,19 @@ static inline void gemm__pack_strip_bf16(GemmWord word, float *restrict out, siz
         }
     }
     GemmOperand words = {.x = block, .lane = by_depth ? 1 : S, .depth = by_depth ? N : 1};
-    gemm__pack_strip(out, width, words, lanes, k);
+    if (g->word == GEMM_TILES && side == GEMM_A) { /* (lanes, S), lanes and depth change places */
+        words = (GemmOperand){.x = block, .lane = words.depth, .depth = words.lane};
+        gemm__pack_strip(out, S, words, k, lanes);
+        memset(out + lanes * S, 0, (g->mr - lanes) * S * sizeof *out);
+    } else
+        gemm__pack_strip(out, gemm__width(g, side), words, lanes, k);
 }
 
 /* Consecutive panels, strip by strip across all of them: k words of depth, made of `left` elements;
  * the panel of lane l goes to out + l * pitch. */
-static inline void gemm__pack(const Gemm *g, float *out, size_t width, size_t pitch, GemmOperand x,
+static inline void gemm__pack(const Gemm *g, GemmSide side, float *out, size_t pitch, GemmOperand x,
                               size_t lanes, size_t k, size_t left) {
-    size_t per_word = g->word == GEMM_PAIRS ? 2 : 1;
+    size_t per_word = gemm__per_word(g), width = gemm__width(g, side);
     size_t strip = x.lane == 1 && g->word == GEMM_FLOATS ? GEMM__LONG_STRIP : GEMM__STRIP;
     for (size_t p = 0; p < k; p += strip) {
         for (size_t l = 0; l < lanes; l += width) {
@@ -285,7 +301,7 @@ static inline void gemm__pack(const Gemm *g, float *out, size_t width, size_t pi
             if (g->word == GEMM_FLOATS)
                 gemm__pack_strip(to, width, part, some, deep);
             else
-                gemm__pack_strip_bf16(g->word, to, width, part, some, deep, left - p * per_word);
+                gemm__pack_strip_bf16(g, side, to, part, some, deep, left - p * per_word);
         }
     }
 }
@@ -293,10 +309,10 @@ static inline void gemm__pack(const Gemm *g, float *out, size_t width, size_t pi
 /* A block of A or B: some lanes, cut into panels of `width`, over one block of the depth. */
 typedef struct GemmBlock {
     GemmOperand x; /* begins at the block's first element */
-    size_t lanes, width;
-    size_t k, left; /* words of depth; elements until the operand's end */
-    int in_place;   /* full panels are read where they lie */
-    float *panels;  /* the others are packed here, lane l at panels + l * pitch */
+    GemmSide side;
+    size_t lanes, k, left; /* words of depth; elements until the operand's end */
+    int in_place;          /* full panels are read where they lie */
+    float *panels;         /* the others are packed here, lane l at panels + l * pitch */
     size_t pitch;
 } GemmBlock;
 
@@ -304,16 +320,16 @@ typedef struct GemmBlock {
 static inline GemmBlock gemm__block(const Gemm *g, GemmSide side, GemmOperand x, size_t l,
                                     size_t lanes, size_t p, size_t k, int in_place,
                                     float *scratch) {
-    const size_t per_word = g->word == GEMM_PAIRS ? 2 : 1, width = gemm__width(g, side);
+    const size_t per_word = gemm__per_word(g);
     const size_t words = gemm__min(GEMM_KC / per_word, gemm__words(g, k) - p);
-    GemmBlock block = {.x = x, .lanes = lanes, .width = width, .k = words};
+    GemmBlock block = {.x = x, .side = side, .lanes = lanes, .k = words};
     block.left = k - p * per_word;
     block.in_place = in_place;
     block.panels = scratch;
     block.pitch = words;
     if (x.form == GEMM_IS_PACKED) {
         block.pitch = gemm__words(g, x.depth);
-        block.panels = (float *)(uintptr_t)x.x + l * block.pitch + p * width;
+        block.panels = (float *)(uintptr_t)x.x + l * block.pitch + p * gemm__width(g, side);
     } else
         block.x.x = gemm__at(x, l, p * per_word);
     return block;
@@ -323,14 +339,14 @@ static inline GemmBlock gemm__block(const Gemm *g, GemmSide side, GemmOperand x,
  * place. Where lanes are contiguous, panels that share cache lines are packed together. */
 static inline GemmOperand gemm__panel(const Gemm *g, const GemmBlock *s, size_t l, int fresh) {
     float *panel = s->panels + l * s->pitch;
-    GemmOperand packed = {.x = panel, .lane = 1, .depth = s->width}, here = s->x;
-    size_t rest = s->lanes - l, group = s->width;
+    size_t rest = s->lanes - l, width = gemm__width(g, s->side), group = width;
+    GemmOperand packed = {.x = panel, .lane = 1, .depth = width}, here = s->x;
     if (s->x.form == GEMM_IS_PACKED) return packed;
     here.x = gemm__at(s->x, l, 0);
-    if (s->in_place && rest >= s->width) return here;
-    if (!s->in_place && s->x.lane == 1) group *= gemm__tiles(GEMM__GROUP, s->width);
+    if (s->in_place && rest >= width) return here;
+    if (!s->in_place && s->x.lane == 1) group *= gemm__tiles(GEMM__GROUP, width);
     if (fresh && l % group == 0)
-        gemm__pack(g, panel, s->width, s->pitch, here, gemm__min(group, rest), s->k, s->left);
+        gemm__pack(g, s->side, panel, s->pitch, here, gemm__min(group, rest), s->k, s->left);
     return packed;
 }
 
@@ -350,18 +366,18 @@ static inline void gemm_pack(const Gemm *g, float *out, GemmOperand b, size_t n,
     size_t hi = gemm__min(panels * ((size_t)ith + 1) / (size_t)nth * g->nr, n);
     if (lo >= hi) return;
     b.x = gemm__at(b, lo, 0);
-    gemm__pack(g, out + lo * words, g->nr, words, b, hi - lo, words, k);
+    gemm__pack(g, GEMM_B, out + lo * words, words, b, hi - lo, words, k);
 }
 
 /* The elements [from, from + k) of the depth of an operand that is `all` deep, into their place in
- * out. x begins at `from`, which is even.
+ * out. x begins at `from`, a multiple of 32.
  * threads  different slices may be packed at the same time
  */
 static inline void gemm_pack_depth(const Gemm *g, GemmSide side, float *out, size_t all,
                                    GemmOperand x, size_t lanes, size_t from, size_t k) {
-    size_t width = gemm__width(g, side), word = g->word == GEMM_PAIRS ? from / 2 : from;
-    assert(from % 2 == 0);
-    gemm__pack(g, out + word * width, width, gemm__words(g, all), x, lanes, gemm__words(g, k), k);
+    assert(from % (2 * GEMM__STRIP) == 0);
+    out += from / gemm__per_word(g) * gemm__width(g, side);
+    gemm__pack(g, side, out, gemm__words(g, all), x, lanes, gemm__words(g, k), k);
 }
 
 /* ------------------------------------------------------------------------------------------------
@@ -375,10 +391,10 @@ static inline void gemm__tile(const Gemm *g, float *c, size_t ldc, size_t rows, 
         g->kernel(k, a.x, a.lane, a.depth, b.x, b.depth, c, ldc, accumulate);
         return;
     }
-    g->kernel(k, a.x, a.lane, a.depth, b.x, b.depth, tile, g->nr, 0);
-    for (size_t i = 0; i < rows; i++, c += ldc)
-        for (size_t j = 0; j < cols; j++)
-            c[j] = accumulate ? c[j] + tile[i * g->nr + j] : tile[i * g->nr + j];
+    for (size_t i = 0; accumulate && i < rows; i++)
+        memcpy(tile + i * g->nr, c + i * ldc, cols * sizeof *c);
+    g->kernel(k, a.x, a.lane, a.depth, b.x, b.depth, tile, g->nr, accumulate);
+    for (size_t i = 0; i < rows; i++) memcpy(c + i * ldc, tile + i * g->nr, cols * sizeof *c);
 }
 
 enum {
@@ -393,12 +409,13 @@ static inline void gemm__five_loops(const Gemm *g, float *c, size_t ldc, GemmOpe
                                     int upper, float *scratch) {
     const size_t mr = g->mr, nr = g->nr, words = gemm__words(g, k);
     const size_t mc = gemm__tiles(GEMM_MC, mr) * mr, nc = gemm__tiles(GEMM_NC, nr) * nr;
-    const size_t kc = g->word == GEMM_PAIRS ? GEMM_KC / 2 : GEMM_KC; /* in words */
+    const size_t kc = GEMM_KC / gemm__per_word(g); /* in words */
     const int plain = g->word == GEMM_FLOATS;
     const int a_in_place = plain && (a.depth == 1 || n <= nr); /* or is it read just once? */
     const int b_in_place = plain && b.lane == 1 && m <= GEMM__FEW_B * mr;
     float *scratch_a = scratch + (64 - (uintptr_t)scratch % 64) % 64 / sizeof *scratch;
     float *scratch_b = scratch_a + GEMM__SCRATCH_A;
+    if (g->shape) g->shape(1);
     for (size_t jc = 0; jc < n; jc += nc) {         /* 1: blocks of columns of B and C */
         for (size_t pc = 0; pc < words; pc += kc) { /* 2: blocks of the depth */
             GemmBlock bb =
@@ -418,6 +435,7 @@ static inline void gemm__five_loops(const Gemm *g, float *c, size_t ldc, GemmOpe
             }
         }
     }
+    if (g->shape) g->shape(0);
 }
 
 /* floats of scratch for one thread: a constant that serves every shape and every row (1 MB) */
@@ -568,6 +586,73 @@ GEMM__KERNEL(gemm__kernel_avx512bf16, __attribute__((target("avx512f,avx512bf16"
              2, GEMM__DOT16, 0)
 #endif
 
+#ifdef GEMM__AMX
+/* Linux lends a process the tile registers on request: arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA),
+ * which plain C11 cannot spell. The answer is kept: a virtual machine takes long for a CPUID. */
+static inline int gemm__has_amx(void) {
+    enum { BF16 = 1 << 22, TILE = 1 << 24, ARCH_PRCTL = 158, REQUEST = 0x1023, XTILEDATA = 18 };
+    static int kept; /* 1: no, 2: yes */
+    unsigned a, b, c, d = 0;
+    long result = ARCH_PRCTL;
+    int answer = __atomic_load_n(&kept, __ATOMIC_RELAXED);
+    if (answer) return answer == 2;
+    if (gemm__has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & BF16 && d & TILE)
+        __asm__ volatile("syscall"
+                         : "+a"(result)
+                         : "D"(REQUEST), "S"((long)XTILEDATA)
+                         : "rcx", "r11", "memory");
+    answer = result == 0 ? 2 : 1;
+    __atomic_store_n(&kept, answer, __ATOMIC_RELAXED);
+    return answer == 2;
+}
+
+/* ldtilecfg, and tilerelease: too slow for every tile of C. Tiles are 16 rows of 64 bytes. */
+__attribute__((target("amx-tile"))) static inline void gemm__shape_amx(int on) {
+    static const struct {
+        uint8_t palette, zeros[15];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } shapes = {1, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    if (on)
+        _tile_loadconfig(&shapes);
+    else
+        _tile_release();
+}
+
+/* 32 x 32: four tiles of C, two of A and two of B, a strip of each at a time; strides in bytes */
+__attribute__((target("amx-tile,amx-bf16"))) static inline void
+gemm__kernel_amx(size_t k, const float *a, size_t a_row, size_t a_col, const float *b, size_t b_row,
+                 float *c, size_t ldc, int accumulate) {
+    enum { S = GEMM__STRIP };
+    (void)a_row;
+    if (accumulate) {
+        _tile_loadd(0, c, ldc * 4);
+        _tile_loadd(1, c + S, ldc * 4);
+        _tile_loadd(2, c + S * ldc, ldc * 4);
+        _tile_loadd(3, c + S * ldc + S, ldc * 4);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (size_t p = 0; p < k; p += S, a += S * a_col, b += S * b_row) {
+        _tile_loadd(6, b, b_row * 4);
+        _tile_loadd(4, a, S * 4);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, a + S * S, S * 4);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_loadd(7, b + S, b_row * 4);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, c, ldc * 4);
+    _tile_stored(1, c + S, ldc * 4);
+    _tile_stored(2, c + S * ldc, ldc * 4);
+    _tile_stored(3, c + S * ldc + S, ldc * 4);
+}
+#endif
+
 #ifdef __ARM_NEON
 /* 6 x 16: 24 of the 32 registers hold the tile, 4 a row of B, 1 an element of A */
 #define GEMM__FMA4(t, x, row) vfmaq_f32(t, vdupq_n_f32(x), row)
@@ -579,15 +664,15 @@ GEMM__KERNEL(gemm__kernel_neon, , GemmFour, 6, 4, GEMM__FMA4, 0)
  * the table of instruction sets */
 
 /* an instruction set with its tile, and for fp32 and bf16 its kernel and what a word holds */
-#define GEMM__CELL(isa, rows, columns, function, holds)                                            \
+#define GEMM__CELL(isa, rows, columns, function, holds, registers)                                 \
     {                                                                                              \
         .name = #isa, .supported = gemm__has_##isa, .mr = rows, .nr = columns,                     \
-        .kernel = gemm__kernel_##function, .word = holds                                           \
+        .kernel = gemm__kernel_##function, .word = holds, .shape = registers                       \
     }
 #define GEMM__ROW(isa, rows, columns, f32, bf16, bf16_word)                                        \
     {                                                                                              \
-        GEMM__CELL(isa, rows, columns, f32, GEMM_FLOATS),                                          \
-            GEMM__CELL(isa, rows, columns, bf16, bf16_word)                                        \
+        GEMM__CELL(isa, rows, columns, f32, GEMM_FLOATS, NULL),                                    \
+            GEMM__CELL(isa, rows, columns, bf16, bf16_word, NULL)                                  \
     }
 
 /* Is the row quicker than those below it? A Xeon has done one vdpbf16ps in the time of four FMAs,
@@ -601,11 +686,15 @@ static inline int gemm__pays(const Gemm *g) {
 }
 
 /* the row of an instruction set and the type that operands are rounded to; cheap, for start-up
- * name     "avx512bf16", "avx512", "avx2", "neon" or "portable"; NULL or "": the best one here
+ * name     "amx", "avx512bf16", "avx512", "avx2", "neon" or "portable"; NULL or "": the best one here
  * error    NULL when the name is unknown or this CPU does not support it
  */
 static inline const Gemm *gemm_select(const char *name, GemmDtype dtype) {
     static const Gemm rows[][2] = {
+#ifdef GEMM__AMX
+        {GEMM__CELL(amx, 8, 32, avx512, GEMM_FLOATS, NULL),
+         GEMM__CELL(amx, 32, 32, amx, GEMM_TILES, gemm__shape_amx)},
+#endif
 #ifdef GEMM__X86
         GEMM__ROW(avx512bf16, 8, 32, avx512, avx512bf16, GEMM_PAIRS),
         GEMM__ROW(avx512, 8, 32, avx512, avx512, GEMM_ROUNDED),
