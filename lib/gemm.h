@@ -65,8 +65,8 @@
 #endif
 
 /* Blocks of A are GEMM_MC x GEMM_KC, blocks of B are GEMM_KC x GEMM_NC; both stay in L2. GEMM_MC is
- * small because each row of C takes an entry of the first-level TLB. GEMM_KC is a multiple of 32 for
- * GEMM_TILES. No row of the table has a larger tile than GEMM_MR_MAX x GEMM_NR_MAX. */
+ * small because each row of C takes an entry of the first-level TLB. GEMM_KC is a multiple of 32
+ * for GEMM_TILES. No row of the table has a larger tile than GEMM_MR_MAX x GEMM_NR_MAX. */
 enum { GEMM_KC = 384, GEMM_MC = 64, GEMM_NC = 512, GEMM_MR_MAX = 32, GEMM_NR_MAX = 32 };
 
 typedef enum GemmDtype { GEMM_F32, GEMM_BF16 } GemmDtype;
@@ -606,7 +606,8 @@ static inline int gemm__has_amx(void) {
     return answer == 2;
 }
 
-/* ldtilecfg, and tilerelease: too slow for every tile of C. Tiles are 16 rows of 64 bytes. */
+/* ldtilecfg or tilerelease, once for a product: they are too slow for every tile of C. All eight
+ * tiles are 16 rows of 64 bytes. */
 __attribute__((target("amx-tile"))) static inline void gemm__shape_amx(int on) {
     static const struct {
         uint8_t palette, zeros[15];
@@ -686,7 +687,7 @@ static inline int gemm__pays(const Gemm *g) {
 }
 
 /* the row of an instruction set and the type that operands are rounded to; cheap, for start-up
- * name     "amx", "avx512bf16", "avx512", "avx2", "neon" or "portable"; NULL or "": the best one here
+ * name     "amx", "avx512bf16", "avx512", "avx2", "neon", "portable"; NULL or "": the best one here
  * error    NULL when the name is unknown or this CPU does not support it
  */
 static inline const Gemm *gemm_select(const char *name, GemmDtype dtype) {
