@@ -124,14 +124,15 @@ killed() { # killed NAME: one rank dies; the others are gone soon, and the save 
         same "$tmp/r" "$tmp/r2"
 }
 
-interrupted() { # interrupted NAME: SIGTERM to mpirun saves, and is told once. Its status is not asked:
-    # on a busy machine MPICH's mpirun may return 0 although the run was stopped and saved
+interrupted() { # interrupted NAME: SIGTERM to mpirun saves, and is told once
     start_long "$1" --log-every 1
     wait_for "$tmp/r/log.csv" && sleep 1
     kill -TERM "$(ps -o pid= --ppid "$(pgrep -P $job timeout)")"
     wait $job
     [ "$(grep -c 'stopped by signal' "$tmp/$1.stderr")" = 1 ] && gone "$1" &&
-        [ -e "$tmp/r/last/worker-3.safetensors" ]
+        [ -e "$tmp/r/last/worker-3.safetensors" ] || return
+    # on a busy machine MPICH's mpirun may return 0 although the run was stopped and saved
+    [ "$1" = mpich ] || [ "$(cat "$tmp/status")" != 0 ]
 }
 
 alone() { # alone NAME: what only one rank finds, it says, and names itself
