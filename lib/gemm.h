@@ -77,7 +77,7 @@ typedef enum GemmDtype { GEMM_F32, GEMM_BF16 } GemmDtype;
 typedef enum GemmWord { GEMM_FLOATS, GEMM_ROUNDED, GEMM_PAIRS, GEMM_TILES } GemmWord;
 
 /* C(mr,nr) = or += A(mr,k) B(k,nr), the whole tile; k counts words
- * a    element (i,p) at a[i * a_row + p * a_col]
+ * a    element (i,p) at a[i * a_row + p * a_col]; GEMM_TILES: as panels of A lie
  * b    element (p,j) at b[p * b_row + j]
  * c    element (i,j) at c[i * ldc + j]
  */
@@ -151,7 +151,8 @@ static inline void gemm_naive(float *c, size_t ldc, const float *a, size_t a_row
 }
 
 /* ------------------------------------------------------------------------------------------------
- * packing: panels of `width` lanes, word p of lane l at panel[p * width + l] */
+ * packing: panels of `width` lanes, word p of lane l at panel[p * width + l]; in panels of A for
+ * GEMM_TILES at panel[p / 16 * 16 * width + l * 16 + p % 16] */
 
 enum {
     GEMM__STRIP = 16,      /* depth packed at a time: a cache line, where depth is contiguous */
